@@ -1,0 +1,21 @@
+"""Captioning of generated pictures: a character in, its Unicode name out. The quick start of `./launch.sh`."""
+
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False)
+  config = default_config()
+  config.data.name = 'unicode_pictures'
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_faces', 'test_characters')}
+  config.data.train_ops = ('decode("L")', 'random_crop(32, 2)', 'normalize("half")')
+  config.data.eval_ops = ('decode("L")', 'normalize("half")')
+  config.data.max_length = 24
+  config.tokenizer.vocab_size = 1500
+  config.model.dim = 160
+  config.model.encoders = {'image': {'name': 'vit', 'patch': 4, 'stem': (32,), 'layers': 4}}
+  config.model.head = {'name': 'transformer_decoder', 'layers': 2}
+  config.train.duration = '6 epochs'
+  config.train.batch_size = 128
+  config.evaluate.metrics = ('exact_match', 'word_f1')
+  return smoke(config) if args.smoke else config

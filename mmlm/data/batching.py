@@ -1,0 +1,87 @@
+"""Which examples stand in which batch: length buckets with fixed shapes, as a pure function of (seed, epoch).
+
+Because a plan is pure, the position in the data is one number, the count of batches consumed: it does not depend on how many
+workers load them, and the ids in any batch can be told afterwards.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mmlm.errors import UserError
+
+
+class Batch(NamedTuple):
+  indices: np.ndarray  # [n] examples, n <= batch size: the rest is filled with weight 0
+  length: int  # the bucket: padded length of the targets
+
+
+class TrainPlan:
+  """Batch number -> Batch, for an endless stream of epochs.
+
+  Each epoch is shuffled, cut into buckets and batches, and the batches are shuffled. What does not fill a batch of its bucket goes
+  with the next longer one, so that an epoch has one partial batch at most; every example counts once in each epoch.
+
+  Args:
+    lengths: [N] tokens of each example.
+    buckets: increasing lengths; the last holds the longest example.
+  """
+
+  def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int):
+    self.buckets = np.asarray(buckets)
+    self.batch_size, self.seed = batch_size, seed
+    self.bucket_of = np.searchsorted(self.buckets, lengths)
+    if not len(lengths) or self.bucket_of.max() >= len(buckets):
+      raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
+    self.steps_per_epoch = -(-len(lengths) // batch_size)
+    self._epoch, self._batches = -1, []
+
+  def __getitem__(self, number: int) -> Batch:
+    epoch, position = divmod(number, self.steps_per_epoch)
+    if epoch != self._epoch:
+      self._epoch, self._batches = epoch, self._shuffled(epoch)
+    return self._batches[position]
+
+  def _shuffled(self, epoch: int) -> list[Batch]:
+    rng = np.random.default_rng((self.seed, epoch))
+    order = rng.permutation(len(self.bucket_of))
+    batches, pool = [], order[:0]
+    for bucket, length in enumerate(self.buckets):
+      pool = np.concatenate([pool, order[self.bucket_of[order] == bucket]])
+      last = bucket == len(self.buckets) - 1
+      whole = len(pool) if last else len(pool) // self.batch_size * self.batch_size
+      batches += [Batch(pool[i : i + self.batch_size], int(length)) for i in range(0, whole, self.batch_size)]
+      pool = pool[whole:]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batch]:
+  """Every example once, the short ones first."""
+  order = np.argsort(lengths, kind='stable')
+  parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+  edges = np.asarray(buckets)
+  return [Batch(part, int(edges[np.searchsorted(edges, lengths[part].max())])) for part in parts]
+
+
+def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Lists of token ids -> (ids [count, length] int32, mask [count, length] bool)."""
+  ids = np.full((count, length), value, np.int32)
+  mask = np.zeros((count, length), bool)
+  for i, row in enumerate(rows):
+    ids[i, : len(row)], mask[i, : len(row)] = row, True
+  return ids, mask
+
+
+def stack(rows: list[np.ndarray | None], count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool)."""
+  first = next((row for row in rows if row is not None), None)
+  if first is None:
+    raise UserError('a batch in which no example has the modality: its shape is not known.')
+  values = np.zeros((count, *first.shape), first.dtype)
+  present = np.zeros(count, bool)
+  for i, row in enumerate(rows):
+    if row is not None:
+      if row.shape != first.shape:
+        raise UserError(f'arrays of shapes {first.shape} and {row.shape} in one batch: add a resize to the ops.')
+      values[i], present[i] = row, True
+  return values, present

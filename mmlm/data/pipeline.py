@@ -1,0 +1,96 @@
+"""From a source of raw examples to an iterator over batches (Grain), resumable at any batch.
+
+Axes: B batch, T time.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from mmlm.data import batching
+from mmlm.data.ops import apply_ops
+
+
+class Table(NamedTuple):
+  """What is known of the examples before their pictures or sounds are read; one row for each (record, target) pair."""
+
+  ids: list[str]
+  records: np.ndarray  # [N] position in the source
+  targets: list[list[int]]  # token ids with the end token; [] where only the inputs count
+  texts: list[list[int]]  # token ids of the input text; [] without one
+
+  @property
+  def lengths(self) -> np.ndarray:
+    return np.array([max(len(a), len(b)) for a, b in zip(self.targets, self.texts)], int)
+
+  def select(self, rows) -> 'Table':
+    return Table([self.ids[i] for i in rows], self.records[rows], [self.targets[i] for i in rows], [self.texts[i] for i in rows])
+
+
+class Loader:
+  """Loads one `batching.Batch` of a table into the flat dict of arrays that models read.
+
+  The random numbers of an example depend on (seed, number of the batch, row) alone, so on no worker.
+  """
+
+  def __init__(self, source, table: Table, modalities: tuple, ops: list, batch_size: int, seed: int = 0, finish=None):
+    self.source, self.table, self.modalities = source, table, modalities
+    self.ops, self.batch_size, self.seed = ops, batch_size, seed
+    self.finish = finish  # batch -> batch, what only the main process can do (a frozen network)
+
+  def __getstate__(self):
+    return self.__dict__ | {'finish': None}
+
+  def __call__(self, number: int, batch: batching.Batch) -> dict:
+    examples = [
+      apply_ops(self.ops, self.source[int(self.table.records[i])], np.random.default_rng((self.seed, number, row)))
+      for row, i in enumerate(batch.indices)
+    ]
+    out = {'weight': np.zeros(self.batch_size, np.float32)}
+    out['weight'][: len(examples)] = 1
+    out['target'], out['target_mask'] = self._tokens(self.table.targets, batch)
+    for modality in self.modalities:
+      if modality == 'text':
+        out['text'], out['text_mask'] = self._tokens(self.table.texts, batch)
+      else:
+        rows = [example.get(modality) for example in examples]
+        out[modality], out[f'{modality}_mask'] = batching.stack(rows, self.batch_size)
+    return out
+
+  def _tokens(self, rows, batch):
+    return batching.pad([rows[i] for i in batch.indices], batch.length, self.batch_size)
+
+
+class _Numbered:
+  """Grain's random-access source of loaded batches: item i is batch start + i of the plan."""
+
+  def __init__(self, plan, loader, start, stop):
+    self.plan, self.loader, self.start, self.stop = plan, loader, start, stop
+
+  def __len__(self):
+    return self.stop - self.start
+
+  def __getitem__(self, item):
+    number = self.start + item
+    return self.loader(number, self.plan[number])
+
+
+@contextlib.contextmanager
+def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
+  """Yields an iterator over the batches start..stop of a plan, loaded ahead by threads or `workers` processes.
+
+  The order is the plan's for any number of workers, so the position to save is the number of batches consumed.
+  """
+  dataset = grain.MapDataset.source(_Numbered(plan, loader, start, stop))
+  options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
+  dataset = dataset.to_iter_dataset(options)
+  if workers:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+  iterator = iter(dataset)
+  try:
+    yield map(loader.finish, iterator) if loader.finish else iterator
+  finally:
+    if hasattr(iterator, 'close'):
+      iterator.close()

@@ -1,0 +1,133 @@
+"""Tokenizers trained on the texts of a run and saved with it: one JSON file holds all that is needed.
+
+Kinds: 'bpe' (byte-level, knows every text), 'unigram' (Kudo 2018), 'word' (split at spaces and punctuation),
+'char'. Ids 0 to 3 are <pad>, <bos>, <eos>, <unk>.
+"""
+
+import difflib
+import io
+import json
+import pathlib
+
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from mmlm.errors import UserError
+from mmlm.runs import write_atomic
+
+SPECIALS = ('< pad >', '< bos >', '< eos >', '< unk >')  # with spaces, so that none is a piece of text
+PAD, BOS, EOS, UNK = range(4)
+_BYTES = pre_tokenizers.ByteLevel.alphabet()
+
+
+def _words():
+  return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+
+
+# kind: (pre-tokenizer, decoder; None joins with spaces).
+_KINDS = {
+    'bpe': lambda: (pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()),
+    'unigram': lambda: (pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    'word': lambda: (_words(), None),
+    'char': lambda: (pre_tokenizers.Split(hf.Regex('(?m).'), 'isolated'), decoders.Fuse()),
+}
+
+
+class Tokenizer:
+  """Text to ids and back; made by `train_tokenizer` or `Tokenizer.load`."""
+
+  def __init__(self, kind: str, text: str):
+    self.kind, self._text = kind, text
+    self._hf = hf.Tokenizer.from_str(text)
+    self._hf.encode_special_tokens = True  # '<eos>' in a text is text, not an end
+
+  def __reduce__(self):
+    return Tokenizer, (self.kind, self._text)
+
+  @property
+  def vocab_size(self) -> int:
+    return self._hf.get_vocab_size()
+
+  def encode(self, text: str) -> list[int]:
+    """Ids without <bos> and <eos>."""
+    return self._hf.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts) -> list[list[int]]:
+    """`encode` of each text, on all cores."""
+    return [row.ids for row in self._hf.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+  def decode(self, ids) -> str:
+    """Text of the ids up to the first <eos>, without special tokens."""
+    return self.decode_batch([ids])[0]
+
+  def decode_batch(self, rows) -> list[str]:
+    rows = [[int(i) for i in row] for row in rows]
+    rows = [row[:row.index(EOS)] if EOS in row else row for row in rows]
+    texts = self._hf.decode_batch(rows, skip_special_tokens=True)
+    return [text.removeprefix(' ') for text in texts] if self.kind == 'bpe' else texts
+
+  def save(self, path):
+    saved = {'kind': self.kind, 'tokenizer': json.loads(self._text)}
+    write_atomic(path, json.dumps(saved, ensure_ascii=False) + '\n')
+
+  @classmethod
+  def load(cls, path) -> 'Tokenizer':
+    """UserError when the file is missing or not a tokenizer."""
+    try:
+      saved = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+      return cls(saved['kind'], json.dumps(saved['tokenizer']))
+    except FileNotFoundError:
+      raise UserError(f'{path}: no such tokenizer.') from None
+    except Exception as error:  # tokenizers raises a bare Exception on bad content
+      raise UserError(f'{path}: not a tokenizer of this project ({error}).') from None
+
+
+def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_frequency=1) -> Tokenizer:
+  """A tokenizer of at most `vocab_size` ids (4 specials and, for 'bpe', 256 bytes included); the same texts
+  give the same one.
+
+  Texts are normalised to NFC, stripped, and lower-cased on request. `min_frequency` is ignored by 'unigram'.
+  """
+  if kind not in _KINDS:
+    near = difflib.get_close_matches(str(kind), _KINDS, 1, cutoff=0)[0]
+    raise UserError(f'No kind of tokenizer {kind!r}; did you mean {near!r}? There are: {", ".join(_KINDS)}.')
+  least = len(SPECIALS) + (len(_BYTES) if kind == 'bpe' else 1)
+  if vocab_size < least:
+    raise UserError(f'A tokenizer of kind {kind!r} needs a vocabulary of at least {least}, not {vocab_size}.')
+  texts = list(texts)
+  if not any(text.strip() for text in texts):
+    raise UserError("A tokenizer can't be trained: there is no text.")
+  tokenizer = hf.Tokenizer(models.BPE() if kind == 'bpe' else models.WordLevel(unk_token=SPECIALS[UNK]))
+  steps = [normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase
+  tokenizer.normalizer = normalizers.Sequence(steps)
+  tokenizer.pre_tokenizer, decoder = _KINDS[kind]()
+  if decoder:
+    tokenizer.decoder = decoder
+  options = {'vocab_size': vocab_size, 'min_frequency': min_frequency, 'special_tokens': list(SPECIALS),
+             'show_progress': False}
+  if kind == 'unigram':
+    tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
+    tokenizer.add_special_tokens(list(SPECIALS))
+  elif kind == 'bpe':
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=_BYTES, **options))
+  else:
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(**options))
+  return Tokenizer(kind, tokenizer.to_str())
+
+
+def _unigram(texts, vocab_size):
+  """Trained by sentencepiece: the trainer of `tokenizers` depends on the order of a hash map and counts
+  each word once.
+  """
+  import sentencepiece
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type='unigram', vocab_size=vocab_size,
+        hard_vocab_limit=False, pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, character_coverage=1.0,
+        normalization_rule_name='identity', max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
+  except RuntimeError as error:
+    raise UserError(f"A unigram tokenizer of {vocab_size} can't be trained on these texts: {error}") from None
+  trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+  pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
+  return models.Unigram([(name, 0.0) for name in SPECIALS] + pieces[len(SPECIALS):], unk_id=UNK)

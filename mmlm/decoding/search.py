@@ -1,0 +1,307 @@
+"""Greedy, sampled and beam search over a step function, all in one `lax.while_loop` of static shapes.
+
+Axes: B examples, K rows an example, R = B * K (row b * K + k), N hypotheses returned, L = max_length tokens
+generated, P prompt tokens, V vocabulary, C candidates of a row.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mmlm.errors import UserError
+
+METHODS = ('greedy', 'sample', 'beam')
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+  """What to search for; hashable, to be a static argument of `jax.jit`. UserError when it makes no sense."""
+  method: str = 'beam'
+  max_length: int = 20  # tokens generated, the end token counted, the prompt not
+  min_length: int = 0  # the end token is not allowed to make a hypothesis shorter than this
+  beam_size: int = 4  # for 'beam' only
+  n_best: int = 1  # hypotheses returned of an example; for 'sample' the number of independent draws
+  length_penalty: float = 0.6  # alpha of Wu et al. (2016), equation 14; 0 ranks by plain log-probability
+  temperature: float = 1.0  # for 'sample' only, as the next two; temperature, then top_k, then top_p
+  top_k: int = 0  # draw among this many likeliest tokens; 0 is all
+  top_p: float = 1.0  # draw in the smallest set that holds this mass: the nucleus of Holtzman et al. (2020)
+  seed: int = 0  # of the draws when `search` is handed no key
+  pad_id: int = 0  # never generated; fills what follows the end
+  bos_id: int = 1  # the default prompt; never generated unless it is also the end token
+  eos_id: int = 2
+
+  def __post_init__(self):
+    if self.method not in METHODS:
+      near = difflib.get_close_matches(str(self.method), METHODS, 1, 0)
+      raise UserError(f'decoding: method={self.method!r} is not one of {METHODS}; did you mean {near[0]!r}?')
+    sampled = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
+    for wrong, what in (
+        (self.max_length < 1, f'max_length={self.max_length} must be at least 1'),
+        (not 0 <= self.min_length <= self.max_length,
+         f'min_length={self.min_length} must lie between 0 and max_length={self.max_length}'),
+        (self.beam_size < 1, f'beam_size={self.beam_size} must be at least 1'),
+        (self.n_best < 1, f'n_best={self.n_best} must be at least 1'),
+        (self.method == 'beam' and self.n_best > self.beam_size,
+         f'n_best={self.n_best} is more than beam_size={self.beam_size}: widen the beam'),
+        (self.method == 'greedy' and self.n_best > 1,
+         f'n_best={self.n_best} needs method beam or sample: greedy gives one hypothesis'),
+        (not self.temperature > 0, f'temperature={self.temperature} must be above 0; for 0 use greedy'),
+        (self.top_k < 0, f'top_k={self.top_k} must be at least 0 (0 is all)'),
+        (not 0 < self.top_p <= 1, f'top_p={self.top_p} must lie in (0, 1]'),
+        (self.method != 'sample' and sampled,
+         f'temperature, top_k and top_p need method sample, not {self.method}'),
+        (min(self.pad_id, self.bos_id, self.eos_id) < 0, 'pad_id, bos_id and eos_id must be at least 0'),
+        (self.pad_id == self.eos_id, f'pad_id and eos_id are both {self.pad_id}: they must differ')):
+      if wrong:
+        raise UserError(f'decoding: {what}')
+
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    """Tokens that are never generated."""
+    return tuple({self.pad_id, self.bos_id} - {self.eos_id})
+
+
+class SearchResult(NamedTuple):
+  """The best first: those that ended by score, then those that max_length cut, by score. What could not be
+  found (fewer sequences exist than were asked for) has length 0 and score -inf."""
+  tokens: jax.Array  # [B, N, L] int32, without the prompt, the end token included, then padding
+  lengths: jax.Array  # [B, N] int32, tokens generated, the end token counted
+  scores: jax.Array  # [B, N] log_probs / length penalty
+  log_probs: jax.Array  # [B, N] nats under the model itself: no temperature, top_k or top_p
+
+
+class Hypotheses(NamedTuple):
+  tokens: jax.Array  # [B, K, L]
+  lengths: jax.Array  # [B, K] tokens generated
+  log_probs: jax.Array  # [B, K] -inf where there is none
+
+
+class State(NamedTuple):
+  position: jax.Array  # [] index, prompt included, of the token that the next step feeds
+  feed: jax.Array  # [B, K] that token
+  alive: jax.Array  # [B, K] still searched; one value an example under beams
+  live: Hypotheses  # [B, K] what is extended; rows of greedy and sampling stay here when they end
+  pool: Hypotheses  # [B, N] the best that have ended, best first; [B, 0] where there are no beams
+  cache: Any
+
+
+def rows(options: SearchOptions) -> int:
+  """K: rows an example takes in the cache and in the step."""
+  return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
+
+
+def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=None, prompt_length=None,
+           active=None) -> SearchResult:
+  """Generates after `prompt` until nothing that is left could change the result.
+
+  Args:
+    step: (tokens [R], cache) -> (logits [R, V], cache). It closes over whatever all rows of an example share.
+    cache: tree for R = B * rows(options) rows. Leaves with axes have R first and follow their hypotheses;
+      scalars are left alone. It must hold P + max_length - 1 positions.
+    rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
+    prompt: [B, P] int tokens, padded; bos_id alone when None (B is then read from the cache).
+    prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
+    active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
+  """
+  width = rows(options)
+  if prompt is None:
+    batch = next(leaf.shape[0] for leaf in jax.tree.leaves(cache) if jnp.ndim(leaf)) // width
+    prompt = jnp.full((batch, 1), options.bos_id)
+  prompt = jnp.asarray(prompt, jnp.int32)
+  prompt_length = jnp.full(len(prompt), prompt.shape[1]) if prompt_length is None else prompt_length
+  active = jnp.ones(len(prompt), bool) if active is None else active
+  beams = options.method == 'beam' and width > 1
+  keys = _row_keys(rng, options, len(prompt), width) if options.method == 'sample' else None
+
+  def body(state: State) -> State:
+    logits, cache = step(state.feed.reshape(-1), state.cache)
+    logits = logits.astype(jnp.float32)
+    if beams:
+      new, parents = _extend_beams(logits, state, options)
+    else:
+      new, parents = _extend_rows(logits, state, options, keys), None
+    forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
+    hold = forced | ~state.alive  # [B, K]
+    following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
+    return State(
+        position=state.position + 1,
+        feed=jnp.where(forced, following, new.feed),
+        alive=jnp.where(hold, state.alive, new.alive),
+        live=_where(hold, state.live, new.live),
+        pool=_where(hold[:, :1], state.pool, new.pool),
+        cache=_reorder(cache, jnp.where(hold, jnp.arange(width), parents)) if beams else cache)
+
+  state = lax.while_loop(lambda s: s.alive.any(), body, _start(cache, prompt, active, options, beams))
+  return _result(state, options)
+
+
+def penalty(lengths, alpha: float):
+  """((5 + length) / 6) ** alpha: Wu et al. (2016), equation 14."""
+  return ((5.0 + lengths) / 6.0) ** alpha
+
+
+def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
+  """`lax.top_k` of [R, V], ties to the lower index too.
+
+  On the CPU the maxima of blocks are ranked first, then only the k best blocks are searched: twice as fast.
+  """
+  blocks = -(-x.shape[1] // block)
+  if jax.default_backend() != 'cpu' or blocks < 2 * k:
+    return lax.top_k(x, k)
+  padded = jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1])), constant_values=-jnp.inf)
+  best = lax.top_k(padded.reshape(len(x), blocks, block).max(-1), k)[1]  # [R, k]
+  # In order of index, or equal values would be ranked by their block's maximum.
+  where = (jnp.sort(best)[..., None] * block + jnp.arange(block)).reshape(len(x), -1)
+  values, ranks = lax.top_k(jnp.take_along_axis(x, where, 1, mode='fill', fill_value=-jnp.inf), k)
+  return values, jnp.take_along_axis(where, ranks, 1)
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+  """[R, C] with -inf outside the smallest set of likeliest entries whose mass reaches top_p; equals go together.
+
+  The border is found by bisection: a sort of the vocabulary takes 20 times as long on the CPU.
+  """
+  top = logits.max(-1, keepdims=True)
+  mass = jax.nn.softmax(logits, -1)
+
+  def halve(_, bounds):
+    low, high = bounds  # the mass at or above `low` reaches top_p, that at or above `high` does not
+    middle = (low + high) / 2
+    enough = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+  low, _ = lax.fori_loop(0, 40, halve, (top - 100, top + 1))
+  return jnp.where(logits >= low, logits, -jnp.inf)
+
+
+def _start(cache, prompt, active, options, beams) -> State:
+  batch, width = len(prompt), rows(options)
+
+  def empty(n, log_probs):
+    tokens = jnp.full((batch, n, options.max_length), options.pad_id, jnp.int32)
+    return Hypotheses(tokens, jnp.zeros((batch, n), jnp.int32), jnp.broadcast_to(log_probs, (batch, n)))
+
+  # All beams start equal: only the first may grow, or the same hypothesis would fill the beam.
+  first = jnp.where(jnp.arange(width) > 0, -jnp.inf, 0.0) if beams else jnp.zeros(width)
+  return State(
+      position=jnp.zeros((), jnp.int32),
+      feed=jnp.broadcast_to(prompt[:, :1], (batch, width)),
+      alive=jnp.broadcast_to(active[:, None], (batch, width)),
+      live=empty(width, first),
+      pool=empty(options.n_best if beams else 0, -jnp.inf),
+      cache=jax.tree.map(jnp.asarray, cache))
+
+
+def _extend_rows(logits, state, options, keys) -> State:
+  """One token more for each row on its own: the likeliest, or one drawn with `keys` [R]."""
+  lengths = state.live.lengths.reshape(-1)  # [R]
+  if keys is None:
+    values, ids = _candidates(logits, 1, lengths, options)
+    choice = jnp.zeros((len(logits), 1), jnp.int32)
+  else:
+    values, ids = _candidates(logits, options.top_k, lengths, options)
+    warm = values / options.temperature
+    warm = nucleus(warm, options.top_p) if options.top_p < 1 else warm
+    choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[:, None]
+  token = jnp.take_along_axis(ids, choice, 1).reshape(state.feed.shape)
+  gain = jnp.take_along_axis(values, choice, 1)[:, 0] - jax.nn.logsumexp(logits, -1)
+  live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
+  alive = (token != options.eos_id) & (live.lengths < options.max_length)
+  return state._replace(feed=token, alive=alive, live=live)
+
+
+def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
+  """The K best ways to go on; those among the K best that end join the pool. Also the parents [B, K]."""
+  width = options.beam_size
+  batch = len(state.feed)
+  # Of a row at most K go on and one ends; of 2K candidates at most K end, so K are left to go on.
+  values, ids = _candidates(logits, min(width + 1, logits.shape[1]), state.live.lengths.reshape(-1), options)
+  gains = values - jax.nn.logsumexp(logits, -1, keepdims=True)  # [R, C]
+  totals = (state.live.log_probs[..., None] + gains.reshape(batch, width, -1)).reshape(batch, -1)  # [B, KC]
+  log_probs, flat = lax.top_k(totals, min(2 * width, totals.shape[1]))  # [B, 2K]
+  parents = flat // ids.shape[1]
+  tokens = jnp.take_along_axis(ids.reshape(batch, -1), flat, 1)
+  grown = _append(_pick(state.live, parents), tokens, log_probs)
+  ends = tokens == options.eos_id
+
+  ended = grown._replace(log_probs=jnp.where(ends & (jnp.arange(ends.shape[1]) < width), log_probs, -jnp.inf))
+  pool = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, ended)
+  pool = _pick(pool, lax.top_k(_scores(pool, options), options.n_best)[1])
+  log_probs, kept = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), width)
+  live = _pick(grown, kept)._replace(log_probs=log_probs)
+
+  # A log-probability only falls, so the most it can score is with the largest penalty still ahead, which stands at
+  # one end because the penalty is monotone in the length.
+  length = live.lengths[:, 0]
+  ahead = jnp.maximum(*(penalty(n, options.length_penalty) for n in (length + 1, options.max_length)))
+  open_ = (length < options.max_length) & (log_probs[:, 0] / ahead > _scores(pool, options)[:, -1])
+  alive = jnp.broadcast_to(open_[:, None], kept.shape)
+  return state._replace(feed=_at(tokens, kept), alive=alive, live=live, pool=pool), _at(parents, kept)
+
+
+def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
+  """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, when k is 0."""
+  spare = len(options.forbidden) + 1  # to fetch what may be forbidden is cheaper than to mask the vocabulary
+  vocabulary = logits.shape[1]
+  if k == 0 or k >= vocabulary:
+    values, ids = logits, jnp.broadcast_to(jnp.arange(vocabulary), logits.shape)
+  else:
+    values, ids = top_k(logits, min(k + spare, vocabulary))
+  bad = (ids == options.eos_id) & (lengths[:, None] + 1 < options.min_length)
+  for token in options.forbidden:
+    bad |= ids == token
+  values = jnp.where(bad, -jnp.inf, values)
+  if k == 0:
+    return values, ids
+  values, order = lax.top_k(values, min(k, vocabulary))
+  return values, jnp.take_along_axis(ids, order, 1)
+
+
+def _result(state, options) -> SearchResult:
+  found = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, state.live)
+  scores = _scores(found, options)
+  valid = found.log_probs > -jnp.inf
+  cut = ~(valid & (found.tokens == options.eos_id).any(-1))
+  best = jnp.lexsort((-scores, cut))[:, :options.n_best]
+  tokens, lengths, log_probs = _pick(found, best)
+  valid = _at(valid, best)
+  return SearchResult(jnp.where(valid[..., None], tokens, options.pad_id), jnp.where(valid, lengths, 0),
+                      _at(scores, best), log_probs)
+
+
+def _row_keys(rng, options, batch, width) -> jax.Array:
+  rng = jax.random.key(options.seed) if rng is None else rng
+  keys = rng if rng.ndim else jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
+  return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(width)).reshape(-1)
+
+
+def _reorder(cache, parents):
+  """Rows of [R, ...] from their parents [B, K]; a plain gather was the fastest of twelve ways on the CPU."""
+  flat = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
+  return jax.tree.map(lambda x: x.at[flat].get(mode='promise_in_bounds') if x.ndim else x, cache)
+
+
+def _append(h: Hypotheses, token, log_probs) -> Hypotheses:
+  here = jnp.arange(h.tokens.shape[-1]) == h.lengths[..., None]
+  return Hypotheses(jnp.where(here, token[..., None], h.tokens), h.lengths + 1, log_probs)
+
+
+def _scores(h: Hypotheses, options) -> jax.Array:
+  return h.log_probs / penalty(h.lengths, options.length_penalty)
+
+
+def _at(x, index):
+  return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), 1)
+
+
+def _pick(h: Hypotheses, index) -> Hypotheses:
+  return Hypotheses(*(_at(x, index) for x in h))
+
+
+def _where(mask, a: Hypotheses, b: Hypotheses) -> Hypotheses:
+  return Hypotheses(*(jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, y) for x, y in zip(a, b)))

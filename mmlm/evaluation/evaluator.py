@@ -1,0 +1,70 @@
+"""Evaluation: the loss of a split, the predictions of a split, and the scores of predictions."""
+
+import time
+
+import jax
+import numpy as np
+
+from mmlm.data import batching
+from mmlm.data.pipeline import Loader, Table, stream
+from mmlm.decoding.search import SearchOptions
+from mmlm.evaluation.caption_metrics import score_texts
+
+
+class Evaluator:
+  """Compiled once, run on any split. Every example counts once: what fills a batch has weight 0."""
+
+  def __init__(self, model, task, parallel, tokenizer, options: SearchOptions, seed: int = 0):
+    self.tokenizer, self.options = tokenizer, options
+    self._losses = parallel.rows(lambda params, batch: task.losses(model, params, batch))
+    key = jax.random.key(seed)
+    self._generate = parallel.rows(lambda params, batch: task.generate(model, params, batch, options, key)._asdict())
+
+  def loss(self, params, loader: Loader, buckets: tuple, workers: int = 0) -> dict:
+    """{'loss': nats a token, 'perplexity'} over a table with targets; `params` are replicated."""
+    sums = np.zeros(2)
+    for batch, _ in _batches(loader, buckets, workers):
+      sums += [float(np.sum(part)) for part in jax.device_get(self._losses(params, batch))]
+    loss = sums[0] / sums[1]
+    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
+
+  def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, progress: str = '') -> list[dict]:
+    """One row an example of the table, in its order: id, hypothesis, score and, when several are asked for, n_best."""
+    rows: list = [None] * len(loader.table.ids)
+    began = said = time.monotonic()
+    done = 0
+    for batch, indices in _batches(loader, buckets, workers):
+      found = jax.device_get(self._generate(params, batch))
+      for row, i in enumerate(indices):
+        texts = self.tokenizer.decode_batch(found['tokens'][row])
+        scores = [float(score) for score in found['scores'][row]]
+        rows[i] = {'id': loader.table.ids[i], 'hypothesis': texts[0], 'score': scores[0]}
+        if len(texts) > 1:
+          rows[i]['n_best'] = list(zip(texts, scores))
+      done += len(indices)
+      if progress and (time.monotonic() - said > 5 or done == len(rows)):
+        said = time.monotonic()
+        print(f'{progress}: {done}/{len(rows)}, {done / (said - began):.0f} examples/s', flush=True)
+    return rows
+
+
+def _batches(loader: Loader, buckets, workers):
+  """(batch, rows of the table) for every example once."""
+  plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)
+  with stream(plan, loader, 0, len(plan), workers) as batches:
+    for batch, part in zip(batches, plan):
+      yield batch, part.indices
+
+
+def shuffle_inputs(table: Table, seed: int = 0) -> Table:
+  """The same ids and targets with the inputs of other examples: no record keeps its own place in the cycle."""
+  order = np.random.default_rng(seed).permutation(len(table.ids))
+  other = np.empty_like(order)
+  other[order] = np.roll(order, 1)
+  return table._replace(records=table.records[other], texts=[table.texts[i] for i in other])
+
+
+def score(predictions: list[dict], metrics: tuple, samples: int) -> dict:
+  """{metric: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples."""
+  hypotheses = [row['hypothesis'] for row in predictions]
+  return score_texts(hypotheses, [row['references'] for row in predictions], metrics, samples)[0]

@@ -1,0 +1,106 @@
+"""mmlm COMMAND [ARGUMENT] [--flags] [--config.KEY=VALUE ...]: flags and dispatch only."""
+
+import errno
+import os
+import sys
+
+from absl import flags
+
+from mmlm.errors import UserError
+from mmlm.trees import nearest
+
+USAGE = """./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
+
+  ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
+  ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
+  ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
+  ./launch.sh predict DIR --input PATH         caption a picture, a folder of pictures, or a manifest
+  ./launch.sh prepare NAME --source DIR        build a data set once from its original files
+  ./launch.sh report DIR                       write DIR/report.html
+  ./launch.sh test                             run the test suite
+
+`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4"""
+
+# Programs compiled once start at once the next time.
+COMPILATION_CACHE = {
+  'JAX_COMPILATION_CACHE_DIR': os.path.abspath('.cache/jax'),
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
+
+TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
+# command: (positional argument, flags as (definer, name, default, help))
+COMMANDS = {
+  'quick_start': (None, [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
+  'train': ('config_path', [
+    (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
+    (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them'),
+  ]),
+  'evaluate': ('workdir', [
+    (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
+    (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
+  ]),
+  'predict': ('workdir', [
+    (TEXT, 'input', None, 'a picture, a folder of pictures, or a manifest of JSON lines (required)'),
+    (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
+  ]),
+  'prepare': ('name', [
+    (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),
+    (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
+    (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them'),
+  ]),
+  'report': ('workdir', []),
+}  # fmt: skip
+
+
+def parse(argv: list[str]) -> tuple[str, dict]:
+  """argv -> (command, keyword arguments for its function). `--help` prints and exits."""
+  words = argv[1:]
+  command = words.pop(0) if words and not words[0].startswith('-') else 'quick_start'
+  if command not in COMMANDS:
+    raise UserError(f'no command {command!r}. Nearest: {nearest(command, COMMANDS)!r}. `./launch.sh --help` shows all.')
+  positional, definitions = COMMANDS[command]
+  values = flags.FlagValues()
+  for define, name, default, text in definitions:
+    define(name, default, text, flag_values=values, required=default is None)
+  if {'--help', '-h', '-help'} & set(words):
+    usage = f'./launch.sh {command} {(positional or "").upper()} [FLAGS]' if argv[1:2] == [command] else USAGE
+    print(usage, values.get_help(), sep='\n')
+    sys.exit(0)
+  settings = [word for word in words if word.startswith('--config.')]
+  try:
+    rest = values([command] + [word for word in words if word not in settings])[1:]
+  except flags.Error as error:
+    raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
+  if len(rest) != (positional is not None):
+    wanted = f'one {positional.upper()}' if positional else 'no argument'
+    raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
+  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip([positional], rest))
+  for word in settings:
+    if '=' not in word:
+      raise UserError(f'{word}: write it as --config.KEY=VALUE.')
+  arguments['settings'] = dict(word.removeprefix('--config.').split('=', 1) for word in settings)
+  return command, arguments
+
+
+def main():
+  try:
+    command, arguments = parse(sys.argv)
+    flags.FLAGS.mark_as_parsed()  # Grain reads a flag when it starts workers
+    for name, value in COMPILATION_CACHE.items():
+      os.environ.setdefault(name, value)
+    from mmlm import commands  # imports jax, which --help and wrong flags need not wait for
+
+    getattr(commands, command)(**arguments)
+  except UserError as error:
+    print(f'mmlm: {error}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    print(f'mmlm: no space left on the disk ({error.filename}). Nothing that was whole is lost.', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  main()

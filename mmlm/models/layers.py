@@ -1,0 +1,27 @@
+"""Dropout that is cheap on every backend, and the table of activations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dropout(nn.Module):
+  """Inverted dropout (Srivastava et al. 2014) with 8 random bits a value.
+
+  The rate is rounded to a multiple of 1/256. Drawing a quarter of the 32-bit words and splitting them costs a third of
+  `jax.random.bernoulli`, which is a quarter of a training step on a CPU.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    threshold = round(self.rate * 256)
+    if not train or not threshold:
+      return x
+    words = jax.random.bits(self.make_rng('dropout'), (-(-x.size // 4),), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(octets >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
+
+
+ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'silu': nn.silu}

@@ -1,0 +1,93 @@
+"""One device by jit, or all local devices by pmap: the same functions, the same numbers.
+
+A function that runs under `Parallel` sees the rows of its own device and asks this module for sums over all of them.
+"""
+
+import contextvars
+
+import jax
+import numpy as np
+
+from mmlm.errors import UserError
+
+AXIS = 'devices'
+_inside_pmap = contextvars.ContextVar('inside_pmap', default=False)
+
+
+def all_sum(tree):
+  """Sum of each leaf over the devices."""
+  return jax.lax.psum(tree, AXIS) if _inside_pmap.get() else tree
+
+
+def own_key(rng):
+  """A random key of this device."""
+  return jax.random.fold_in(rng, jax.lax.axis_index(AXIS)) if _inside_pmap.get() else rng
+
+
+def _traced_inside(fn):
+  def wrapped(*args):
+    token = _inside_pmap.set(True)
+    try:
+      return fn(*args)
+    finally:
+      _inside_pmap.reset(token)
+
+  return wrapped
+
+
+class Parallel:
+  """strategy 'jit' (one device), 'pmap' (all local devices), or 'auto' (pmap when there are several)."""
+
+  def __init__(self, strategy: str = 'auto'):
+    if strategy not in ('auto', 'jit', 'pmap'):
+      raise UserError(f"parallel.strategy={strategy!r}: choose 'auto', 'jit' or 'pmap'.")
+    self.pmap = strategy == 'pmap' or (strategy == 'auto' and jax.local_device_count() > 1)
+    self.devices = jax.local_device_count() if self.pmap else 1
+
+  def replicate(self, tree):
+    """Host or single-device tree -> what compiled functions take."""
+    if not self.pmap:
+      return jax.device_put(tree, jax.local_devices()[0])
+    stacked = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (self.devices, *np.shape(x))), tree)
+    return jax.pmap(lambda x: x)(stacked)
+
+  def unreplicate(self, tree):
+    return jax.tree.map(lambda x: x[0], tree) if self.pmap else tree
+
+  def shard(self, batch: dict) -> dict:
+    """[B, ...] -> [devices, B / devices, ...]; B must divide (batches are padded with weight 0)."""
+    if not self.pmap:
+      return batch
+    return {key: x.reshape(self.devices, -1, *x.shape[1:]) for key, x in batch.items()}
+
+  def step(self, fn):
+    """Compiles (state, batch) -> (state, metrics); the old state is donated. Metrics are equal on all devices."""
+    if not self.pmap:
+      return jax.jit(fn, donate_argnums=0)
+    run = jax.pmap(_traced_inside(fn), axis_name=AXIS, donate_argnums=0)
+
+    def step(state, batch):
+      state, metrics = run(state, self.shard(batch))
+      return state, jax.tree.map(lambda x: x[0], metrics)
+
+    return step
+
+  def rows(self, fn):
+    """Compiles (replicated, batch) -> tree of arrays with a leading batch axis."""
+    if not self.pmap:
+      return jax.jit(fn)
+    run = jax.pmap(_traced_inside(fn), axis_name=AXIS)
+    merge = lambda x: x.reshape(-1, *x.shape[2:])
+    return lambda params, batch: jax.tree.map(merge, run(params, self.shard(batch)))
+
+
+def describe_devices() -> dict:
+  """Platform, kind, count and memory of the local devices, for people and for environment.json."""
+  device = jax.local_devices()[0]
+  stats = getattr(device, 'memory_stats', lambda: None)() or {}
+  return {
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'count': jax.local_device_count(),
+    'memory_bytes': stats.get('bytes_limit'),
+  }

@@ -1,0 +1,112 @@
+"""Frozen networks: pictures to grids before the train step, and the grids of a whole split on disk, computed once.
+
+Axes: N examples, V variants (as it is; mirrored), B batch, S places of the grid, C channels.
+"""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from mmlm.data.batching import stack
+from mmlm.data.ops import apply_ops, parse_ops
+from mmlm.errors import UserError
+from mmlm.models.convnet import EfficientNetLite0
+from mmlm.pretrained.efficientnet import load_efficientnet_lite0
+
+BACKBONES = {'efficientnet_lite0': (EfficientNetLite0, load_efficientnet_lite0)}
+
+
+class FrozenBackbone:
+  """A network by name with its pretrained weights; `grid` maps pictures [B, H, W, 3] to [B, S, C] in float16."""
+
+  def __init__(self, name: str, parallel):
+    module, load = BACKBONES[name]
+    self.name = name
+    self._params = parallel.replicate(load())
+    network = module()
+
+    def apply(params, batch):
+      grid = network.apply({'params': params}, batch['image'])
+      return grid.reshape(grid.shape[0], -1, grid.shape[-1]).astype('float16')
+
+    self._apply = parallel.rows(apply)
+
+  def grid(self, images: np.ndarray) -> jax.Array:
+    return self._apply(self._params, {'image': images})
+
+  def batch(self, batch: dict) -> dict:
+    """A batch with grids in the place of pictures."""
+    return batch | {'image': self.grid(batch['image'])}
+
+  def cached(self, source, fingerprint: str, op_names: tuple, mirrored: bool, folder) -> 'CachedGrids':
+    """The grids of all examples of `source`: read from `folder`, or computed into it, whole or not at all.
+
+    Args:
+      fingerprint: tells this source from others (data set, version, split).
+      op_names: the ops of evaluation, which make the picture that the network sees.
+      mirrored: also keep the grid of the mirrored picture.
+    """
+    key = hashlib.sha256(repr((fingerprint, self.name, op_names, mirrored, len(source))).encode()).hexdigest()[:12]
+    path = pathlib.Path(folder) / 'features' / f'{self.name}-{key}.npy'
+    if not path.exists():
+      self._compute(source, fingerprint, parse_ops(op_names), 1 + mirrored, path)
+    return CachedGrids(source, path)
+
+  def _compute(self, source, fingerprint, ops, variants, path, batch_size=64):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.grids-')
+    os.close(handle)
+    out, began, said = None, time.monotonic(), 0.0
+    rng = np.random.default_rng(0)
+    try:
+      for start in range(0, len(source), batch_size):
+        rows = range(start, min(start + batch_size, len(source)))
+        images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
+        grids = [self.grid(images[:, :, ::-1] if variant else images) for variant in range(variants)]
+        grids = np.stack([np.asarray(g) for g in grids], 1)  # [B, V, S, C]
+        grids[~present] = 0
+        if out is None:
+          out = np.lib.format.open_memmap(temporary, 'w+', np.float16, (len(source), *grids.shape[1:]))
+        out[rows.start : rows.stop] = grids[: len(rows)]
+        if time.monotonic() - said > 5 or rows.stop == len(source):
+          said = time.monotonic()
+          print(f'{self.name} grids of {fingerprint}: {rows.stop}/{len(source)}, {rows.stop / (said - began):.0f} pictures/s', flush=True)
+      out.flush()
+      os.replace(temporary, path)
+    except OSError as error:
+      raise UserError(f'{path}: the grids could not be written ({error.strerror}). They need about 0.25 MB a picture.') from None
+    finally:
+      if os.path.exists(temporary):
+        os.unlink(temporary)
+
+
+class CachedGrids:
+  """A source whose pictures are replaced by all variants of their grids [V, S, C]; `pick_variant` takes one."""
+
+  def __init__(self, source, path):
+    self.source, self.path = source, path
+    self._grids = np.load(path, mmap_mode='r')
+
+  def __reduce__(self):
+    return CachedGrids, (self.source, self.path)
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i) -> dict:
+    return {'id': '', 'image': self._grids[i]}
+
+
+def pick_variant(train: bool):
+  """The op that takes one variant of a cached grid: any in training, the first in evaluation."""
+
+  def op(example, rng):
+    grids = example['image']
+    return {**example, 'image': grids[rng.integers(len(grids)) if train else 0]}
+
+  return op

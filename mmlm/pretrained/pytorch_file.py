@@ -1,0 +1,112 @@
+"""Reader of PyTorch's old checkpoint format (before 1.6, not zip); runs nothing from the file.
+
+The file is five pickles (magic number, protocol, system facts, the object, list of storage keys), then for
+each key, in order, the storage: an int64 count of elements and the raw elements. Unpickling makes plain
+records only; arrays are cut from the storages afterwards.
+"""
+
+import collections
+import math
+import os
+import pickle
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from mmlm.errors import UserError
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+DTYPES = {
+  'DoubleStorage': '<f8', 'FloatStorage': '<f4', 'HalfStorage': '<f2', 'LongStorage': '<i8',
+  'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1', 'ByteStorage': '<u1', 'BoolStorage': '?',
+}  # fmt: skip
+
+
+class _Storage(NamedTuple):
+  key: str
+  dtype: str
+  count: int
+
+
+class _Tensor(NamedTuple):
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]  # in elements
+
+
+class _Unpickler(pickle.Unpickler):
+  """Builds containers, numbers, strings and the records above; any other global is refused."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    # Functions are made anew each time, so that no pickle can alter what the next one sees.
+    match module, name:
+      case 'collections', 'OrderedDict':
+        return collections.OrderedDict
+      case 'torch._utils', '_rebuild_tensor_v2':
+        return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
+      case 'torch._utils', '_rebuild_parameter':
+        return lambda tensor, *_: tensor
+      case 'torch', _ if name in DTYPES:
+        return DTYPES[name]
+    raise UserError(f'it asks for {module}.{name}, which weights do not need: do not trust this file')
+
+  def persistent_load(self, pid: Any) -> _Storage:
+    kind, dtype, key, _, count, view = pid
+    if kind != 'storage' or view is not None:
+      raise ValueError(f'storage {key!r} is of an unknown kind')
+    return _Storage(key, dtype, count)
+
+
+def _cut(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+  (key, dtype, _), offset, shape, strides = tensor
+  flat = storages[key].view(dtype)
+  if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+    raise ValueError(f'impossible shape {shape} with strides {strides}')
+  last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
+  if math.prod(shape) > flat.size or (0 not in shape and last >= flat.size):
+    raise ValueError(f'shape {shape} with strides {strides} at {offset} leaves its storage of {flat.size}')
+  strides = [s * flat.itemsize for s in strides]
+  # A copy: strided views of untrusted numbers stay in here.
+  return np.array(np.lib.stride_tricks.as_strided(flat[offset:], shape, strides))
+
+
+def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
+  count = int.from_bytes(file.read(8), 'little', signed=True)
+  size = storage.count * np.dtype(storage.dtype).itemsize
+  raw = file.read(size) if 0 <= size <= os.fstat(file.fileno()).st_size else b''
+  if count != storage.count or len(raw) != size:
+    raise ValueError(f'storage {storage.key} lacks some of its {storage.count} elements: cut or damaged')
+  return np.frombuffer(raw, np.uint8)
+
+
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
+  if file.read(2) == b'PK':
+    raise ValueError('it is of the newer zip format: save it with `_use_new_zipfile_serialization=False`')
+  file.seek(0)
+  if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
+    raise ValueError('it does not start as a PyTorch file does')
+  if not _Unpickler(file).load()['little_endian']:
+    raise ValueError('its numbers are big-endian, which is not supported')
+  tensors = _Unpickler(file).load()
+  if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
+    raise ValueError('it holds something else than a flat state dict of tensors')
+  kinds = {t.storage.key: t.storage for t in tensors.values()}
+  storages = {key: _read_storage(file, kinds[key]) for key in _Unpickler(file).load()}
+  return {name: _cut(t, storages) for name, t in tensors.items()}
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Tensors by name, of a state dict saved by `torch.save` in the old format.
+
+  Raises:
+    UserError: no such file, a damaged or foreign one, or one that wants more than tensors.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return _read(file)
+  except Exception as e:  # a damaged pickle can raise nearly anything
+    clear = isinstance(e, (UserError, ValueError, OSError))
+    reason = e if clear else f'it is cut or damaged ({type(e).__name__}: {e})'
+    raise UserError(f'cannot read weights from {path}: {reason}') from e

@@ -1,0 +1,135 @@
+"""Tables of measured results, experiments/results/*.json, in experiments/README.md and blocks of README.md.
+
+A results file is a list of rows with the keys of KEYS. `python -m mmlm.reports.tables` renders both pages.
+"""
+
+import math
+import pathlib
+import re
+import sys
+
+from mmlm.errors import UserError
+from mmlm.runs import read_json, write_atomic, write_json
+
+_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+_TEXT = 'a text', lambda v: isinstance(v, str) and bool(v)
+_NUMBER = 'a number', _number
+_COUNT = 'a whole number above 0', lambda v: type(v) is int and v > 0
+_INTERVAL = '[low, high]', lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(_number, v))
+
+
+def _optional(kind):
+  return f'{kind[0]} or null', lambda v: v is None or kind[1](v)
+
+
+# `n` counts runs (seeds): `ours` is their mean, `spread` their standard deviation. `interval` is at 95 %.
+KEYS = {
+  'row': _TEXT, 'dataset': _TEXT, 'split': _TEXT, 'metric': _TEXT, 'definition': _TEXT,
+  'published': _optional(_NUMBER), 'source': _optional(_TEXT),
+  'ours': _NUMBER, 'spread': _optional(_NUMBER), 'n': _COUNT, 'interval': _optional(_INTERVAL),
+  'config': _TEXT, 'command': _TEXT, 'commit': _TEXT, 'hardware': _TEXT, 'seconds': _NUMBER,
+}
+_IDENTITY = ('row', 'dataset', 'split', 'metric')
+_BLOCK = re.compile(r'(<!-- results:([\w.-]+) -->\n)(?:(?!<!-- results:).)*?(<!-- /results -->)', re.DOTALL)
+
+
+def check_rows(path, rows) -> list:
+  """The rows, if they are sound; else UserError with the file, the row and the key."""
+  if not isinstance(rows, list):
+    raise UserError(f'{path}: expected a list of rows, found {type(rows).__name__}.')
+  for index, row in enumerate(rows):
+    if not isinstance(row, dict):
+      raise UserError(f'{path}, row {index + 1}: expected an object with {", ".join(KEYS)}.')
+    where = f'{path}, row {index + 1} ({row.get("row", "no name")})'
+    for key in sorted(row.keys() ^ KEYS.keys()):
+      raise UserError(f'{where}: {"unknown" if key in row else "missing"} key {key!r}.')
+    for key, (kind, test) in KEYS.items():
+      if not test(row[key]):
+        raise UserError(f'{where}: {key!r} must be {kind}, and is {row[key]!r}.')
+  return rows
+
+
+def add_rows(path, rows):
+  """Adds rows to a results file; one with the same row, dataset, split and metric is replaced."""
+  path = pathlib.Path(path)
+  identity = lambda row: tuple(row[key] for key in _IDENTITY)
+  merged = {identity(row): row for row in check_rows(path, read_json(path) if path.exists() else [])}
+  merged.update({identity(row): row for row in check_rows('new rows', list(rows))})
+  write_json(path, list(merged.values()))
+
+
+def _format(value, like=None) -> str:
+  """A measured number with decimals that fit its size, or those of `like`."""
+  size = abs(value if like is None else like)
+  return f'{value:,.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}'
+
+
+def _duration(seconds) -> str:
+  return next(f'{seconds / unit:.1f} {name}' for unit, name in ((3600, 'h'), (60, 'min'), (1, 's'))
+              if seconds >= unit or unit == 1)
+
+
+def _table(header, rows) -> str:
+  escape = lambda cell: str(cell).replace('|', '\\|').replace('\n', ' ')
+  lines = [header, ['---'] * len(header), *rows]
+  return ''.join('| ' + ' | '.join(map(escape, line)) + ' |\n' for line in lines)
+
+
+def result_table(rows) -> str:
+  """Markdown: what was published beside what was measured."""
+  lines = []
+  for row in rows:
+    ours = _format(row['ours'])
+    if row['spread'] is not None:
+      ours += f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
+    published = '' if row['published'] is None else f'{row["published"]:g}'
+    source = f' ({row["source"]})' if published and row['source'] else ''
+    interval = ' to '.join(_format(v, row['ours']) for v in row['interval'] or ())
+    data = f'{row["dataset"]} {row["split"]}'
+    lines.append([row['row'], data, row['metric'], published + source, ours, interval])
+  return _table(['', 'data', 'metric', 'published', 'ours', '95 % interval'], lines)
+
+
+def _origin_table(rows) -> str:
+  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:12], row['hardware'],
+            _duration(row['seconds'])] for row in rows]
+  return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines)))
+
+
+def results_page(results: dict) -> str:
+  """Markdown of experiments/README.md from {name: rows}."""
+  parts = ['# Measured results\n\nFrom `results/*.json`, by `python -m mmlm.reports.tables`.\n']
+  for name, rows in results.items():
+    definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
+    parts.append(f'\n## {name}\n\n{result_table(rows)}\n{"".join(definitions)}\n{_origin_table(rows)}')
+  return ''.join(parts)
+
+
+def _fill(text: str, results: dict, path) -> str:
+  """`text` with a table in each block from `<!-- results:NAME -->` to `<!-- /results -->`."""
+  blocks = _BLOCK.findall(text)
+  if not len(blocks) == text.count('<!-- results:') == text.count('<!-- /results -->'):
+    raise UserError(f'{path}: each <!-- results:NAME --> needs its own <!-- /results --> below it.')
+  for _, name, _ in blocks:
+    if name not in results:
+      raise UserError(f'{path}: the block results:{name} has no experiments/results/{name}.json.')
+  return _BLOCK.sub(lambda match: match[1] + result_table(results[match[2]]) + match[3], text)
+
+
+def write_tables(root):
+  """Renders <root>/experiments/README.md, and the blocks of <root>/README.md."""
+  root = pathlib.Path(root)
+  files = sorted((root / 'experiments' / 'results').glob('*.json'))
+  results = {path.stem: check_rows(path, read_json(path)) for path in files}
+  readme = root / 'README.md'
+  if readme.exists():
+    write_atomic(readme, _fill(readme.read_text(encoding='utf-8'), results, readme))
+  write_atomic(root / 'experiments' / 'README.md', results_page(results))
+
+
+if __name__ == '__main__':
+  try:
+    write_tables(pathlib.Path(__file__).resolve().parents[2])
+  except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,60 @@
+"""The run folder: who writes which file, and how to read it.
+
+    runs/x/config.json            the whole config                              training, at start
+           environment.json       versions, devices, commit, command            training, at every start
+           metrics.jsonl          one object a line, {"step", "kind", ...}      training
+           tensorboard/           the same as event files                       training
+           tokenizer.json         trained with the run                          training, at first start
+           checkpoints/<step>/    state and position                            training
+           predictions/<split>-<step>.jsonl   every hypothesis                  evaluation
+           scores/<split>-<step>.json         every metric with its interval    evaluation
+           report.html            the page to look at                           report
+
+Every file is written whole or not at all; metrics.jsonl grows by whole lines.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+
+from mmlm.errors import UserError
+
+
+def write_atomic(path, content: str | bytes):
+  """Writes `content` to `path` whole or not at all (a temporary file in the same folder, then a rename)."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = content.encode() if isinstance(content, str) else content
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def write_json(path, value):
+  write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+def read_json(path):
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path}, line {error.lineno}: not JSON ({error.msg}).') from None
+
+
+def write_jsonl(path, rows):
+  write_atomic(path, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+
+
+def read_jsonl(path) -> list:
+  """Rows of a JSON-lines file; a last line without its newline (a writer was killed) is left out."""
+  with open(path, encoding='utf-8') as file:
+    return [json.loads(line) for line in file if line.endswith('\n')]

@@ -1,0 +1,214 @@
+"""The training loop: fetches the metrics of step k while k + 1 runs, validates, saves, stops, resumes."""
+
+import json
+import math
+import os
+import signal
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from mmlm import runs
+from mmlm.errors import UserError
+from mmlm.training.checkpoints import Checkpoints, higher_is_better
+from mmlm.training.step import StepOptions, TrainState, train_step
+
+
+class Schedule(NamedTuple):
+  """Steps, all of them counted from the start of the run."""
+
+  total: int
+  log_every: int
+  eval_every: int
+  patience: int  # validations
+
+
+class Parts(NamedTuple):
+  """What the loop is given: it knows no task, no data set and no model."""
+
+  options: StepOptions
+  learning_rate: object  # step -> rate
+  stream: object  # (start, stop) -> context manager with an iterator over batches
+  ids: object  # number of a batch -> ids of its examples
+  validate: object  # params -> {name: value}
+  schedule: Schedule
+
+
+class Interrupted(Exception):
+  """SIGINT or SIGTERM came; the state was saved."""
+
+
+class _StopSignals:
+  """Collects SIGINT and SIGTERM so that a step is finished and saved; a second one acts at once."""
+
+  def __enter__(self):
+    self.received = None
+    self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def _note(self, number, frame):
+    if self.received is not None:
+      signal.signal(number, signal.SIG_DFL)
+      os.kill(os.getpid(), number)
+    self.received = number
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+class Log:
+  """metrics.jsonl and TensorBoard. On resume the lines after the restored step are cut, so that none stands twice."""
+
+  def __init__(self, folder, step: int):
+    self.path = folder / 'metrics.jsonl'
+    rows = [row for row in runs.read_jsonl(self.path) if row['step'] <= step] if self.path.exists() else []
+    runs.write_jsonl(self.path, rows)
+    self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1 if step else None)
+
+  def write(self, kind: str, step: int, values: dict):
+    with open(self.path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+    for name, value in values.items():
+      self._events.add_scalar(f'{kind}/{name}', value, step)
+
+  def close(self):
+    self._events.close()
+
+
+class Progress:
+  """Means since the last line, examples a second, and the time left."""
+
+  def __init__(self, start: int, total: int):
+    self.start, self.total, self.began = start, total, time.monotonic()
+    self.warm = None  # (time, step) after compilation, for the time left
+    self._reset()
+
+  def _reset(self):
+    self.sums, self.examples, self.since = np.zeros(3), 0, time.monotonic()
+
+  def add(self, metrics: dict, examples: int):
+    weight = float(metrics['weight'])
+    self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']))
+    self.examples += examples
+
+  def line(self, step: int, steps: int) -> dict:
+    now = time.monotonic()
+    values = {'loss': self.sums[0] / max(self.sums[1], 1e-8), 'gradient_norm': self.sums[2] / steps}
+    values['examples_per_second'] = self.examples / (now - self.since)
+    since, first = self.warm or (self.began, self.start)
+    left = (now - since) / max(step - first, 1) * (self.total - step)
+    self.warm = self.warm or (now, step)
+    print(
+      f'step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values["loss"]:.4f}  '
+      f'{values["examples_per_second"]:.0f} examples/s  left {clock(left)}',
+      flush=True,
+    )
+    self._reset()
+    return values
+
+
+def clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, folder) -> None:
+  """Trains from `state`, or from the newest checkpoint that can be read, to the end of the schedule.
+
+  Raises:
+    UserError: a loss or gradient that is not finite (the ids of the batch are named), a full disk.
+    Interrupted: after a signal, once the state is saved.
+  """
+  restored = checkpoints.restore(jax.eval_shape(lambda: state))
+  state, meta = restored or (state, {'best': None, 'stale': 0})
+  start = int(state.step)
+  if start:
+    print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
+  log = Log(folder, start)
+  loop = _Loop(parts, parallel, checkpoints, log, meta)
+  try:
+    with _StopSignals() as stop:
+      loop.run(state, start, stop)
+  finally:
+    log.close()
+    checkpoints.close()
+
+
+class _Loop:
+  def __init__(self, parts, parallel, checkpoints, log, meta):
+    self.parts, self.parallel, self.checkpoints, self.log, self.meta = parts, parallel, checkpoints, log, dict(meta)
+    self.waiting = None  # (step, metrics) that are still computed
+
+  def run(self, state, start, stop):
+    schedule = self.parts.schedule
+    if start >= schedule.total or self._out_of_patience():
+      print('The run is complete.')
+      return
+    compiled = self.parallel.step(lambda state, batch: train_step(state, batch, self.parts.options))
+    state = self.parallel.replicate(state)
+    self.progress, logged = Progress(start, schedule.total), start
+    with self.parts.stream(start, schedule.total) as batches:
+      for step, batch in enumerate(batches, start + 1):
+        state, metrics = compiled(state, batch)
+        self._settle()
+        self.waiting = (step, metrics, int(batch['weight'].sum()))
+        last = step == schedule.total
+        if step % schedule.log_every == 0 or last:
+          self._settle()
+          values = self.progress.line(step, step - logged)
+          self.log.write('train', step, values | {'learning_rate': float(self.parts.learning_rate(step - 1))})
+          logged = step
+        if step % schedule.eval_every == 0 or last:
+          self._validate(step, state)
+          if self._out_of_patience():
+            print(f'No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
+            return
+        if stop.received is not None:
+          self._interrupt(step, state)
+
+  def _settle(self):
+    """Waits for the metrics of the step before, and checks them."""
+    if self.waiting is None:
+      return
+    (step, metrics, examples), self.waiting = self.waiting, None
+    metrics = jax.device_get(metrics)
+    if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm'])):
+      ids = self.parts.ids(step - 1)
+      raise UserError(
+        f'step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["gradient_norm"]}. '
+        f'The last good checkpoint is kept ({(self.checkpoints.steps() or ["none yet"])[-1]}). Try a lower learning rate '
+        f'or a longer warm-up, or look at the examples of this batch: {", ".join(ids)}.'
+      )
+    self.progress.add(metrics, examples)
+
+  def _validate(self, step, state):
+    self._settle()
+    host = self.parallel.unreplicate(state)
+    values = self.parts.validate(host.ema if host.ema != () else host.params)
+    print(f'step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)
+    self.log.write('valid', step, values)
+    monitor = self.checkpoints.monitor
+    if monitor not in values:
+      raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
+    sign = 1 if higher_is_better(monitor) else -1
+    if self.meta['best'] is None or sign * (values[monitor] - self.meta['best']) > 0:
+      self.meta |= {'best': values[monitor], 'stale': 0}
+    else:
+      self.meta['stale'] += 1
+    self.checkpoints.save(host, self.meta, values)
+
+  def _out_of_patience(self):
+    return 0 < self.parts.schedule.patience <= self.meta['stale']
+
+  def _interrupt(self, step, state):
+    self._settle()
+    if step not in self.checkpoints.steps():
+      # Never the best: it was not validated.
+      worst = -math.inf if higher_is_better(self.checkpoints.monitor) else math.inf
+      self.checkpoints.save(self.parallel.unreplicate(state), self.meta, {self.checkpoints.monitor: worst})
+    raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.')

@@ -1,0 +1,72 @@
+"""Optimizers and schedules by name (optax), with path rules for decay, rates and freezing."""
+
+import jax
+import optax
+
+from mmlm.config import to_steps
+from mmlm.errors import UserError
+from mmlm.trees import by_rules, nearest
+
+
+def _adamw(c):
+  return optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon)
+
+
+def _adafactor(c):
+  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(c.beta1, debias=False))
+
+
+def _lion(c):
+  return optax.scale_by_lion(b1=c.beta1, b2=c.beta2)
+
+
+OPTIMIZERS = {'adamw': _adamw, 'adafactor': _adafactor, 'lion': _lion}
+
+SCHEDULES = {
+  'constant': lambda rate, warmup, total, end: optax.constant_schedule(rate),
+  'cosine': lambda rate, warmup, total, end: optax.cosine_decay_schedule(rate, max(total - warmup, 1), end),
+  'linear': lambda rate, warmup, total, end: optax.linear_schedule(rate, rate * end, max(total - warmup, 1)),
+  # Vaswani et al. 2017, eq. 3: the peak is reached when the warm-up ends.
+  'inverse_sqrt': lambda rate, warmup, total, end: lambda step: rate * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5,
+}
+
+
+def _named(table, name, key):
+  if name not in table:
+    raise UserError(f'{key}: no {name!r}. Nearest: {nearest(name, table)!r} of {sorted(table)}.')
+  return table[name]
+
+
+def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: int):
+  """Learning rate of a step: linear warm-up, then the named schedule."""
+  warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch)
+  after = _named(SCHEDULES, config.schedule, 'optimizer.schedule')(
+    config.learning_rate, warmup, total_steps, config.final_fraction
+  )
+  if not warmup:
+    return after
+  return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+
+
+def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
+  """Clipping, the named optimizer, decoupled weight decay and the schedule; leaves with rate 0 are frozen and keep no state."""
+  rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
+  decays = by_rules(params, config.decay_rules, 'optimizer.decay_rules')
+
+  def add_decay(updates, state, params):
+    decayed = jax.tree.map(lambda u, p, d: u + config.weight_decay * d * p if d else u, updates, params, decays)
+    return decayed, state
+
+  def scale_rates(updates, state, params):
+    return jax.tree.map(lambda u, r: u * r if r != 1 else u, updates, rates), state
+
+  stateless = lambda update: optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  core = _named(OPTIMIZERS, config.name, 'optimizer.name')(config)
+  labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    optax.multi_transform({'train': core, 'freeze': optax.set_to_zero()}, labels),
+    stateless(add_decay),
+    stateless(scale_rates),
+    optax.scale_by_learning_rate(schedule),
+  )

@@ -1,0 +1,31 @@
+"""Shared by every test: eight forced host devices, a compilation cache, and where the real data lie."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'mmlm-tests-jax-cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+  # Grain reads a flag when it starts workers, and refuses before flags are parsed.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """The folder of real data sets: `$MMLM_DATA`, or `../shared/data` beside the project."""
+  folder = pathlib.Path(os.environ.get('MMLM_DATA', ROOT.parent / 'shared' / 'data'))
+  if not folder.is_dir():
+    pytest.skip(f'no real data at {folder}: set MMLM_DATA to test on it')
+  return folder

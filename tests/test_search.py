@@ -1,0 +1,273 @@
+"""Search over toy language models whose cache holds the whole history, so that a row out of order changes the numbers."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmlm.decoding import search as search_lib
+from mmlm.decoding.search import SearchOptions, rows, search
+from mmlm.errors import UserError
+
+PAD, BOS, EOS = 0, 1, 2
+METHODS = ('greedy', 'sample', 'beam')
+
+
+def toy(seed, batch, vocabulary=5, length=8, width=12):
+  """Parameters, one set an example: logits depend on every token so far, its place, and the example."""
+  embed, out = (jax.random.normal(k, s) for k, s in zip(jax.random.split(jax.random.key(seed)),
+                ((batch, length, vocabulary, width), (batch, width, vocabulary))))
+  return {'embed': np.asarray(embed), 'out': np.asarray(out)}
+
+
+def make_step(model):
+  batch = len(model['out'])
+
+  def step(tokens, cache):
+    history = jax.lax.dynamic_update_slice_in_dim(cache['history'], tokens[:, None], cache['count'], 1)
+    folded = history.reshape(batch, -1, history.shape[1])  # [B, K, T]
+    places = jnp.arange(history.shape[1])
+    seen = jnp.where((places <= cache['count'])[:, None],
+                     model['embed'][jnp.arange(batch)[:, None, None], places, folded], 0)
+    logits = jnp.einsum('bkd,bdv->bkv', jnp.tanh(seen.sum(2)), model['out'])
+    return logits.reshape(len(tokens), -1), {'history': history, 'count': cache['count'] + 1}
+
+  return step
+
+
+@functools.partial(jax.jit, static_argnames='options')
+def run(model, options, **kw):
+  batch, length = model['embed'].shape[:2]
+  cache = {'history': jnp.full((batch * rows(options), length), PAD, jnp.int32), 'count': jnp.array(0)}
+  return search(make_step(model), cache, options, **kw)
+
+
+def log_prob(model, b, tokens, prompt=(BOS,)):
+  """Of a sequence given its prompt, in float64 without any cache."""
+  total, history = 0.0, list(prompt)
+  for token in tokens:
+    hidden = np.tanh(sum(model['embed'][b, i, t].astype(np.float64) for i, t in enumerate(history)))
+    logits = hidden @ model['out'][b]
+    total += logits[token] - np.log(np.exp(logits).sum())
+    history.append(token)
+  return total
+
+
+def score(log_prob, length, alpha):
+  return log_prob / ((5 + length) / 6) ** alpha
+
+
+def brute_force(model, b, options):
+  """Every sequence there is, best first: (cut, -score, tokens)."""
+  words = [t for t in range(model['out'].shape[-1]) if t not in (PAD, BOS, EOS)]
+  found = []
+  for n in range(options.max_length + 1):
+    for head in itertools.product(words, repeat=n):
+      cut = n == options.max_length
+      tokens = head if cut else (*head, EOS)
+      if cut or len(tokens) >= options.min_length:
+        found.append((cut, -score(log_prob(model, b, tokens), len(tokens), options.length_penalty), tokens))
+  return sorted(found)
+
+
+def listed(result, b):
+  return [tuple(int(t) for t in row[:n]) for row, n in zip(result.tokens[b], result.lengths[b])]
+
+
+@pytest.mark.parametrize('alpha', [-1.0, 0.0, 0.6, 3.0])
+@pytest.mark.parametrize('n_best', [1, 24])
+def test_wide_beam_is_brute_force(alpha, n_best):
+  options = SearchOptions(max_length=4, beam_size=24, n_best=n_best, length_penalty=alpha)
+  model = toy(0, 12)
+  result = run(model, options)
+  for b in range(12):
+    expected = brute_force(model, b, options)[:n_best]
+    assert listed(result, b) == [tokens for *_, tokens in expected]
+    np.testing.assert_allclose(result.scores[b], [-s for _, s, _ in expected], rtol=1e-5)
+
+
+def test_brute_force_with_min_length_and_too_few_sequences():
+  options = SearchOptions(max_length=3, min_length=3, beam_size=16, n_best=16)
+  model = toy(1, 3)
+  result = run(model, options)
+  for b in range(3):
+    expected = brute_force(model, b, options)
+    assert len(expected) == 12
+    assert listed(result, b) == [tokens for *_, tokens in expected] + [()] * 4
+  assert np.all(np.isneginf(result.scores[:, 12:])) and np.all(result.tokens[:, 12:] == PAD)
+
+
+@pytest.mark.parametrize('options', [
+    SearchOptions('greedy', max_length=7), SearchOptions('sample', max_length=7, n_best=3, temperature=2.0),
+    SearchOptions('sample', max_length=7, n_best=2, top_k=2, min_length=5),
+    SearchOptions('beam', max_length=7, beam_size=3, n_best=3),
+    SearchOptions('beam', max_length=7, beam_size=4, n_best=2, min_length=5, length_penalty=2.0)], ids=str)
+def test_results_are_well_formed_and_scored_by_their_own_tokens(options):
+  """The narrow beam's rows change places often: a cache that did not follow would give other log-probabilities."""
+  model = toy(2, 16, vocabulary=9)
+  result = run(model, options)
+  assert result.tokens.dtype == jnp.int32 and result.tokens.shape == (16, options.n_best, 7)
+  ended = 0
+  for b in range(16):
+    found = listed(result, b)
+    for n, tokens in enumerate(found):
+      assert EOS not in tokens[:-1] and not {PAD, BOS} & set(tokens)
+      assert options.min_length <= len(tokens) and (tokens[-1] == EOS or len(tokens) == 7)
+      assert np.all(result.tokens[b, n, len(tokens):] == PAD)
+      np.testing.assert_allclose(result.log_probs[b, n], log_prob(model, b, tokens), rtol=1e-4)
+      np.testing.assert_allclose(
+          result.scores[b, n], score(result.log_probs[b, n], len(tokens), options.length_penalty), rtol=1e-5)
+    order = [(tokens[-1] != EOS, -float(s)) for tokens, s in zip(found, result.scores[b])]
+    assert order == sorted(order)
+    ended += sum(not cut for cut, _ in order)
+  assert 0 < ended
+
+
+@pytest.mark.parametrize('alpha', [-1.0, 0.0, 3.0])
+def test_beam_of_one_is_greedy_and_greedy_takes_the_likeliest(alpha):
+  model = toy(3, 8)
+  beam = run(model, SearchOptions('beam', max_length=7, beam_size=1, length_penalty=alpha))
+  greedy = run(model, SearchOptions('greedy', max_length=7, length_penalty=alpha))
+  jax.tree.map(np.testing.assert_array_equal, beam, greedy)
+  for b in range(8):
+    tokens = listed(greedy, b)[0]
+    for n, token in enumerate(tokens):
+      assert token == max((EOS, 3, 4), key=lambda t: log_prob(model, b, (*tokens[:n], t)))
+
+
+def test_ties_go_to_the_lower_token():
+  model = jax.tree.map(np.zeros_like, toy(0, 3))
+  options = SearchOptions(max_length=2, min_length=2, beam_size=4, n_best=4)
+  assert listed(run(model, options), 1) == [(3, EOS), (4, EOS), (3, 3), (3, 4)]
+  assert listed(run(model, SearchOptions('greedy')), 2) == [(EOS,)]
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_an_example_does_not_depend_on_the_batch_around_it(method):
+  options = SearchOptions(method, max_length=7, beam_size=3)
+  model, keys = toy(4, 6), jax.random.split(jax.random.key(0), 6)
+  whole = run(model, options, rng=keys)
+  order = np.array([4, 2, 5])
+  part = run(jax.tree.map(lambda x: x[order], model), options, rng=keys[order])
+  active = np.isin(np.arange(6), order)
+  masked = run(model, options, rng=keys, active=active)
+  assert len(set(np.asarray(whole.lengths)[:, 0].tolist())) > 1  # they stop at different steps
+  for other in (part.tokens, masked.tokens[order]):
+    np.testing.assert_array_equal(other, whole.tokens[order])
+  np.testing.assert_allclose(part.scores, whole.scores[order], rtol=1e-5)
+  assert np.all(masked.lengths[~active] == 0) and np.all(masked.tokens[~active] == PAD)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_prompts_of_any_length_without_another_trace(method):
+  options = SearchOptions(method, max_length=4, beam_size=3)
+  model, traces = toy(5, 3), []
+
+  @jax.jit
+  def prompted(prompt, prompt_length, rng):
+    traces.append(1)
+    return run.__wrapped__(model, options, rng=rng, prompt=prompt, prompt_length=prompt_length)
+
+  keys = jax.random.split(jax.random.key(1), 3)
+  prompt = np.array([[BOS, 3, 4, 3], [BOS, 4, 4, 4], [BOS, 3, 3, 3]])
+  for lengths in ([1, 3, 2], [4, 1, 3]):
+    result = prompted(prompt, np.array(lengths), keys)
+    for b, n in enumerate(lengths):
+      alone = run(jax.tree.map(lambda x, b=b: x[b:b + 1], model), options, rng=keys[b:b + 1],
+                  prompt=prompt[b:b + 1, :n])
+      assert listed(alone, 0) == listed(result, b)
+      np.testing.assert_allclose(result.log_probs[b, 0], log_prob(model, b, listed(result, b)[0], prompt[b, :n]),
+                                 rtol=1e-4)
+  assert len(traces) == 1
+
+
+def fixed_step(logits, calls=None):
+  """The same logits after every history; `calls` collects one entry a step that is really run."""
+  def step(tokens, cache):
+    if calls is not None:
+      jax.debug.callback(lambda: calls.append(1))
+    return jnp.broadcast_to(logits, (len(tokens), len(logits))), cache
+  return step
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_stops_when_nothing_can_change(method):
+  """The end is so likely that no other hypothesis can win: one step, not fifty; none without an active example."""
+  calls = []
+  step = fixed_step(jnp.array([0.0, 0, 50, 0, 0]), calls)
+  options = SearchOptions(method, max_length=50, length_penalty=1.0)
+  search(step, {}, options, prompt=np.full((2, 1), BOS))
+  jax.effects_barrier()
+  assert len(calls) == 1
+  search(step, {}, options, prompt=np.full((2, 1), BOS), active=np.zeros(2, bool))
+  jax.effects_barrier()
+  assert len(calls) == 1
+
+
+def draws(logits, n=4000, **kw):
+  options = SearchOptions('sample', max_length=1, **kw)
+  return np.asarray(search(fixed_step(jnp.array(logits)), {}, options, prompt=np.full((n, 1), BOS)).tokens).ravel()
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 3.0])
+def test_frequencies_are_the_probabilities(temperature):
+  logits = np.array([9.0, 9.0, 0.3, 1.2, -0.7, 0.8])
+  expected = np.where(np.arange(6) < 2, 0, np.exp(logits / temperature))  # padding and start are never drawn
+  expected /= expected.sum()
+  got = np.bincount(draws(logits, temperature=temperature), minlength=6) / 4000
+  assert np.all(np.abs(got - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / 4000))
+
+
+@pytest.mark.parametrize('kw,allowed', [
+    ({'top_k': 1}, {7}), ({'top_k': 3}, {7, 5, 2}), ({'top_p': 0.4}, {7}), ({'top_p': 0.6}, {7, 5}),
+    ({'top_p': 0.95}, {7, 5, 2, 3}), ({'top_k': 3, 'top_p': 0.6}, {7, 5}), ({'top_k': 3, 'top_p': 0.85}, {7, 5, 2}),
+    ({'top_k': 3, 'min_length': 1}, {7, 5, 2})], ids=str)
+def test_draws_stay_in_the_allowed_set_and_fill_it(kw, allowed):
+  with np.errstate(divide='ignore'):
+    logits = np.log([0.0, 0, 0.15, 0.07, 0.02, 0.25, 0.01, 0.5])
+  logits[:2] = 20  # padding and start, which must take no place among the best either
+  assert set(draws(logits, **kw).tolist()) == allowed
+
+
+def test_nucleus_is_the_smallest_set_of_its_mass():
+  logits = np.asarray(jax.random.normal(jax.random.key(0), (20, 1000))) * 3
+  for top_p in (0.1, 0.9, 0.999):
+    kept = np.isfinite(search_lib.nucleus(jnp.array(logits), top_p))
+    p = np.asarray(jax.nn.softmax(logits.astype(np.float64), -1))
+    ranked = np.sort(p, -1)[:, ::-1]
+    np.testing.assert_array_equal(kept.sum(-1), (ranked.cumsum(-1) < top_p).sum(-1) + 1)
+    assert np.all(np.where(kept, p, 1).min(-1) > np.where(kept, 0, p).max(-1))
+
+
+def test_draws_repeat_with_the_key_and_differ_without_it():
+  model = toy(6, 8, vocabulary=30)
+  options = SearchOptions('sample', max_length=7, n_best=3)
+  key = jax.random.key(3)
+  first, again, other = (run(model, options, rng=k).tokens for k in (key, key, jax.random.key(4)))
+  np.testing.assert_array_equal(first, again)
+  assert np.any(first != other)
+  assert np.any(first[:, 0] != first[:, 1])
+  same = jax.tree.map(lambda x: np.repeat(x[:1], 8, 0), model)
+  assert len({tuple(t) for t in np.asarray(run(same, options, rng=key).tokens[:, 0]).tolist()}) > 1
+
+
+@pytest.mark.parametrize('vocabulary', [7, 640, 1003])
+@pytest.mark.parametrize('ties', [False, True])
+def test_top_k_is_exact(vocabulary, ties):
+  x = jax.random.normal(jax.random.key(vocabulary), (50, vocabulary))
+  x = jnp.round(x * 2) if ties else x
+  jax.tree.map(np.testing.assert_array_equal, search_lib.top_k(x, 6), tuple(jax.lax.top_k(x, 6)))
+
+
+@pytest.mark.parametrize('kw,word', [
+    ({'method': 'beem'}, "'beam'"), ({'max_length': 0}, 'max_length'), ({'min_length': 30}, 'min_length'),
+    ({'beam_size': 0}, 'beam_size'), ({'n_best': 0}, 'n_best'), ({'n_best': 5}, 'beam_size'),
+    ({'method': 'greedy', 'n_best': 2}, 'n_best'), ({'method': 'sample', 'temperature': 0.0}, 'temperature'),
+    ({'method': 'sample', 'top_p': 0.0}, 'top_p'), ({'method': 'sample', 'top_k': -1}, 'top_k'),
+    ({'top_p': 0.9}, 'sample'), ({'pad_id': 2}, 'pad_id'), ({'eos_id': -1}, 'eos_id')], ids=str)
+def test_options_that_make_no_sense_are_refused(kw, word):
+  with pytest.raises(UserError, match=word):
+    SearchOptions(**kw)
