@@ -14,10 +14,12 @@ import numpy as np
 
 from mmlm import config as configs
 from mmlm import runs
-from mmlm.data import batching, prepare
-from mmlm.data.manifest import ManifestSource
+from mmlm.data import batching
+from mmlm.data import prepare as data
+from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.pipeline import Table, stream
 from mmlm.errors import UserError
+from mmlm.evaluation.caption_metrics import METRICS
 from mmlm.evaluation.evaluator import score, shuffle_inputs
 from mmlm.experiment import Experiment
 from mmlm.parallel import describe_devices
@@ -143,8 +145,9 @@ def _validation(experiment: Experiment):
     for split, loader in loaders:
       prefix = f'{split}/' if len(loaders) > 1 else ''
       found = evaluator.loss(params, loader, experiment.buckets, config.data.workers)
-      if config.train.monitor_generate:
-        found |= {name: s['value'] for name, s in _decode(experiment, evaluator, params, split, limit)[1].items()}
+      if config.train.monitor in METRICS:
+        rows = _decode(experiment, evaluator, params, split, limit)
+        found |= {name: s['value'] for name, s in score(rows, (config.train.monitor,), 1).items()}
       values |= {f'{prefix}{name}': value for name, value in found.items()}
     return values
 
@@ -152,7 +155,7 @@ def _validation(experiment: Experiment):
 
 
 def _decode(experiment, evaluator, params, split, limit=0, shuffled=False, progress=''):
-  """Predictions of a split with their references, and their scores."""
+  """Predictions of a split with their references."""
   config, source = experiment.config, experiment.source(split)
   table = experiment.table(split, False, limit)
   given = shuffle_inputs(table, config.seed) if shuffled else table
@@ -162,8 +165,7 @@ def _decode(experiment, evaluator, params, split, limit=0, shuffled=False, progr
     example = source[int(record)]
     row['references'] = list(example['targets'])
     row['input'] = {m: example['text'] if m == 'text' else example['id'] for m in experiment.modalities}
-  metrics = tuple(config.evaluate.metrics) or experiment.task.metrics
-  return rows, score(rows, metrics, config.evaluate.bootstrap_samples if progress else 1)
+  return rows
 
 
 def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) -> list[dict]:
@@ -181,7 +183,8 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
     for shuffled in (False, True) if config.evaluate.shuffled else (False,):
       began = time.monotonic()
       tag = f'{_file_name(split)}-{step}' + _decoding_tag(decoding, config) + ('-shuffled' if shuffled else '')
-      rows, scores = _decode(experiment, evaluator, params, split, shuffled=shuffled, progress=tag)
+      rows = _decode(experiment, evaluator, params, split, shuffled=shuffled, progress=tag)
+      scores = score(rows, config.evaluate.metrics or experiment.task.metrics, config.evaluate.bootstrap_samples)
       result = {
         'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
         'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
@@ -258,6 +261,17 @@ def inputs_of(path: str, modalities: tuple) -> list[dict]:
   if modalities != ('image',):
     raise UserError(f'--input {path}: this model reads {", ".join(modalities)}: give a manifest (JSON lines) with these fields.')
   return [{'id': str(file.relative_to(path) if path.is_dir() else file.name), 'image': file.read_bytes()} for file in files]
+
+
+def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: dict) -> None:
+  """Builds the data set NAME from its original files, or checks every line and picture of the manifest NAME."""
+  if settings:
+    raise UserError('prepare reads no config: it has --source, --data_dir and --skip_broken.')
+  if name.endswith('.jsonl'):
+    examples = ManifestSource(name, require=())
+    print(f'{name}: {len(check_pictures(examples, data_dir, skip_broken))} of {len(examples)} examples are good.')
+  else:
+    print(f'Prepared: {data.prepare(name, source or None, data_dir, skip_broken)}')
 
 
 def report(workdir: str, settings: dict) -> None:

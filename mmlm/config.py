@@ -71,8 +71,7 @@ def default_config() -> ConfigDict:
       'patience': 0,              # stop after so many validations without a better score; 0 = never
       'keep_latest': 2,           # checkpoints
       'keep_best': 1,
-      'monitor': 'loss',          # the validation score that names the best checkpoint
-      'monitor_generate': False,  # decode (greedily) at each validation, so that 'monitor' may be a text metric
+      'monitor': 'loss',          # the validation score that names the best checkpoint; for a text metric the split is decoded greedily
       'init_from': '',            # a run folder whose parameters start this one
     },
     'evaluate': {

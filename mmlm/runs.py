@@ -13,6 +13,7 @@
 Every file is written whole or not at all; metrics.jsonl grows by whole lines.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -21,15 +22,15 @@ import tempfile
 from mmlm.errors import UserError
 
 
-def write_atomic(path, content: str | bytes):
-  """Writes `content` to `path` whole or not at all (a temporary file in the same folder, then a rename)."""
+@contextlib.contextmanager
+def atomic_file(path):
+  """A binary file that becomes `path` when the block ends well, and nothing otherwise (renamed in its own folder)."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  data = content.encode() if isinstance(content, str) else content
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
     with os.fdopen(handle, 'wb') as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(temporary, 0o644)
@@ -37,6 +38,12 @@ def write_atomic(path, content: str | bytes):
   except BaseException:
     os.unlink(temporary)
     raise
+
+
+def write_atomic(path, content: str | bytes):
+  """Writes `content` to `path` whole or not at all."""
+  with atomic_file(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path, value):

@@ -14,7 +14,8 @@ PNG = b'\x89PNG\r\n\x1a\n...'
 EVIL = '<script>alert("x")</script>'
 ROW = {'row': 'frozen grid, beam 4', 'dataset': 'Flickr8k', 'split': 'test', 'metric': 'BLEU-4 (%)',
        'definition': 'corpus BLEU', 'published': 19.5, 'source': 'Xu et al.', 'ours': 22.126,
-       'spread': None, 'n': 1, 'interval': [21.0, 23.26], 'config': 'flickr8k.py', 'command': './launch.sh train flickr8k.py',
+       'spread': None, 'n': 1, 'interval': [21.0, 23.26], 'config': 'flickr8k.py',
+       'command': './launch.sh train flickr8k.py',
        'commit': '0123456789abcdef', 'hardware': '2 cores', 'seconds': 5400}
 
 
@@ -132,7 +133,7 @@ def test_added_rows_replace_their_own_and_keep_the_others(project):
 
 @pytest.mark.parametrize('change, message', [
   ({'ours': '22'}, r"\(frozen grid, beam 4\): 'ours' must be a number"),
-  ({'ours': float('nan')}, "'ours'"), ({'n': True}, "'n'"),
+  ({'ours': float('nan')}, "'ours'"), ({'n': True}, "'n'"), ({'ours': True}, "'ours'"),
   ({'interval': [1]}, "'interval' must be .low, high. or null"),
   ({'seconds': None}, "'seconds'"), ({'commit': ''}, "'commit'"), ({'extra': 1}, "unknown key 'extra'"),
 ])

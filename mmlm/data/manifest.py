@@ -69,18 +69,21 @@ def _example(line, folder, require) -> dict:
     raise ValueError('not a JSON object')
   if not isinstance(row.get('id'), (str, int)) or row['id'] == '':
     raise ValueError("no 'id'")
+  for key, kind in (('image', str), ('text', str), ('label', (int, float))):
+    if not isinstance(row.get(key), kind) and row.get(key) is not None:
+      raise ValueError(f'{key!r} must be {"a number" if key == "label" else "a text"}, not {row[key]!r}')
   example = {'id': str(row['id'])} | {key: row[key] for key in ('text', 'label') if row.get(key) is not None}
   if row.get('image'):
     example['image'] = str(folder / row['image'])
     if not (folder / row['image']).is_file():
       raise ValueError(f'there is no file {row["image"]} (looked in {folder})')
   if (target := row.get('target', row.get('targets'))) is not None:
-    example['targets'] = tuple([target] if isinstance(target, str) else target)
+    example['targets'] = tuple(target if isinstance(target, list) else [target])
     if not all(isinstance(text, str) and text.strip() for text in example['targets'] or ['']):
       raise ValueError("'target' must be a text, or a list of texts, none of them empty")
   for field in require:
     if field not in example:
-      raise ValueError(f'no {"target" if field == "targets" else field!r}')
+      raise ValueError(f"no {'target' if field == 'targets' else field!r}")
   return example
 
 

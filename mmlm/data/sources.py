@@ -6,6 +6,7 @@
 
 import bisect
 import itertools
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -60,10 +61,10 @@ class TfdsSource:
 
 
 def _builder(folder):
+  if not pathlib.Path(folder, 'dataset_info.json').is_file():
+    raise UserError(f'{folder}: not a prepared data set (there is no dataset_info.json).')
   try:
     return tfds.builder_from_directory(str(folder))
-  except FileNotFoundError:
-    raise UserError(f'{folder}: not a prepared data set (there is no dataset_info.json).') from None
   except ModuleNotFoundError as error:
     raise UserError(f"{folder}: a feature of it can't be read without {error.name} (Audio, Video).") from None
 

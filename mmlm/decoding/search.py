@@ -162,9 +162,9 @@ def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-  """[R, C] with -inf outside the smallest set of likeliest entries whose mass reaches top_p; equals go together.
+  """[R, C] with -inf outside the smallest set of likeliest entries that holds the mass top_p.
 
-  The border is found by bisection: a sort of the vocabulary takes 20 times as long on the CPU.
+  Equals go together. The border is found by bisection: a sort takes 20 times as long on the CPU.
   """
   top = logits.max(-1, keepdims=True)
   mass = jax.nn.softmax(logits, -1)
@@ -235,8 +235,8 @@ def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
   log_probs, kept = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), width)
   live = _pick(grown, kept)._replace(log_probs=log_probs)
 
-  # A log-probability only falls, so the most it can score is with the largest penalty still ahead, which stands at
-  # one end because the penalty is monotone in the length.
+  # A log-probability only falls: the most it can score is with the largest penalty still ahead, which is at one
+  # of the two ends because the penalty is monotone in the length.
   length = live.lengths[:, 0]
   ahead = jnp.maximum(*(penalty(n, options.length_penalty) for n in (length + 1, options.max_length)))
   open_ = (length < options.max_length) & (log_probs[:, 0] / ahead > _scores(pool, options)[:, -1])
@@ -245,7 +245,7 @@ def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
 
 
 def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
-  """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, when k is 0."""
+  """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, if k is 0."""
   spare = len(options.forbidden) + 1  # to fetch what may be forbidden is cheaper than to mask the vocabulary
   vocabulary = logits.shape[1]
   if k == 0 or k >= vocabulary:

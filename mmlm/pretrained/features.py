@@ -4,14 +4,13 @@ Axes: N examples, V variants (as it is; mirrored), B batch, S places of the grid
 """
 
 import hashlib
-import os
 import pathlib
-import tempfile
 import time
 
 import jax
 import numpy as np
 
+from mmlm import runs
 from mmlm.data.batching import stack
 from mmlm.data.ops import apply_ops, parse_ops
 from mmlm.errors import UserError
@@ -59,30 +58,27 @@ class FrozenBackbone:
 
   def _compute(self, source, fingerprint, ops, variants, path, batch_size=64):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix='.grids-')
-    os.close(handle)
-    out, began, said = None, time.monotonic(), 0.0
-    rng = np.random.default_rng(0)
+    began, said, rng = time.monotonic(), time.monotonic(), np.random.default_rng(0)
     try:
-      for start in range(0, len(source), batch_size):
-        rows = range(start, min(start + batch_size, len(source)))
-        images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
-        grids = [self.grid(images[:, :, ::-1] if variant else images) for variant in range(variants)]
-        grids = np.stack([np.asarray(g) for g in grids], 1)  # [B, V, S, C]
-        grids[~present] = 0
-        if out is None:
-          out = np.lib.format.open_memmap(temporary, 'w+', np.float16, (len(source), *grids.shape[1:]))
-        out[rows.start : rows.stop] = grids[: len(rows)]
-        if time.monotonic() - said > 5 or rows.stop == len(source):
-          said = time.monotonic()
-          print(f'{self.name} grids of {fingerprint}: {rows.stop}/{len(source)}, {rows.stop / (said - began):.0f} pictures/s', flush=True)
-      out.flush()
-      os.replace(temporary, path)
+      with runs.atomic_file(path) as file:
+        for start in range(0, len(source), batch_size):
+          rows = range(start, min(start + batch_size, len(source)))
+          images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
+          grids = [np.asarray(self.grid(images[:, :, ::-1] if variant else images)) for variant in range(variants)]
+          grids = np.stack(grids, 1)  # [B, V, S, C]
+          grids[~present] = 0
+          if not start:
+            header = {'descr': '<f2', 'fortran_order': False, 'shape': (len(source), *grids.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+          file.write(grids[: len(rows)].tobytes())
+          if time.monotonic() - said > 10 or rows.stop == len(source):
+            said = time.monotonic()
+            speed = rows.stop / (said - began)
+            print(f'{self.name} grids of {fingerprint}: {rows.stop}/{len(source)}, {speed:.0f} pictures/s', flush=True)
     except OSError as error:
-      raise UserError(f'{path}: the grids could not be written ({error.strerror}). They need about 0.25 MB a picture.') from None
-    finally:
-      if os.path.exists(temporary):
-        os.unlink(temporary)
+      raise UserError(
+        f'{path}: the grids could not be written ({error.strerror}). They take {0.125 * variants:.2f} MB a picture.'
+      ) from None
 
 
 class CachedGrids:

@@ -30,7 +30,7 @@ KEYS = {
   'config': _TEXT, 'command': _TEXT, 'commit': _TEXT, 'hardware': _TEXT, 'seconds': _NUMBER,
 }
 _IDENTITY = ('row', 'dataset', 'split', 'metric')
-_BLOCK = re.compile(r'(<!-- results:([\w.-]+) -->\n)(?:(?!<!-- results:).)*?(<!-- /results -->)', re.DOTALL)
+_BLOCK = re.compile(r'(<!-- results:([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
 
 
 def check_rows(path, rows) -> list:

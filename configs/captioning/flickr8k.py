@@ -1,0 +1,37 @@
+"""Flickr8k captioning: frozen EfficientNet-Lite0 grid, Transformer decoder (official split, 5 captions a photo).
+
+  ./launch.sh prepare flickr8k --source FOLDER
+  ./launch.sh train configs/captioning/flickr8k.py --workdir runs/flickr8k
+  ./launch.sh evaluate runs/flickr8k
+"""
+
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def recipe(config):
+  """Photos in, sentences out: what every set of photos with captions shares."""
+  config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
+  config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
+  config.data.max_length = 40
+  config.data.buckets = (12, 16, 24, 40)
+  config.tokenizer = {'kind': 'word', 'vocab_size': 5000, 'lowercase': True, 'min_frequency': 5}
+  config.model.dim = 256
+  config.model.dropout = 0.3
+  config.model.encoders = {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2, 'layers': 1, 'heads': 8}}
+  config.model.head = {'name': 'transformer_decoder', 'layers': 3, 'heads': 8}
+  config.optimizer.learning_rate = 5e-4
+  config.optimizer.warmup = '1000 steps'
+  config.train.duration = '12 epochs'
+  config.train.batch_size = 64
+  config.train.ema_decay = 0.999
+  config.train.monitor = 'cider_d'
+  return config
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, language='en')
+  config = recipe(default_config())
+  config.data.name = 'flickr8k'
+  config.data.fields = {'id': 'id', 'image': 'image', 'targets': f'captions_{args.language}'}
+  config.data.splits = {'train': 'train', 'valid': 'dev', 'test': ('test',)}
+  return smoke(config) if args.smoke else config

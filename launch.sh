@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
+# ./launch.sh COMMAND     train, evaluate, predict, prepare, report (each with --help), or test
+# The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+find_python() {
+  for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo 'launch.sh: needs Python 3.11 or 3.12 (none found; PYTHON=/path/to/python names one).' >&2
+  exit 2
+}
+
+# install REQUIREMENTS: only when the file has changed since it was last installed.
+install() {
+  local stamp="$here/.venv/$(basename "$1").installed"
+  cat "$here/requirements.txt" "$1" | cmp -s - "$stamp" && return
+  [ -x "$here/.venv/bin/python" ] || "$(find_python)" -m venv "$here/.venv"
+  echo "Installing $(basename "$1") into .venv" >&2
+  "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1"
+  cat "$here/requirements.txt" "$1" > "$stamp"
+}
+
+install "$here/requirements.txt"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+if [ "${1:-}" = test ]; then
+  install "$here/requirements-dev.txt"
+  shift
+  cd "$here"
+  exec .venv/bin/python -m pytest "$@"
+fi
+exec "$here/.venv/bin/python" -m mmlm.main "$@"

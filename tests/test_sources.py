@@ -1,0 +1,148 @@
+import io
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mmlm.data import prepare
+from mmlm.data.sources import ConcatSource, Subset, TfdsSource
+from mmlm.errors import UserError
+
+
+def png(value):
+  file = io.BytesIO()
+  Image.new('RGB', (4, 4), (value, 0, 0)).save(file, 'PNG')
+  return file.getvalue()
+
+
+class Catalogue(tfds.core.GeneratorBasedBuilder):
+  """As sets of the catalogue look: captions in a Sequence of dicts, a class label, a nested picture."""
+
+  VERSION = tfds.core.Version('1.2.0')
+
+  def _info(self):
+    F = tfds.features
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict({
+        'image': F.Image(shape=(4, 4, 3)), 'captions': F.Sequence({'text': F.Text(), 'id': np.int64}),
+        'label': F.ClassLabel(names=['cat', 'dog']), 'score': np.float32, 'title': F.Text(),
+        'deep': {'thumb': F.Image(shape=(4, 4, 3))}, 'tags': F.Sequence(F.Text())}), disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(6), 'test': self._generate_examples(2)}
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      captions = [{'text': f'dög {i}', 'id': 1}, {'text': 'b', 'id': 2}]
+      yield i, {'image': png(i), 'captions': captions, 'label': i % 2, 'score': i / 2, 'title': f'title {i}',
+                'deep': {'thumb': png(9)}, 'tags': ['t'] * (i % 2)}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  builder = Catalogue(data_dir=str(tmp_path_factory.mktemp('data')), file_format='array_record')
+  builder.download_and_prepare()
+  return builder.data_path
+
+
+def test_fields_of_every_kind(folder):
+  fields = {'image': 'image', 'targets': 'captions/text', 'label': 'label', 'text': 'title'}
+  source = TfdsSource(folder, 'train', fields)
+  assert len(source) == 6
+  assert source[1] == {'id': 'train/1', 'image': png(1), 'targets': ('dög 1', 'b'), 'label': 1,
+                       'text': 'title 1'}
+  assert type(source[1]['label']) is int
+  assert TfdsSource(folder, 'train', {'label': 'score'})[3]['label'] == 1.5
+  assert TfdsSource(folder, 'train', {'targets': 'label'})[1]['targets'] == ('dog',)
+  assert TfdsSource(folder, 'test', {'id': 'title', 'targets': 'title'})[1] == {
+      'id': 'title 1', 'targets': ('title 1',)}
+  assert TfdsSource(folder, 'test', {'image': 'deep/thumb'})[0]['image'] == png(9)
+
+
+def test_slices_pickles_and_the_ends(folder):
+  source = TfdsSource(folder, 'train[:50%]', {'targets': 'title'})
+  assert len(source) == 3 and source[0]['id'] == 'train[:50%]/0'
+  copy = pickle.loads(pickle.dumps(source))
+  assert [copy[i] for i in range(3)] == [source[i] for i in range(3)]
+
+
+@pytest.mark.parametrize('split, fields, says', [
+    ('trian', {'targets': 'title'}, r'train \(6\), test \(2\)'), ('train[', {'targets': 'title'}, 'train'),
+    ('train[:0]', {'targets': 'title'}, r'train\[:0\]'), ('train', {'targets': 'captions'}, 'captions/text'),
+    ('train', {'targets': 'image'}, 'is no text'), ('train', {'targets': 'tags'}, 'empty')])
+def test_bad_split_or_field_lists_what_there_is(folder, split, fields, says):
+  with pytest.raises(UserError, match=says):
+    TfdsSource(folder, split, fields)
+
+
+def test_a_folder_that_is_no_array_record_data_set(folder, tmp_path):
+  with pytest.raises(UserError, match='not a prepared data set'):
+    TfdsSource(tmp_path, 'train', {})
+  info = tmp_path / 'dataset_info.json'
+  for name in ('dataset_info.json', 'features.json'):
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+  (tmp_path / 'label.labels.txt').write_bytes((folder / 'label.labels.txt').read_bytes())
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  with pytest.raises(UserError, match='prepared as tfrecord'):
+    TfdsSource(tmp_path, 'train', {'targets': 'title'})
+
+
+def test_subset_and_concat():
+  rows = [{'id': str(i)} for i in range(10)]
+  both = ConcatSource(rows[:4], rows[4:5], rows[5:])
+  assert [both[i] for i in range(len(both))] == rows
+  with pytest.raises(IndexError):
+    both[10]
+  assert [Subset(rows, [7, 0])[i] for i in range(2)] == [rows[7], rows[0]]
+
+
+def test_a_catalogue_set_is_found_by_name(folder):
+  data_dir = folder.parent.parent
+  assert len(prepare.open_source('catalogue', data_dir, 'test', {'targets': 'title'})) == 2
+  with pytest.raises(UserError, match='which fields'):
+    prepare.open_source('catalogue', data_dir, 'test')
+  with pytest.raises(UserError, match="'catalogue'"):
+    prepare.open_source('catalog', data_dir, 'test', {'targets': 'title'})
+
+
+def test_a_killed_build_leaves_nothing_that_counts(tmp_path, monkeypatch):
+  left = tmp_path / '.building-unicode_pictures' / 'unicode_pictures' / 'tiny' / '1.0.0'
+  left.mkdir(parents=True)
+  (left / 'dataset_info.json').write_text('{}')
+  source = prepare.open_source('unicode_pictures/tiny', tmp_path, 'train')
+  assert len(source) > 100 and not (tmp_path / '.building-unicode_pictures').exists()
+  monkeypatch.setattr(prepare, '_build', None)  # there already: nothing is built
+  assert prepare.prepare('unicode_pictures/tiny', None, tmp_path).is_dir()
+
+
+def test_a_full_disk_is_an_answer_and_leaves_nothing(tmp_path, monkeypatch):
+  def full(self, *args, **kwargs):
+    (tmp_path / '.building-unicode_pictures').mkdir()
+    raise RuntimeError('write() failed: No space left on device; writing x')
+  monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, 'download_and_prepare', full)
+  with pytest.raises(UserError, match='disk is full'):
+    prepare.prepare('unicode_pictures/tiny', None, tmp_path)
+  assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_two_processes_build_once(tmp_path):
+  code = ('import sys; from mmlm.data.prepare import prepare\n'
+          'prepare("unicode_pictures/tiny", None, sys.argv[1])')
+  command = [sys.executable, '-c', code, str(tmp_path)]
+  both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+  said = ''.join(process.communicate(timeout=60)[1] for process in both)
+  assert [process.returncode for process in both] == [0, 0]
+  assert said.count('prepared in') == 1
+
+
+def test_missing_source_says_how_to_get_it(tmp_path, monkeypatch):
+  monkeypatch.delenv('MMLM_DATA', raising=False)
+  with pytest.raises(UserError, match='./launch.sh prepare flickr8k --source'):
+    prepare.open_source('flickr8k', tmp_path, 'train')
+  with pytest.raises(UserError, match='no such folder'):
+    prepare.prepare('flickr8k', tmp_path / 'nowhere', tmp_path)
+  with pytest.raises(UserError, match='full, tiny'):
+    prepare.prepare('unicode_pictures/huge', None, tmp_path)
