@@ -228,10 +228,10 @@ def _params_for(experiment, loader):
   return experiment.parallel.replicate(params), step
 
 
-def predict(workdir: str, inputs: str, output: str, settings: dict) -> list[dict]:
+def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]:
   """Captions for a picture, a folder of pictures, or a manifest; prints them, and writes JSON lines to --output."""
   experiment = Experiment.of_run(workdir, settings)
-  source = inputs_of(inputs, experiment.modalities)
+  source = inputs_of(input, experiment.modalities)
   texts = [example.get('text', '') for example in source]
   table = Table([example['id'] for example in source], np.arange(len(source)), [[]] * len(source),
                 experiment.tokenizer.encode_batch(texts))  # fmt: skip

@@ -7,6 +7,7 @@ may be set is what stands here, and for the parts chosen by name (encoders, fusi
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import pathlib
 import re
 import traceback
@@ -17,12 +18,14 @@ from mmlm.errors import UserError
 from mmlm.trees import nearest
 
 # The keys that may change when a run goes on: they decide how it is run, never what it computes.
-NOT_PART_OF_THE_RUN = ('data.dir', 'data.source', 'data.workers', 'data.skip_broken', 'train.log_every', 'parallel', 'evaluate')
+NOT_PART_OF_THE_RUN = ('name', 'card', 'data.dir', 'data.source', 'data.workers', 'data.skip_broken', 'train.log_every', 'parallel', 'evaluate')
 
 
 def default_config() -> ConfigDict:
   """Every key with its default. Durations are texts such as '500 steps', '10 epochs' or '90000 examples'."""
   return ConfigDict({
+    'name': '',                   # the file the config was read from, and its argument
+    'card': '',                   # that file's docstring
     'task': 'captioning',         # a name in mmlm.tasks.TASKS
     'seed': 0,                    # initial parameters, order of the data, dropout
     'data': {
@@ -144,6 +147,7 @@ def load_config(spec: str) -> ConfigDict:
   try:
     module_spec.loader.exec_module(module)
     config = module.get_config(arg)
+    config.name, config.card = spec, inspect.cleandoc(module.__doc__ or '')
   except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, UserError) as error:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = getattr(error, 'lineno', None) or (lines[-1] if lines else '?')

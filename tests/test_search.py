@@ -212,6 +212,27 @@ def test_stops_when_nothing_can_change(method):
     assert len(calls) == steps
 
 
+@pytest.mark.parametrize('alpha,n_best,table,expected', [
+    # The end comes first, but a long sequence outdoes it, or the very next one where length is punished.
+    (3.0, 1, {BOS: {EOS: .6, 3: .3, 4: .1}, 3: {5: 1}, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {EOS: 1}},
+     [(3, 5, 6, 7, EOS)]),
+    (-1.0, 1, {BOS: {EOS: .3, 3: .6, 4: .1}, 3: {EOS: 1}, 4: {EOS: 1}}, [(3, EOS)]),
+    # Two words must go on beside the end, although the beam is two and only one row is there to grow.
+    (0.0, 2, {BOS: {EOS: .4, 3: .35, 4: .25}, 3: {5: .4, 6: .3, 7: .3}, 4: {EOS: 1}, 5: {EOS: 1}},
+     [(EOS,), (4, EOS)]),
+    # An end that ranks third of a beam of two does not count, or short sequences would always be found first.
+    (0.0, 1, {BOS: {3: .4, 4: .35, EOS: .25}, 3: {5: .5, 6: .5}, 4: {5: .5, 6: .5}, 5: {EOS: 1}}, [(3, 5, EOS)])])
+def test_narrow_beam_keeps_what_can_still_win(alpha, n_best, table, expected):
+  logits = np.full((8, 8), -30.0)
+  for last, row in table.items():
+    for token, p in row.items():
+      logits[last, token] = np.log(p)
+  options = SearchOptions(max_length=9, beam_size=2, n_best=n_best, length_penalty=alpha)
+  step = lambda tokens, cache: (jnp.array(logits)[tokens], cache)
+  result = search(step, {}, options, prompt=np.array([[BOS]]))
+  assert listed(result, 0) == expected
+
+
 def draws(logits, n=4000, **kw):
   options, prompt = SearchOptions('sample', max_length=1, **kw), np.full((n, 1), BOS)
   return np.asarray(search(fixed_step(jnp.array(logits)), {}, options, prompt=prompt).tokens).ravel()
@@ -255,6 +276,10 @@ def test_draws_repeat_with_the_key_and_differ_without_it():
   np.testing.assert_array_equal(first, again)
   assert np.any(first != other)
   assert np.any(first[:, 0] != first[:, 1])
+  options = SearchOptions('sample', max_length=20, min_length=20)
+  steps = search(fixed_step(jnp.zeros(5)), {}, options, prompt=np.full((4, 1), BOS)).tokens[:, 0]
+  assert all(len(set(row.tolist())) > 1 for row in np.asarray(steps[:, :19]))  # each step draws anew
+  options = SearchOptions('sample', max_length=7)
   same = jax.tree.map(lambda x: np.repeat(x[:1], 8, 0), model)
   assert len({tuple(t) for t in np.asarray(run(same, options, rng=key).tokens[:, 0]).tolist()}) > 1
 

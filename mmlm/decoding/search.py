@@ -126,7 +126,7 @@ def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=
     else:
       new, parents = _extend_rows(logits, state, options, keys), None
     forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
-    hold = forced | ~state.alive  # [B, K]
+    hold = forced | ~state.alive  # [B, K]; the cache need not wait: its rows are equal or done with
     following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
     return State(
         position=state.position + 1,
@@ -134,7 +134,7 @@ def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=
         alive=jnp.where(hold, state.alive, new.alive),
         live=_where(hold, state.live, new.live),
         pool=_where(hold[:, :1], state.pool, new.pool),
-        cache=_reorder(cache, jnp.where(hold, jnp.arange(width), parents)) if beams else cache)
+        cache=_reorder(cache, parents) if beams else cache)
 
   state = lax.while_loop(lambda s: s.alive.any(), body, _start(cache, prompt, active, options, beams))
   return _result(state, options)
@@ -235,8 +235,8 @@ def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
   log_probs, kept = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), width)
   live = _pick(grown, kept)._replace(log_probs=log_probs)
 
-  # A log-probability only falls: the most it can score is with the largest penalty still ahead, which is at one
-  # of the two ends because the penalty is monotone in the length.
+  # A log-probability only falls: the most it can score is with the largest penalty still ahead, which is at
+  # one of the two ends because the penalty is monotone in the length.
   length = live.lengths[:, 0]
   ahead = jnp.maximum(*(penalty(n, options.length_penalty) for n in (length + 1, options.max_length)))
   open_ = (length < options.max_length) & (log_probs[:, 0] / ahead > _scores(pool, options)[:, -1])

@@ -98,7 +98,8 @@ class Progress:
   def line(self, step: int, steps: int) -> dict:
     now = time.monotonic()
     values = {'loss': self.sums[0] / max(self.sums[1], 1e-8), 'gradient_norm': self.sums[2] / steps}
-    values['examples_per_second'] = self.examples / (now - self.since)
+    values['seconds'] = now - self.since
+    values['examples_per_second'] = self.examples / values['seconds']
     since, first = self.warm or (self.began, self.start)
     left = (now - since) / max(step - first, 1) * (self.total - step)
     self.warm = self.warm or (now, step)
@@ -188,10 +189,12 @@ class _Loop:
 
   def _validate(self, step, state):
     self._settle()
-    host = self.parallel.unreplicate(state)
+    host, began = self.parallel.unreplicate(state), time.monotonic()
     values = self.parts.validate(host.ema if host.ema != () else host.params)
     print(f'step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)
-    self.log.write('valid', step, values)
+    seconds = time.monotonic() - began
+    self.log.write('valid', step, values | {'seconds': seconds})
+    self.progress.since += seconds  # examples a second are those of training
     monitor = self.checkpoints.monitor
     if monitor not in values:
       raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')

@@ -1,0 +1,96 @@
+"""Writes the scores of finished runs into results/<table>.json and renders the tables again.
+
+  python experiments/record.py flickr8k runs/flickr8k              one run: bootstrap intervals over the examples
+  python experiments/record.py flickr8k runs/s0 runs/s1 runs/s2    seeds of one config: mean, spread, Student's interval
+
+The table is a file of this folder (flickr8k.py): dataset, metrics, published numbers. Every score file of the runs gives its rows.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import platform
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mmlm.errors import UserError  # noqa: E402
+from mmlm.evaluation.caption_metrics import METRICS  # noqa: E402
+from mmlm.evaluation.significance import mean_and_spread  # noqa: E402
+from mmlm.reports.tables import add_rows, write_tables  # noqa: E402
+from mmlm.runs import read_json, read_jsonl  # noqa: E402
+
+
+def load_table(name: str):
+  path = ROOT / 'experiments' / f'{name}.py'
+  if not path.is_file():
+    raise UserError(f'no table {path}.')
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def row_name(score: dict) -> str:
+  """What tells one row from another: how it was decoded, and whether the pictures were shuffled."""
+  decoding = score['decoding']
+  name = f'beam {decoding["beam_size"]}' if decoding['method'] == 'beam' else decoding['method']
+  return name + (', pictures shuffled' if score['shuffled'] else '')
+
+
+def hardware(environment: dict) -> str:
+  devices = environment['devices']
+  count = environment['cpu_count'] if devices['platform'] == 'cpu' else devices['count']
+  return f'{count} CPU cores ({platform.machine()})' if devices['platform'] == 'cpu' else f'{count} x {devices["kind"]}'
+
+
+def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
+  """One row a metric for each (split, decoding, shuffled) that all runs have; the newest step of each."""
+  runs = [{(s['split'], row_name(s)): s for s in sorted(map(read_json, (f / 'scores').glob('*.json')), key=lambda s: s['step'])}
+          for f in folders]  # fmt: skip
+  environment = read_json(folders[0] / 'environment.json')
+  seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
+  rows = []
+  for key in sorted(set.intersection(*(set(scores) for scores in runs))):
+    for metric, (title, factor, published, source) in table.METRICS.items():
+      found = [scores[key]['scores'].get(metric) for scores in runs]
+      if None in found:
+        continue
+      spread = mean_and_spread([f['value'] * factor for f in found])
+      interval = [found[0]['low'] * factor, found[0]['high'] * factor] if len(found) == 1 else [spread['low'], spread['high']]
+      rows.append({
+        'row': key[1], 'dataset': table.DATASET, 'split': key[0], 'metric': title, 'definition': METRICS[metric].definition,
+        'published': None if 'shuffled' in key[1] else published, 'source': source, 'ours': spread['mean'],
+        'spread': spread['sd'], 'n': spread['n'], 'interval': interval, 'config': read_json(folders[0] / 'config.json')['name'],
+        'command': f'./launch.sh train {table.CONFIG} && ./launch.sh evaluate' + (' --greedy' if 'greedy' in key[1] else ''),
+        'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': seconds,
+      })  # fmt: skip
+  return rows
+
+
+def training_seconds(folder: pathlib.Path) -> float:
+  """Time of the training steps and validations, from the log."""
+  return sum(row.get('seconds', 0.0) for row in read_jsonl(folder / 'metrics.jsonl'))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('table')
+  parser.add_argument('runs', nargs='+', type=pathlib.Path)
+  arguments = parser.parse_args()
+  try:
+    rows = rows_of(load_table(arguments.table), arguments.runs)
+    if not rows:
+      raise UserError('the runs have no score file in common: ./launch.sh evaluate them first.')
+    add_rows(ROOT / 'experiments' / 'results' / f'{arguments.table}.json', rows)
+    write_tables(ROOT)
+  except (UserError, FileNotFoundError, json.JSONDecodeError) as error:
+    print(f'record: {error}', file=sys.stderr)
+    sys.exit(2)
+  print(f'{len(rows)} rows of {arguments.table}')
+
+
+if __name__ == '__main__':
+  main()

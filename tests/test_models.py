@@ -1,0 +1,398 @@
+"""Invariants of the models: who may see what, cached = uncached, padding and batch composition change nothing.
+
+Axes: B batch, K rows an example, R = B * K, T time, S memory, H heads, G groups, E width of a head, D width, V vocabulary.
+"""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmlm.config import complete, default_config
+from mmlm.data.tokenizers import BOS, EOS, PAD
+from mmlm.decoding.search import SearchOptions
+from mmlm.models.attention import DecodeStep, MultiHeadAttention, dot_product_attention
+from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, rotate, sinusoidal_table
+from mmlm.models.encoders import EfficientNetGrid, TextEncoder, VisionTransformer
+from mmlm.models.heads import TransformerDecoder
+from mmlm.models.layers import Dropout
+from mmlm.models.multimodal import build_model
+from mmlm.models.sequence import Sequence
+from mmlm.models.transformer import Transformer
+from mmlm.tasks import TASKS
+from mmlm.trees import flat
+
+B, K, T, S, D, V = 2, 2, 5, 4, 16, 9
+close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomised(params, scale=0.2):
+  """Noise on every leaf: biases start at 0 and scales at 1, where a wrong use of them would not show."""
+  leaves, structure = jax.tree.flatten(params)
+  return jax.tree.unflatten(structure, [x + scale * normal(i, *x.shape) for i, x in enumerate(leaves)])
+
+
+def initial(module, *args, **kwargs):
+  return randomised(jax.jit(functools.partial(module.init, **kwargs))(jax.random.key(0), *args)['params'])
+
+
+# Attention
+
+
+def attention_by_hand(query, key, value, seen):
+  """softmax(QK^T / sqrt(E)) V; every group of keys serves H / G heads that follow one another. `seen` [B, T, S]."""
+  repeats = query.shape[2] // key.shape[2]
+  key, value = (np.repeat(x, repeats, axis=2) for x in (key, value))
+  scores = np.einsum('bthe,bshe->bhts', query, key) / np.sqrt(query.shape[-1])
+  weights = np.exp(scores) * seen[:, None]
+  return np.einsum('bhts,bshe->bthe', weights / weights.sum(-1, keepdims=True), value)
+
+
+@pytest.mark.parametrize('groups', [4, 2, 1])
+def test_dot_product_attention_by_hand(groups):
+  query, key, value = normal(0, B, T, 4, 6), normal(1, B, T, groups, 6), normal(2, B, T, groups, 6)
+  keys = np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 1]], bool)  # [B, S]
+  pairs = normal(3, B, T, T) + 2 * np.eye(T) > 0  # [B, T, S]
+  causal = np.tril(np.ones((T, T), bool))
+
+  @jax.jit
+  def attend(query, key, value):
+    arguments = ((None, False), (keys, False), (pairs, False), (None, True), (keys, True))
+    return [dot_product_attention(query, key, value, mask, causal) for mask, causal in arguments]
+
+  every = np.ones((B, T, T), bool)
+  seens = (every, every & keys[:, None], pairs, every & causal, causal & keys[:, None])
+  for found, seen in zip(attend(query, key, value), seens, strict=True):
+    close(found, attention_by_hand(query, key, value, seen))
+
+
+@pytest.mark.parametrize('memory', [False, True], ids=['self', 'cross'])
+@pytest.mark.parametrize('kv_heads', [0, 2])
+def test_multi_head_attention_by_hand(kv_heads, memory):
+  x = normal(0, B, T, D)
+  y = normal(1, B, S, D) if memory else x
+  module = MultiHeadAttention(4, kv_heads)
+  arguments = (x, y if memory else None)
+  params = initial(module, *arguments)
+  assert params['key']['kernel'].shape == (D, kv_heads or 4, 4)
+  mask = np.ones(y.shape[:2], bool)
+  mask[1, 2:] = False
+
+  def project(name, x):
+    return np.einsum('btd,dhe->bthe', x, params[name]['kernel']) + params[name]['bias']
+
+  attended = attention_by_hand(project('query', x), project('key', y), project('value', y), mask[:, None])
+  expected = np.einsum('bthe,hed->btd', attended, params['out']['kernel']) + params['out']['bias']
+  close(jax.jit(module.apply)({'params': params}, *arguments, mask=mask), expected)
+
+
+# Embeddings
+
+
+def test_rotary_turns_pairs_and_scores_depend_on_the_distance_alone():
+  query, key = normal(0, 1, T, 2, 8), normal(1, 1, T, 2, 8)
+  positions = np.array([0, 1, 2, 5, 30])
+  # The pair (a, b) as a complex number is multiplied by e^(i p theta) (Su et al. 2021, eq. 34).
+  turned = (query[..., :4] + 1j * query[..., 4:]) * np.exp(1j * np.outer(positions, 10000 ** -(np.arange(4) / 4)))[:, None]
+  close(rotate(query, positions), np.concatenate([turned.real, turned.imag], -1))
+
+  def scores(shift):
+    return np.einsum('bthe,bshe->hts', rotate(query, positions + shift), rotate(key, positions + shift))
+
+  close(scores(0), scores(17), atol=1e-4)
+  assert np.abs(scores(0) - np.einsum('bthe,bshe->hts', query, key)).max() > 0.1
+
+
+def test_sinusoidal_values():
+  table = sinusoidal_table(8, 4)
+  close(table[0], [0, 0, 1, 1])
+  close(table[3], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)])
+  x = normal(0, 1, 3, 4)
+  close(Positions('sinusoidal', 8).apply({}, x, 2), x + table[2:5])
+
+
+@pytest.mark.parametrize('kind', ['rotary', 'none'])
+def test_positions_that_add_nothing(kind):
+  x = normal(0, 1, 3, 4)
+  out, variables = Positions(kind, 8).init_with_output(jax.random.key(0), x)
+  assert not variables
+  np.testing.assert_array_equal(out, x)
+
+
+def test_an_unknown_kind_of_positions_is_refused():
+  with pytest.raises(ValueError, match='lerned'):
+    Positions('lerned', 8).init(jax.random.key(0), normal(0, 1, 3, 4))
+
+
+def test_token_embedding_has_unit_size_at_both_ends():
+  module = TokenEmbedding(50, 64)
+  tokens = np.arange(50)[None]
+  x, variables = module.init_with_output(jax.random.key(0), tokens)
+  table = variables['params']['table']
+  close(x[0], table * 8)
+  assert abs(float(x.std()) - 1) < 0.05
+  close(module.apply(variables, x, method='logits'), x @ table.T)
+
+
+def test_a_patch_is_projected_alone_and_in_reading_order():
+  images = normal(0, 1, 9, 13, 3)  # what does not fill a patch is cut at the right and below
+  module = PatchEmbedding(4, D)
+  params = initial(module, images)
+  out = module.apply({'params': params}, images)
+  assert out.shape == (1, 6, D)
+  patch = images[0, 4:8, 8:12].ravel()
+  close(out[0, 5], patch @ params['projection']['kernel'] + params['projection']['bias'])
+
+
+# Dropout
+
+
+def test_dropout():
+  x = np.ones((100, 999), np.float32)  # no multiple of 4: bits are drawn in words
+  drop = lambda rate, seed, train=True: Dropout(rate).apply({}, x, train, rngs={'dropout': jax.random.key(seed)})
+  for rate in (0.1, 0.5, 0.9):
+    out = np.asarray(drop(rate, 0))
+    exact = round(rate * 256) / 256
+    error = 5 * np.sqrt(exact * (1 - exact) / x.size)  # five standard deviations
+    assert abs((out == 0).mean() - exact) < error
+    assert abs(out.mean() - 1) < error / (1 - exact)
+    np.testing.assert_allclose(out[out > 0], 1 / (1 - exact), rtol=1e-6)
+    rows = (out == 0).mean(1)
+    assert rows.std() < 2 * np.sqrt(exact * (1 - exact) / x.shape[1])  # no row is dropped as one
+  assert np.mean((drop(0.5, 0) == 0) == (drop(0.5, 1) == 0)) < 0.51
+  np.testing.assert_array_equal(drop(0.5, 0), drop(0.5, 0))
+  for same in (drop(0.5, 0, train=False), drop(0.0, 0)):
+    np.testing.assert_array_equal(same, x)
+
+
+def test_dropout_bytes_are_independent():
+  """Four decisions come from one word: neighbours must not know of each other."""
+  out = Dropout(0.5).apply({}, np.ones(40000), True, rngs={'dropout': jax.random.key(0)})
+  correlation = np.corrcoef((np.asarray(out) == 0).reshape(-1, 4).T)
+  assert np.abs(correlation - np.eye(4)).max() < 0.05
+
+
+# The decoder: each configuration is compiled once and asked many questions
+
+
+DECODERS = {
+  'learned': {'positions': 'learned'},
+  'sinusoidal-grouped-post-gated-untied': dict(positions='sinusoidal', kv_heads=2, pre_norm=False, gated=True, tied=False),
+  'rotary-one-group-scanned-remat': dict(positions='rotary', kv_heads=1, scan=True, remat=True),
+  'rotary-grouped-post-untied': dict(positions='rotary', kv_heads=2, pre_norm=False, tied=False, activation='silu'),
+  'learned-grouped-post-gated-scanned': dict(positions='learned', kv_heads=2, pre_norm=False, gated=True, scan=True),
+  'sinusoidal-no-memory-remat': dict(positions='sinusoidal', kv_heads=4, remat=True, memory=False),
+}
+
+
+class Decoder:
+  """`run(tokens [R, T], values [B, S, D], mask [B, S])` -> logits [R, T, V]: teacher-forced, and step by step."""
+
+  def __init__(self, memory=True, **options):
+    self.module = TransformerDecoder(D, V, T, layers=2, heads=4, ffn_dim=24, **options)
+    self.memory = memory
+    self.inputs = (np.random.default_rng(0).integers(V, size=(B * K, T)), normal(1, B, S, D), np.ones((B, S), bool))
+    self.params = initial(self.module, self.inputs[0], Sequence(normal(1, B * K, S, D), None) if memory else None)
+    self.run = jax.jit(self._run)
+
+  def _run(self, tokens, values, mask):
+    memory = Sequence(values, mask) if self.memory else None
+    repeated = Sequence(*(jnp.repeat(x, K, 0) for x in memory)) if memory else None
+    return self.module.apply({'params': self.params}, tokens, repeated), self._steps(tokens, memory)
+
+  def _steps(self, tokens, memory):
+    first = DecodeStep(jnp.zeros((), jnp.int32), T)
+    step = functools.partial(self.module.apply, method='step')
+    _, made = step({'params': self.params}, tokens[:, 0], memory, first, mutable=['cache', 'memory'])
+    kept = {'params': self.params, 'memory': made.get('memory', {})}
+
+    def body(cache, inputs):
+      index, token = inputs
+      logits, new = step({**kept, 'cache': cache}, token, memory, DecodeStep(index, T), mutable=['cache'])
+      return new['cache'], logits
+
+    start = jax.tree.map(jnp.zeros_like, made['cache'])
+    return jax.lax.scan(body, start, (jnp.arange(T), tokens.T))[1].swapaxes(0, 1)
+
+
+@pytest.fixture(scope='module', params=DECODERS)
+def decoder(request):
+  return Decoder(**DECODERS[request.param])
+
+
+def test_steps_with_a_cache_give_the_teacher_forced_logits(decoder):
+  values, mask = decoder.inputs[1:]
+  full, cached = decoder.run(decoder.inputs[0], values, mask & np.array([[1, 1, 1, 1], [1, 0, 1, 0]], bool))
+  assert full.std() > 0.3
+  close(cached, full, atol=1e-4)
+
+
+def test_the_decoder_is_causal(decoder):
+  tokens, *memory = decoder.inputs
+  full, cached = decoder.run(tokens, *memory)
+  for t in range(T - 1):
+    changed = tokens.copy()
+    changed[:, t + 1 :] = (changed[:, t + 1 :] + 1) % V
+    for before, after in zip((full, cached), decoder.run(changed, *memory)):
+      close(before[:, : t + 1], after[:, : t + 1])
+      assert np.abs(before[:, t + 1] - after[:, t + 1]).max(-1).min() > 1e-3  # a later token is seen by its own step
+
+
+def test_every_earlier_token_is_seen(decoder):
+  tokens, *memory = decoder.inputs
+  changed = tokens.copy()
+  changed[:, 0] = (changed[:, 0] + 1) % V
+  for before, after in zip(decoder.run(tokens, *memory), decoder.run(changed, *memory)):
+    assert np.abs(before - after).max(-1).min() > 1e-5
+
+
+def test_masked_memory_does_not_matter_and_the_rest_does(decoder):
+  if not decoder.memory:
+    pytest.skip('this decoder has no memory')
+  tokens, values, mask = decoder.inputs
+  mask = mask & np.array([[1, 1, 0, 0], [0, 1, 1, 0]], bool)
+  other = np.where(mask[..., None], values, 100 * normal(7, B, S, D))
+  seen = np.where(mask[..., None], normal(7, B, S, D), values)
+  outs = [decoder.run(tokens, v, mask) for v in (values, other, seen)]
+  for same, changed, moved in zip(*outs):
+    close(same, changed)
+    assert np.abs(same - moved).max((1, 2)).min() > 1e-2
+
+
+def test_rows_do_not_know_each_other(decoder):
+  tokens, values, mask = decoder.inputs
+  changed = np.concatenate([tokens[:K], (tokens[K:] + 1) % V])
+  other = np.stack([values[0], -values[1]])
+  for before, after in zip(decoder.run(tokens, values, mask), decoder.run(changed, other, mask)):
+    close(before[:K], after[:K])
+    assert np.abs(before[K:] - after[K:]).max((1, 2)).min() > 1e-2
+
+
+def test_gradients_of_a_causal_stack_do_not_flow_backwards():
+  module = Transformer(2, dict(heads=2, causal=True, rotary=True))
+  x = normal(0, T, 8)
+  params = initial(module, x[None])
+  jacobian = jax.jit(jax.jacrev(lambda x: module.apply({'params': params}, x[None])[0]))(x)  # [T, D, T, D]
+  reach = np.abs(jacobian).max((1, 3))
+  assert np.all(reach[np.triu_indices(T, 1)] == 0)
+  assert np.all(reach[np.tril_indices(T)] > 1e-4)
+
+
+# Scan, remat, half precision
+
+
+@pytest.fixture(scope='module')
+def stacks():
+  """{(scan, remat): (params, output, gradient)} of a stack with dropout off, and {...}: the same with dropout on."""
+  x, memory = normal(0, B, T, D), normal(1, B, S, D)
+  found = {}
+  for scan, remat in itertools.product((False, True), repeat=2):
+    module = Transformer(2, dict(heads=2, ffn_dim=8, dropout=0.3), scan, remat)
+    if not remat:
+      params = initial(module, x, memory=memory)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, memory=memory)['params']
+
+    @jax.jit
+    def value_and_grad(params, module=module):
+      def loss(params, train):
+        rngs = {'dropout': jax.random.key(0)}
+        out = module.apply({'params': params}, x, memory=memory, train=train, rngs=rngs)
+        return (out * normal(2, B, T, D)).sum(), out
+
+      return [jax.value_and_grad(functools.partial(loss, train=train), has_aux=True)(params) for train in (False, True)]
+
+    found[scan, remat] = (shapes, params, value_and_grad(params))
+  return found
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_changes_neither_names_nor_loss_nor_gradient(stacks, scan):
+  (plain_shapes, _, plain), (shapes, _, found) = stacks[scan, False], stacks[scan, True]
+  assert {name: x.shape for name, x in flat(plain_shapes).items()} == {name: x.shape for name, x in flat(shapes).items()}
+  jax.tree.map(functools.partial(close, atol=1e-4), plain, found)
+  (still, _), (dropped, _) = found
+  assert abs(still[0] - dropped[0]) > 1e-3  # dropout was on
+
+
+def test_scan_is_the_same_stack_and_trains_every_layer(stacks):
+  _, params, ((scanned, grads), _) = stacks[True, False]
+  unrolled = {f'block_{i}': jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(2)} | {'norm': params['norm']}
+  module = Transformer(2, dict(heads=2, ffn_dim=8))
+  out = jax.jit(module.apply)({'params': unrolled}, normal(0, B, T, D), memory=normal(1, B, S, D))
+  close(scanned[1], out)
+  for name, gradient in flat(grads['blocks']).items():
+    if not name.endswith('key/bias'):  # it moves all scores alike: its gradient is 0
+      assert np.abs(gradient).reshape(2, -1).max(1).min() > 1e-4, name
+
+
+def test_half_precision_computes_in_it_and_keeps_parameters_in_single():
+  tokens, memory = np.arange(T)[None] % V, Sequence(normal(0, 1, S, D), np.ones((1, S), bool))
+  full, half = (TransformerDecoder(D, V, T, layers=1, heads=2, dtype=dtype) for dtype in ('float32', 'bfloat16'))
+  params = initial(full, tokens, memory)
+  abstract = jax.eval_shape(half.init, jax.random.key(0), tokens, memory)['params']
+  assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype('float32')}
+  exact, out = (jax.jit(m.apply)({'params': params}, tokens, memory) for m in (full, half))
+  assert out.dtype == jnp.bfloat16
+  error = np.abs(out.astype(jnp.float32) - exact)
+  assert 1e-5 < error.max() < 0.1 * float(exact.std())
+
+
+# Encoders
+
+IMAGES = ((2, 32, 32, 3), 16)
+ENCODERS = {
+  'vit': (VisionTransformer(D, 1, 2, patch=8), *IMAGES),
+  'vit-scanned-stem': (VisionTransformer(D, 2, 2, patch=2, stem=(4, 6), scan=True, remat=True), *IMAGES),
+  'vit-sinusoidal-half': (VisionTransformer(D, 1, 2, patch=8, positions='sinusoidal', dtype='bfloat16'), *IMAGES),
+  'grid': (EfficientNetGrid(D), (2, 49, 1280), 49),
+  'grid-layers': (EfficientNetGrid(D, layers=1, dtype='bfloat16'), (2, 49, 1280), 49),
+  'grid-of-pictures': (EfficientNetGrid(D, frozen=False), (2, 64, 96, 3), 6),
+}
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_encoders_of_pictures_give_sequences(name):
+  module, shape, length = ENCODERS[name]
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  key = jax.random.key(0)
+
+  def run(mask):
+    return jax.eval_shape(lambda x: module.init_with_output(key, x, mask), x)
+
+  for mask in (None, np.array([True, False])):
+    out, variables = run(mask)
+    assert isinstance(out, Sequence)
+    assert (out.values.shape, out.mask.shape, out.mask.dtype) == ((2, length, D), (2, length), jnp.bool_)
+    assert out.values.dtype == module.dtype
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  assert ('backbone' in variables['params']) == (name == 'grid-of-pictures')
+
+
+def test_the_mask_of_a_missing_picture_covers_its_whole_sequence():
+  module = EfficientNetGrid(D)
+  x = normal(0, 2, 3, 8)
+  mask = module.init_with_output(jax.random.key(0), x, np.array([True, False]))[0].mask
+  np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
+
+
+def test_text_encoder_sees_both_ways_and_no_padding():
+  module = TextEncoder(D, V, 8, layers=1, heads=2, positions='rotary')
+  tokens, mask = np.arange(6)[None] + 2, np.arange(6)[None] < 4
+  params = initial(module, tokens, mask)
+  run = jax.jit(lambda tokens, mask: module.apply({'params': params}, tokens, mask).values)
+  out = run(tokens, mask)
+  close(out[:, :4], run(np.where(mask, tokens, 1), mask)[:, :4])
+  last = tokens.copy()
+  last[0, 3] = 1
+  assert np.abs(out - run(last, mask))[0, 0].max() > 1e-4
+  first = tokens.copy()
+  first[0, 0] = 1
+  assert np.abs(out - run(first, mask))[0, 3].max() > 1e-4
