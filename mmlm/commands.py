@@ -27,7 +27,7 @@ from mmlm.reports.html import write_report
 from mmlm.training import loop
 from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, initial_state
-from mmlm.trees import count, differences
+from mmlm.trees import count, differences, nearest
 
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
@@ -37,11 +37,14 @@ def environment() -> dict:
   """What environment.json holds."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy', 'tokenizers')
   root = pathlib.Path(__file__).parent.parent
-  commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True)
+  try:
+    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True).stdout.strip()
+  except OSError:  # there is no git
+    commit = None
   return {
     'command': ' '.join(sys.argv),
     'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
-    'commit': commit.stdout.strip() or None,
+    'commit': commit or None,
     'python': platform.python_version(),
     'versions': {name: importlib.metadata.version(name) for name in packages},
     'devices': describe_devices(),
@@ -66,7 +69,9 @@ def _announce() -> dict:
 def _claim(folder: pathlib.Path, config) -> None:
   """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
-  if path.exists():
+  if path.exists() and not (folder / 'metrics.jsonl').exists():  # it never came to a step: nothing is lost
+    (folder / 'tokenizer.json').unlink(missing_ok=True)
+  elif path.exists():
     lines = [
       line for line in differences(runs.read_json(path), wanted)
       if not line.startswith(tuple(f'{key}' for key in configs.NOT_PART_OF_THE_RUN))
@@ -89,6 +94,7 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   experiment = Experiment(config, folder)
   (split,) = experiment.splits('train')
   experiment.source(split), [experiment.source(s) for s in experiment.splits('valid')]
+  experiment.search_options()
   _claim(folder, config)
   runs.write_json(folder / 'environment.json', _announce())
   parts, state = _training_parts(experiment, split)
@@ -135,19 +141,22 @@ def _training_parts(experiment: Experiment, split: str):
 
 def _validation(experiment: Experiment):
   config, evaluator = experiment.config, experiment.evaluator(method='greedy', n_best=1)
-  size, limit = config.evaluate.batch_size, config.data.max_valid_examples
-  loaders = []
-  for split in experiment.splits('valid'):
-    loaders.append((split, experiment.loader(split, experiment.table(split, True, limit), size)))
+  size, limit, monitor = config.evaluate.batch_size, config.data.max_valid_examples, config.train.monitor
+  splits = experiment.splits('valid')
+  prefixes = [f'{split}/' if len(splits) > 1 else '' for split in splits]
+  known = [f'{prefix}{name}' for prefix in prefixes for name in ('loss', 'perplexity', *METRICS)]
+  if monitor not in known:
+    raise UserError(f'train.monitor={monitor!r}: no such validation score. Nearest: {nearest(monitor, known)!r}.')
+  metric = monitor.rpartition('/')[2]
+  loaders = [experiment.loader(split, experiment.table(split, True, limit), size) for split in splits]
 
   def validate(params) -> dict:
     params, values = experiment.parallel.replicate(params), {}
-    for split, loader in loaders:
-      prefix = f'{split}/' if len(loaders) > 1 else ''
+    for split, prefix, loader in zip(splits, prefixes, loaders):
       found = evaluator.loss(params, loader, experiment.buckets, config.data.workers)
-      if config.train.monitor in METRICS:
+      if metric in METRICS:
         rows = _decode(experiment, evaluator, params, split, limit)
-        found |= {name: s['value'] for name, s in score(rows, (config.train.monitor,), 1).items()}
+        found |= {name: s['value'] for name, s in score(rows, (metric,), 1).items()}
       values |= {f'{prefix}{name}': value for name, value in found.items()}
     return values
 
@@ -235,7 +244,10 @@ def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]
   texts = [example.get('text', '') for example in source]
   table = Table([example['id'] for example in source], np.arange(len(source)), [[]] * len(source),
                 experiment.tokenizer.encode_batch(texts))  # fmt: skip
-  loader = experiment.loader_of(source, table, min(experiment.config.evaluate.batch_size, len(source)))
+  table = experiment.fitting(table, input)
+  devices = experiment.parallel.devices
+  size = min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices)
+  loader = experiment.loader_of(source, table, size)
   params, _ = _params_for(experiment, loader)
   rows = experiment.evaluator().predict(params, loader, experiment.buckets)
   for row in rows:

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from mmlm.errors import UserError
 from mmlm.trees import nearest
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
 # The keys that may change when a run goes on: they decide how it is run, never what it computes.
 NOT_PART_OF_THE_RUN = ('name', 'card', 'data.dir', 'data.source', 'data.workers', 'data.skip_broken', 'train.log_every', 'parallel', 'evaluate')
 
@@ -139,49 +141,105 @@ def parse_arg(arg: str, **spec):
 def load_config(spec: str) -> ConfigDict:
   """Reads 'path.py' or 'path.py:arg'. Errors in the file name its line."""
   path, _, arg = spec.partition(':')
-  if not pathlib.Path(path).is_file():
-    choices = [str(p) for p in pathlib.Path('configs').glob('*/*.py')]
+  file = next((place for place in (pathlib.Path(path), ROOT / path) if place.is_file()), None)
+  if file is None or file.suffix != '.py':
+    choices = [str(p.relative_to(ROOT)) for p in ROOT.glob('configs/*/*.py')]
     raise UserError(f'no config file {path!r}. Nearest: {nearest(path, choices)!r}.')
-  module_spec = importlib.util.spec_from_file_location('experiment_config', path)
+  module_spec = importlib.util.spec_from_file_location('experiment_config', file)
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
     config = module.get_config(arg)
+    if not isinstance(config, ConfigDict):
+      raise TypeError(f'get_config returns {config!r}, not the config')
     config.name, config.card = spec, inspect.cleandoc(module.__doc__ or '')
-  except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, UserError) as error:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    line = getattr(error, 'lineno', None) or (lines[-1] if lines else '?')
-    raise UserError(f'{path}, line {line}: {_one_line(error)}') from None
+  except Exception as error:  # whatever a person's file raises
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module_spec.origin]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    raise UserError(f'{path}{f", line {line}" if line else ""}: {_one_line(error)}') from None
   return config
 
 
 def _one_line(error) -> str:
-  return ' '.join(str(error.args[0] if error.args else error).split())
+  text = ' '.join(str(error.args[0] if error.args else error).split())
+  return text if isinstance(error, UserError) else f'{type(error).__name__}: {text}'
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+# Groups whose keys are the user's, or those of the part that they name.
+OPEN = ('data.fields', 'data.splits', 'model.encoders', 'model.fusion', 'model.head')
+AT_LEAST_ONE = (
+  'data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'evaluate.batch_size', 'evaluate.average',
+)  # fmt: skip
+BELOW_ONE = ('model.dropout', 'train.label_smoothing', 'train.ema_decay')
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
   """Fills in the fields of the parts chosen by name and checks keys, types and names. Returns a locked copy.
 
+  `dropping`: options that a part does not have, but another of its kind, are left out: its name was changed.
+
   Raises:
-    UserError: an unknown name or key, with the nearest valid one; a value of the wrong type; a duration that is none.
+    UserError: an unknown name or key, with the nearest valid one; a value of the wrong type or out of its range; a
+      duration that is none.
   """
   from mmlm.models.encoders import ENCODERS  # the tables import flax: only commands that need them pay
   from mmlm.models.fusion import FUSIONS
   from mmlm.models.heads import HEADS
 
-  config = ConfigDict(config.to_dict()).unlock()
+  config = _by_schema(config, default_config()).unlock()
   model = config.model
   if not model.encoders and config.task != 'language_model':
     raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
   for modality in model.encoders:
-    model.encoders[modality] = _complete_part(f'model.encoders.{modality}', model.encoders[modality], ENCODERS)
-  model.fusion = _complete_part('model.fusion', model.fusion, FUSIONS)
-  model.head = _complete_part('model.head', model.head, HEADS)
+    model.encoders[modality] = _complete_part(f'model.encoders.{modality}', model.encoders[modality], ENCODERS, dropping)
+  model.fusion = _complete_part('model.fusion', model.fusion, FUSIONS, dropping)
+  model.head = _complete_part('model.head', model.head, HEADS, dropping)
   for key in ('optimizer.warmup', 'train.duration', 'train.log_every', 'train.eval_every'):
     parse_duration(_get(config, key), key)
+  for key in AT_LEAST_ONE:
+    if _get(config, key) < 1:
+      raise UserError(f'{key}={_get(config, key)}: expected 1 or more.')
+  for key in BELOW_ONE:
+    if not 0 <= _get(config, key) < 1:
+      raise UserError(f'{key}={_get(config, key)}: expected 0 or more, and less than 1.')
+  if model.dtype not in DTYPES:
+    raise UserError(f'model.dtype={model.dtype!r}. Nearest: {nearest(model.dtype, DTYPES)!r} of {DTYPES}.')
+  splits = config.data.splits
+  if set(splits) != {'train', 'valid', 'test'} or not isinstance(splits.train, str):
+    raise UserError(f"data.splits={splits.to_dict()}: expected one split as 'train', one or several as 'valid' and 'test'.")
   if config.train.batch_size % config.train.accumulate:
     raise UserError(f'train.accumulate={config.train.accumulate} does not divide train.batch_size={config.train.batch_size}.')
   return config.lock()
+
+
+def _by_schema(config: ConfigDict, schema: ConfigDict, prefix: str = '') -> ConfigDict:
+  """A copy with every key of the schema: unknown ones are errors, missing ones get their default."""
+  out = ConfigDict(schema.to_dict()).unlock()
+  for key in config:
+    name = prefix + key
+    if key not in schema:
+      raise UserError(f'{name}: unknown key. Nearest: {_nearest_key(name)}.')
+    if not isinstance(schema[key], ConfigDict):
+      out[key] = _checked(name, config[key], schema[key])
+    elif not isinstance(config[key], ConfigDict):
+      raise UserError(f'{name}={config[key]!r}: expected a group with keys.')
+    else:
+      out[key] = ConfigDict(config[key].to_dict()) if name in OPEN else _by_schema(config[key], schema[key], f'{name}.')
+  return out
+
+
+def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
+  """The full names of all leaves."""
+  parts = [_keys(v, f'{prefix}{k}.') if isinstance(v, ConfigDict) else [prefix + k] for k, v in config.items()]
+  return [name for part in parts for name in part]
+
+
+def _nearest_key(name: str, config: ConfigDict | None = None) -> str:
+  """The key that was meant: one with the same last word if there is one."""
+  names = _keys(config or default_config())
+  same = [n for n in names if n.rpartition('.')[2] == name.rpartition('.')[2]]
+  return nearest(name, same or names)
 
 
 def _get(config, key: str):
@@ -194,14 +252,15 @@ def _get(config, key: str):
 INHERITED = ('parent', 'name', 'dim', 'dropout', 'dtype', 'vocab_size', 'max_length')
 
 
-def _complete_part(key: str, part, table: dict) -> ConfigDict:
+def _complete_part(key: str, part, table: dict, dropping: bool) -> ConfigDict:
+  if not isinstance(part, ConfigDict):
+    raise UserError(f"{key}={part!r}: expected {{'name': one of {sorted(table)}, and its options}}.")
   part = dict(part)
   name = part.pop('name', None)
   if name not in table:
     raise UserError(f'{key}.name: no {name!r}. Nearest: {nearest(str(name), table)!r} of {sorted(table)}.')
   fields = {f.name: f.default for f in dataclasses.fields(table[name]) if f.name not in INHERITED}
-  # When the name is changed on the command line, the options of the part it replaces are left over: they are dropped.
-  others = {f.name for cls in table.values() for f in dataclasses.fields(cls)}
+  others = {f.name for cls in table.values() for f in dataclasses.fields(cls)} if dropping else ()
   for option, value in part.items():
     if option not in fields and option not in others:
       raise UserError(f'{key}.{option}: {name!r} has no such option. Nearest: {nearest(option, fields)!r}.')
@@ -221,20 +280,23 @@ def _checked(key: str, value, default):
 
 
 def override(config: ConfigDict, assignments: dict[str, str]) -> ConfigDict:
-  """Applies {'optimizer.learning_rate': '3e-4'} to a completed config, with its types; completes again."""
+  """Completes a config and applies {'optimizer.learning_rate': '3e-4'} with its types; completes again."""
+  # The names of parts come first: they say which options there are.
+  names = {key: text for key, text in assignments.items() if key.startswith('model.') and key.endswith('.name')}
+  config = complete(_assign(complete(config), names), dropping=True)
+  return complete(_assign(config, {key: text for key, text in assignments.items() if key not in names}))
+
+
+def _assign(config: ConfigDict, assignments: dict[str, str]) -> ConfigDict:
   config = ConfigDict(config.to_dict()).unlock()
   for key, text in assignments.items():
-    *parents, leaf = key.split('.')
-    node = config
-    for depth, parent in enumerate([*parents, leaf]):
-      if not isinstance(node, ConfigDict) or parent not in node:
-        where = '.'.join(parents[:depth])
-        names = [f'{where}.{k}' if where else k for k in node] if isinstance(node, ConfigDict) else [where]
-        raise UserError(f'--config.{key}: unknown key. Nearest: --config.{nearest(key, names)}.')
-      if depth < len(parents):
-        node = node[parent]
+    node, (*parents, leaf) = config, key.split('.')
+    for parent in parents:
+      node = node.get(parent) if isinstance(node, ConfigDict) else None
+    if not isinstance(node, ConfigDict) or leaf not in node:
+      raise UserError(f'--config.{key}: unknown key. Nearest: --config.{_nearest_key(key, config)}.')
     node[leaf] = _parse_value(key, text, node[leaf])
-  return complete(config)
+  return config
 
 
 def _parse_value(key: str, text: str, old):

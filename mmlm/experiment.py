@@ -44,6 +44,11 @@ class Experiment:
       size = config[key.split('.')[0]].batch_size
       if size % self.parallel.devices:
         raise UserError(f'{key}={size} does not divide by {self.parallel.devices} devices.')
+    if config.train.batch_size % (config.train.accumulate * self.parallel.devices):
+      raise UserError(
+        f'train.batch_size={config.train.batch_size} does not divide by train.accumulate={config.train.accumulate} '
+        f'times {self.parallel.devices} devices.'
+      )
 
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
@@ -73,18 +78,22 @@ class Experiment:
 
   def table(self, split: str, with_targets: bool, limit: int = 0) -> Table:
     """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut."""
-    table = self.task.table(self.source(split), self.tokenizer, with_targets)
+    table = self.fitting(self.task.table(self.source(split), self.tokenizer, with_targets), split)
+    if limit and limit < len(table.ids):
+      table = table.select(np.sort(np.random.default_rng(0).choice(len(table.ids), limit, replace=False)))
+    return table
+
+  def fitting(self, table: Table, name: str) -> Table:
+    """The rows of a table that fit data.max_length; `name` is for the message about the others."""
     keep = np.flatnonzero(table.lengths <= self.config.data.max_length)
     left_out = len(table.ids) - len(keep)
     if left_out:
       print(
-        f'{split}: {left_out} of {len(table.ids)} examples are longer than data.max_length={self.config.data.max_length} '
+        f'{name}: {left_out} of {len(table.ids)} examples are longer than data.max_length={self.config.data.max_length} '
         f'tokens and are left out (the longest has {table.lengths.max()}).'
       )
     if not len(keep):
-      raise UserError(f'{split}: no example is within data.max_length={self.config.data.max_length} tokens.')
-    if limit and limit < len(keep):
-      keep = np.sort(np.random.default_rng(0).choice(keep, limit, replace=False))
+      raise UserError(f'{name}: no example is within data.max_length={self.config.data.max_length} tokens.')
     return table.select(keep)
 
   def loader(self, split: str, table: Table, batch_size: int, train: bool = False) -> Loader:

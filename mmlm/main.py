@@ -7,7 +7,6 @@ import sys
 from absl import flags
 
 from mmlm.errors import UserError
-from mmlm.trees import nearest
 
 USAGE = """./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
 
@@ -58,6 +57,8 @@ def parse(argv: list[str]) -> tuple[str, dict]:
   words = argv[1:]
   command = words.pop(0) if words and not words[0].startswith('-') else 'quick_start'
   if command not in COMMANDS:
+    from mmlm.trees import nearest  # imports jax, too early for the settings below
+
     raise UserError(f'no command {command!r}. Nearest: {nearest(command, COMMANDS)!r}. `./launch.sh --help` shows all.')
   positional, definitions = COMMANDS[command]
   values = flags.FlagValues()
@@ -95,10 +96,15 @@ def main():
   except UserError as error:
     print(f'mmlm: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    sys.exit(130)
   except OSError as error:
-    if error.errno != errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      print(f'mmlm: no space left on the disk ({error.filename}). Nothing that was whole is lost.', file=sys.stderr)
+    elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+      print(f'mmlm: {error.filename}: {error.strerror}.', file=sys.stderr)
+    else:
       raise
-    print(f'mmlm: no space left on the disk ({error.filename}). Nothing that was whole is lost.', file=sys.stderr)
     sys.exit(2)
 
 

@@ -6,24 +6,19 @@ Axes: B batch, K rows an example, R = B * K, T time, S memory, H heads, G groups
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmlm.config import complete, default_config
-from mmlm.data.tokenizers import BOS, EOS, PAD
-from mmlm.decoding.search import SearchOptions
+from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep, MultiHeadAttention, dot_product_attention
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, rotate, sinusoidal_table
 from mmlm.models.encoders import EfficientNetGrid, TextEncoder, VisionTransformer
 from mmlm.models.heads import TransformerDecoder
 from mmlm.models.layers import Dropout
-from mmlm.models.multimodal import build_model
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import Transformer
-from mmlm.tasks import TASKS
 from mmlm.trees import flat
 
 B, K, T, S, D, V = 2, 2, 5, 4, 16, 9
@@ -128,7 +123,7 @@ def test_positions_that_add_nothing(kind):
 
 
 def test_an_unknown_kind_of_positions_is_refused():
-  with pytest.raises(ValueError, match='lerned'):
+  with pytest.raises(UserError, match='lerned.*learned'):
     Positions('lerned', 8).init(jax.random.key(0), normal(0, 1, 3, 4))
 
 

@@ -221,7 +221,8 @@ def test_stops_when_nothing_can_change(method):
     (0.0, 2, {BOS: {EOS: .4, 3: .35, 4: .25}, 3: {5: .4, 6: .3, 7: .3}, 4: {EOS: 1}, 5: {EOS: 1}},
      [(EOS,), (4, EOS)]),
     # An end that ranks third of a beam of two does not count, or short sequences would always be found first.
-    (0.0, 1, {BOS: {3: .4, 4: .35, EOS: .25}, 3: {5: .5, 6: .5}, 4: {5: .5, 6: .5}, 5: {EOS: 1}}, [(3, 5, EOS)])])
+    (0.0, 1, {BOS: {3: .4, 4: .35, EOS: .25}, 3: {5: .5, 6: .5}, 4: {5: .5, 6: .5}, 5: {EOS: 1}},
+     [(3, 5, EOS)])])
 def test_narrow_beam_keeps_what_can_still_win(alpha, n_best, table, expected):
   logits = np.full((8, 8), -30.0)
   for last, row in table.items():

@@ -17,7 +17,7 @@ def recipe(config):
   config.tokenizer = {'kind': 'word', 'vocab_size': 5000, 'lowercase': True, 'min_frequency': 5}
   config.model.dim = 256
   config.model.dropout = 0.3
-  config.model.encoders = {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2, 'layers': 1, 'heads': 8}}
+  config.model.encoders = {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2}}
   config.model.head = {'name': 'transformer_decoder', 'layers': 3, 'heads': 8}
   config.optimizer.learning_rate = 5e-4
   config.optimizer.warmup = '1000 steps'

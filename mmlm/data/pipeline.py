@@ -11,6 +11,7 @@ import numpy as np
 
 from mmlm.data import batching
 from mmlm.data.ops import apply_ops
+from mmlm.errors import UserError
 
 
 class Table(NamedTuple):
@@ -44,10 +45,7 @@ class Loader:
     return self.__dict__ | {'finish': None}
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
-    examples = [
-      apply_ops(self.ops, self.source[int(self.table.records[i])], np.random.default_rng((self.seed, number, row)))
-      for row, i in enumerate(batch.indices)
-    ]
+    examples = [self._example(i, np.random.default_rng((self.seed, number, row))) for row, i in enumerate(batch.indices)]
     out = {'weight': np.zeros(self.batch_size, np.float32)}
     out['weight'][: len(examples)] = 1
     out['target'], out['target_mask'] = self._tokens(self.table.targets, batch)
@@ -58,6 +56,16 @@ class Loader:
         rows = [example.get(modality) for example in examples]
         out[modality], out[f'{modality}_mask'] = batching.stack(rows, self.batch_size)
     return out
+
+  def _example(self, i: int, rng) -> dict:
+    name = self.table.ids[i]
+    try:
+      return apply_ops(self.ops, self.source[int(self.table.records[i])], rng)
+    except UserError as error:
+      raise error if name in str(error) else UserError(f'Example {name!r}: {error}') from error
+    except Exception as error:
+      error.add_note(f'This was in the example {name!r}.')
+      raise
 
   def _tokens(self, rows, batch):
     return batching.pad([rows[i] for i in batch.indices], batch.length, self.batch_size)

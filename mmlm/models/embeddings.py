@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from mmlm.errors import UserError
+
 POSITIONS = ('learned', 'sinusoidal', 'rotary', 'none')
 
 
@@ -33,6 +35,8 @@ class Positions(nn.Module):
 
   @nn.compact
   def __call__(self, x, start=0):
+    if self.kind not in POSITIONS:
+      raise UserError(f'positions={self.kind!r}: choose one of {POSITIONS}.')
     if self.kind in ('rotary', 'none'):
       return x
     shape = (self.max_length, x.shape[-1])

@@ -1,0 +1,226 @@
+"""One model by config alone (a picture and a text in, a text out), its losses and its decoding.
+
+Axes: B batch, S memory, T time, N hypotheses, V vocabulary.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmlm.config import complete, default_config
+from mmlm.data.tokenizers import BOS, EOS, PAD, UNK
+from mmlm.decoding.search import SearchOptions, penalty
+from mmlm.models.multimodal import build_model
+from mmlm.tasks import TASKS
+
+B, S, T, V = 3, 5, 4, 7
+TASK = TASKS['captioning']
+close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
+
+
+def model_config(**head):
+  config = default_config()
+  config.model.unlock().update(dim=16, dropout=0.0)
+  config.model.encoders = {
+    'image': {'name': 'vit', 'layers': 1, 'heads': 2, 'patch': 4},
+    'text': {'name': 'text_transformer', 'layers': 1, 'heads': 2},
+  }
+  config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'kv_heads': 2} | head
+  return complete(config).model
+
+
+def example_batch(batch=B, text=S, target=T):
+  """The same examples whatever the sizes: more rows, more positions of text and of target are padding."""
+  rng = np.random.default_rng(0)
+  image, words, target_words = rng.normal(size=(B, 8, 8, 3)), rng.integers(4, V, (B, S)), rng.integers(4, V, (B, T))
+  lengths, target_lengths = np.array([S, 2, 3]), np.array([T, 3, 2])
+
+  def padded(rows, length, lengths):
+    values, mask = np.full((batch, length), PAD, np.int32), np.zeros((batch, length), bool)
+    for i, (row, n) in enumerate(zip(rows, lengths)):
+      values[i, :n], mask[i, :n] = row[:n], True
+    return values, mask
+
+  out = {'weight': np.array([1.0] * B + [0.0] * (batch - B), np.float32)}
+  out['image'] = np.concatenate([image, np.zeros((batch - B, *image.shape[1:]))]).astype(np.float32)
+  out['image_mask'] = out['weight'] > 0
+  out['text'], out['text_mask'] = padded(words, text, lengths)
+  out['target'], out['target_mask'] = padded(target_words, target, target_lengths)
+  return out
+
+
+class Setup:
+  def __init__(self, **head):
+    self.model = build_model(model_config(**head), vocab_size=V, max_length=8)
+    batch = example_batch()
+    params = jax.jit(self.model.init)(jax.random.key(0), batch, batch['target'])['params']
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    # Far from the start, where all tokens are nearly alike.
+    self.params = jax.tree.unflatten(structure, [np.float32(x + 0.4 * rng.normal(size=x.shape)) for x in leaves])
+    self.logits = jax.jit(lambda batch, inputs: self.model.apply({'params': self.params}, batch, inputs))
+    self.losses = jax.jit(lambda batch: TASK.losses(self.model, self.params, batch))
+
+  def generate(self, batch, options):
+    run = jax.jit(lambda batch: TASK.generate(self.model, self.params, batch, options, jax.random.key(0)))
+    return jax.tree.map(np.asarray, run(batch))
+
+
+@pytest.fixture(scope='module')
+def setup():
+  return Setup()
+
+
+@pytest.fixture(scope='module')
+def inputs():
+  return np.random.default_rng(2).integers(4, V, (B, T))
+
+
+# Several modalities
+
+
+def test_a_config_makes_the_model(setup):
+  assert set(setup.params) == {'encoders_image', 'encoders_text', 'fusion', 'head'}
+  assert set(setup.params['fusion']) == {'image_bias', 'text_bias'}
+  widths = {name: x.shape[-1] for name, x in setup.params['fusion'].items()}
+  assert set(widths.values()) == {16}
+  memory = setup.model.apply({'params': setup.params}, example_batch(), method='encode')
+  assert memory.values.shape == (B, 4 + S, 16)
+  np.testing.assert_array_equal(memory.mask.sum(1), 4 + np.array([S, 2, 3]))
+  assert np.all(memory.values[~memory.mask] == 0)
+
+
+@pytest.mark.parametrize('modality', ['image', 'text'])
+def test_what_is_missing_has_no_influence(setup, inputs, modality):
+  batch = example_batch()
+  mask = batch[f'{modality}_mask'].copy()
+  mask[0] = False  # example 0 lacks it
+  batch[f'{modality}_mask'] = mask
+  before = setup.logits(batch, inputs)
+  other = {'image': 10 - batch['image'], 'text': np.where(batch['text'] == 4, 5, 4)}[modality]
+  after = setup.logits(batch | {modality: other}, inputs)
+  close(before[0], after[0])
+  assert np.abs(before - after).max((1, 2))[1:].min() > 1e-2
+
+
+def test_nothing_at_all_gives_finite_logits_that_depend_on_the_inputs_alone(setup, inputs):
+  batch = example_batch()
+  batch |= {key: np.zeros_like(batch[key]) for key in ('image_mask', 'text_mask')}
+  logits = setup.logits(batch, np.repeat(inputs[:1], B, 0))
+  assert np.all(np.isfinite(logits))
+  close(logits[0], logits[1])
+
+
+def test_padding_changes_nothing(setup, inputs):
+  """More rows, more text and more target positions, all at once: one more compilation."""
+  longer = np.full((B + 2, T + 2), PAD)
+  longer[:B, :T] = inputs
+  found = setup.logits(example_batch(B + 2, S + 2, T + 2), longer)
+  close(found[:B, :T], setup.logits(example_batch(), inputs))
+
+
+# Losses
+
+
+def test_losses_are_those_of_the_shifted_target(setup):
+  batch = example_batch()
+  inputs = np.concatenate([np.full((B, 1), BOS), batch['target'][:, :-1]], 1)
+  tokens = optax.softmax_cross_entropy_with_integer_labels(setup.logits(batch, inputs), batch['target'])
+  sums, weights = setup.losses(batch)
+  close(sums, (tokens * batch['target_mask']).sum(1))
+  np.testing.assert_array_equal(weights, [T, 3, 2])
+
+
+def test_losses_of_padded_batches(setup):
+  batch = example_batch(B + 2, S + 2, T + 2)
+  batch['target'][B:], batch['target_mask'][B:], batch['image'][B:] = 5, True, 1e3  # weight 0, whatever stands there
+  sums, weights = setup.losses(batch)
+  for found, expected in zip((sums, weights), setup.losses(example_batch())):
+    close(found[:B], expected)
+  assert np.all(sums[B:] == 0) and np.all(weights[B:] == 0)
+
+
+# Decoding
+
+
+def test_greedy_is_the_argmax_of_the_uncached_model(setup):
+  length, batch = 6, example_batch()
+  result = setup.generate(batch, SearchOptions('greedy', max_length=length))
+  tokens = np.full((B, length + 1), PAD)
+  tokens[:, 0] = BOS
+  for t in range(length):
+    logits = np.array(setup.logits(batch, tokens[:, :length])[:, t])
+    logits[:, [PAD, BOS]] = -np.inf
+    tokens[:, t + 1] = logits.argmax(-1)
+  assert len(np.unique(tokens[:, 1:], axis=0)) == B
+  for found, n, row in zip(result.tokens[:, 0], result.lengths[:, 0], tokens[:, 1:].tolist(), strict=True):
+    expected = row[: row.index(EOS) + 1] if EOS in row else row
+    assert found[:n].tolist() == expected
+
+
+def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
+  """A beam as wide as there are prefixes is exact: log-probabilities from the cache against teacher-forced losses."""
+  setup = Setup(positions='rotary', scan=True, pre_norm=False, tied=False)
+  length, words, batch = 2, (UNK, *range(4, V)), example_batch()
+  options = SearchOptions('beam', max_length=length, beam_size=len(words) ** length, n_best=8, length_penalty=0.6)
+  result = setup.generate(batch, options)
+  heads = [h for n in range(length + 1) for h in itertools.product(words, repeat=n)]
+  every = [h if len(h) == length else (*h, EOS) for h in heads]  # [21]
+  target, mask = np.full((len(every), length), PAD), np.zeros((len(every), length), bool)
+  for i, tokens in enumerate(every):
+    target[i, : len(tokens)], mask[i, : len(tokens)] = tokens, True
+  score = jax.jit(lambda batch: TASK.losses(setup.model, setup.params, batch)[0])
+  for b in range(B):
+    rows = {key: np.repeat(value[b : b + 1], len(every), 0) for key, value in batch.items()}
+    log_probs = -np.asarray(score(rows | {'target': target, 'target_mask': mask}))
+    ended = (target == EOS).any(1)
+    scores = log_probs / np.asarray(penalty(mask.sum(1), 0.6))
+    best = sorted(range(len(every)), key=lambda i: (not ended[i], -scores[i]))[:8]
+    assert [tuple(row[:n]) for row, n in zip(result.tokens[b], result.lengths[b])] == [every[i] for i in best]
+    np.testing.assert_allclose(result.scores[b], scores[best], rtol=1e-4)
+
+
+def test_rows_of_weight_0_are_not_decoded(setup):
+  result = setup.generate(example_batch(B + 1), SearchOptions('beam', max_length=3, beam_size=2))
+  assert np.all(result.lengths[:B] > 0) and np.all(result.lengths[B:] == 0)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_beams_share_the_memory(setup, scan):
+  """One copy of the projected memory an example; caches have a row a beam."""
+  model = build_model(model_config(scan=scan), vocab_size=V, max_length=8)
+  batch, seen = example_batch(), []
+  params = jax.eval_shape(model.init, jax.random.key(0), batch, batch['target'])['params']
+
+  class Spy:
+    def apply(self, variables, *args, **kwargs):
+      seen.append(variables)
+      return model.apply(variables, *args, **kwargs)
+
+  options = SearchOptions('beam', max_length=3, beam_size=4)
+  jax.eval_shape(lambda params: TASK.generate(Spy(), params, batch, options, jax.random.key(0)), params)
+  steps = [variables for variables in seen if 'cache' in variables]
+  assert steps
+  for variables in steps:
+    assert {x.shape[0] for x in jax.tree.leaves(variables['memory'])} == {B}
+    assert {x.shape[0] for x in jax.tree.leaves(variables['cache'])} == {4 * B}
+  layers = (2,) if scan else ()
+  assert {x.shape for x in jax.tree.leaves(steps[0]['memory'])} == {(B, *layers, 4 + S, 2, 4)}
+
+
+def test_generation_is_compiled_for_a_model_without_a_memory():
+  """The decoder alone, as a language model uses it."""
+  config = model_config()
+  config.unlock().encoders = {}
+  model = build_model(config, vocab_size=V, max_length=8)
+  batch = {'weight': np.ones(B, np.float32)}
+  params = jax.eval_shape(model.init, jax.random.key(0), batch, jnp.zeros((B, T), int))['params']
+  assert set(params) == {'head'}
+  options = SearchOptions('beam', max_length=3, n_best=2)
+  out = jax.eval_shape(lambda params: TASK.generate(model, params, batch, options, jax.random.key(0)), params)
+  assert out.tokens.shape == (B, 2, 3)
