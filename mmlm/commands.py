@@ -31,6 +31,7 @@ from mmlm.trees import count, differences, nearest
 
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
+GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
 
 
 def environment() -> dict:
@@ -56,9 +57,8 @@ def _announce() -> dict:
   """Prints device, memory and versions; warns when a GPU is there and jax does not use it."""
   found = environment()
   devices, versions = found['devices'], found['versions']
-  memory = f', {devices["memory_bytes"] / 2**30:.0f} GiB each' if devices['memory_bytes'] else ''
   print(
-    f'{devices["count"]} x {devices["platform"]} ({devices["kind"]}{memory}), {found["cpu_count"]} CPU cores; '
+    f'{devices["count"]} x {devices["platform"]} ({devices["kind"]}, {devices["memory_bytes"] / 2**30:.0f} GiB), {found["cpu_count"]} CPU cores; '
     f'Python {found["python"]}, jax {versions["jax"]}, flax {versions["flax"]}'
   )
   if devices['platform'] == 'cpu' and (os.path.exists('/dev/nvidiactl') or os.path.exists('/dev/kfd')):
@@ -69,7 +69,8 @@ def _announce() -> dict:
 def _claim(folder: pathlib.Path, config) -> None:
   """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
-  if path.exists() and not (folder / 'metrics.jsonl').exists():  # it never came to a step: nothing is lost
+  if path.exists() and not any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints')):
+    # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
   elif path.exists():
     lines = [
@@ -100,7 +101,7 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   parts, state = _training_parts(experiment, split)
   print(f'{count(state.params):,} parameters; run folder {folder}', flush=True)
   try:
-    loop.train(parts, experiment.parallel, state, experiment.checkpoints(), folder)
+    loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), folder)
   except loop.Interrupted as stopped:
     print(stopped)
     sys.exit(130)
@@ -108,6 +109,7 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
 
 def _training_parts(experiment: Experiment, split: str):
   config, batch_size = experiment.config, experiment.config.train.batch_size
+  validate = _validation(experiment)
   table = experiment.table(split, with_targets=True)
   plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed)
   loader = experiment.loader(split, table, batch_size, train=True)
@@ -133,14 +135,14 @@ def _training_parts(experiment: Experiment, split: str):
     learning_rate=rate,
     stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
     ids=lambda number: [table.ids[i] for i in plan[number].indices],
-    validate=_validation(experiment),
+    validate=validate,
     schedule=schedule,
   )
   return parts, initial_state(params, options, config.seed)
 
 
 def _validation(experiment: Experiment):
-  config, evaluator = experiment.config, experiment.evaluator(method='greedy', n_best=1)
+  config, evaluator = experiment.config, experiment.evaluator(**GREEDY)
   size, limit, monitor = config.evaluate.batch_size, config.data.max_valid_examples, config.train.monitor
   splits = experiment.splits('valid')
   prefixes = [f'{split}/' if len(splits) > 1 else '' for split in splits]
@@ -182,7 +184,7 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   experiment = Experiment.of_run(workdir, settings)
   config = experiment.config
   _announce()
-  changes = {'method': 'greedy', 'n_best': 1} if greedy else {}
+  changes = GREEDY if greedy else {}
   evaluator, decoding = experiment.evaluator(**changes), config.decoding.to_dict() | changes
   written = []
   params = None

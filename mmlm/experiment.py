@@ -16,6 +16,7 @@ from mmlm.data.pipeline import Loader, Table
 from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
+from mmlm.evaluation.caption_metrics import METRICS
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import Parallel
@@ -38,6 +39,9 @@ class Experiment:
     if config.task not in TASKS:
       raise UserError(f'task={config.task!r}. Nearest: {nearest(config.task, TASKS)!r} of {sorted(TASKS)}.')
     self.task = TASKS[config.task]
+    for name in config.evaluate.metrics:
+      if name not in METRICS:
+        raise UserError(f'evaluate.metrics: unknown metric {name!r}. Nearest: {nearest(name, METRICS)!r}.')
     self.modalities = tuple(config.model.encoders)
     self.parallel = Parallel(config.parallel.strategy)
     for key in ('train.batch_size', 'evaluate.batch_size'):
@@ -173,9 +177,9 @@ class Experiment:
     """Shapes and types of the parameters."""
     return jax.eval_shape(lambda: self.initial_params(batch))
 
-  def checkpoints(self) -> Checkpoints:
+  def checkpoints(self, writing: bool = False) -> Checkpoints:
     train = self.config.train
-    return Checkpoints(self.folder / 'checkpoints', train.monitor, train.keep_latest, train.keep_best)
+    return Checkpoints(self.folder / 'checkpoints', train.monitor, train.keep_latest, train.keep_best, writing)
 
   def search_options(self, **changes) -> SearchOptions:
     decoding = self.config.decoding.to_dict() | changes

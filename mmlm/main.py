@@ -100,7 +100,8 @@ def main():
     sys.exit(130)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      print(f'mmlm: no space left on the disk ({error.filename}). Nothing that was whole is lost.', file=sys.stderr)
+      where = f' ({error.filename})' if error.filename else ''
+      print(f'mmlm: no space left on the disk{where}. Nothing that was whole is lost.', file=sys.stderr)
     elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
       print(f'mmlm: {error.filename}: {error.strerror}.', file=sys.stderr)
     else:

@@ -4,6 +4,7 @@ A function that runs under `Parallel` sees the rows of its own device and asks t
 """
 
 import contextvars
+import os
 
 import jax
 import numpy as np
@@ -84,10 +85,11 @@ class Parallel:
 def describe_devices() -> dict:
   """Platform, kind, count and memory of the local devices, for people and for environment.json."""
   device = jax.local_devices()[0]
-  stats = getattr(device, 'memory_stats', lambda: None)() or {}
+  stats = device.memory_stats() or {}
   return {
     'platform': device.platform,
     'kind': device.device_kind,
     'count': jax.local_device_count(),
-    'memory_bytes': stats.get('bytes_limit'),
+    # A CPU device has the machine's memory.
+    'memory_bytes': stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
   }

@@ -6,9 +6,11 @@
            tensorboard/           the same as event files                       training
            tokenizer.json         trained with the run                          training, at first start
            checkpoints/<step>/    state and position                            training
-           predictions/<split>-<step>.jsonl   every hypothesis                  evaluation
-           scores/<split>-<step>.json         every metric with its interval    evaluation
+           predictions/<name>.jsonl   every hypothesis                          evaluation
+           scores/<name>.json         every metric with its interval            evaluation
            report.html            the page to look at                           report
+
+<name> is <split>-<step>, then -<method> when it is not the config's, then -shuffled for inputs given to the wrong examples.
 
 Every file is written whole or not at all; metrics.jsonl grows by whole lines.
 """

@@ -1,16 +1,17 @@
 import base64
 import html.parser
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from mmlm import runs
 from mmlm.errors import UserError
 from mmlm.reports import tables
 from mmlm.reports.html import SAMPLE, write_report
 
-PNG = b'\x89PNG\r\n\x1a\n...'
 EVIL = '<script>alert("x")</script>'
 ROW = {'row': 'frozen grid, beam 4', 'dataset': 'Flickr8k', 'split': 'test', 'metric': 'BLEU-4 (%)',
        'definition': 'corpus BLEU', 'published': 19.5, 'source': 'Xu et al.', 'ours': 22.126,
@@ -29,59 +30,102 @@ class _Tags(html.parser.HTMLParser):
     self.found.append((tag, dict(attributes)))
 
 
-def score_file(split, value):
-  return {'split': split, 'step': 20, 'decoding': {'beam': 4}, 'n': 40, 'seconds': 1.0,
-          'scores': {'bleu_4': {'value': value, 'low': value - 0.01, 'high': value + 0.01}}}
+def picture(width, height, form='PNG') -> bytes:
+  with io.BytesIO() as file:
+    Image.new('RGB', (width, height)).save(file, form)
+    return file.getvalue()
+
+
+def add_scores(folder, value, method='beam', split='test-a', step=20, shuffled=False):
+  tag = f'{split}-{step}' + ('-greedy' if method == 'greedy' else '') + ('-shuffled' if shuffled else '')
+  runs.write_json(folder / 'scores' / f'{tag}.json', {
+    'split': split, 'step': step, 'shuffled': shuffled, 'n': 40, 'seconds': 1.0,
+    'decoding': {'method': method, 'beam_size': 4, 'top_p': 0.75},
+    'scores': {'bleu_4': {'value': value, 'low': value - 0.01, 'high': value + 0.01}},
+  })  # fmt: skip
 
 
 @pytest.fixture
 def run_folder(tmp_path):
   runs.write_json(tmp_path / 'config.json', {'name': 'Tiny', 'seed': 1, 'model': {'width': EVIL}})
   runs.write_json(tmp_path / 'environment.json', {'versions': {'jax': '0.10'}})
-  rows = [{'step': step, 'kind': 'train', 'loss': 5.0 / step, 'rate': 1.0} for step in range(1, 1001)]
-  rows += [{'step': 500, 'kind': 'dev', 'loss': 3.0, 'bleu_4': 0.1},
-           {'step': 1000, 'kind': 'dev', 'bleu_4': float('nan')}]
+  rows = [{'step': step, 'kind': 'train', 'loss': 5.0 / step, 'learning_rate': 1.0, 'gradient_norm': 2.0}
+          for step in range(1, 1001)]  # fmt: skip
+  rows += [{'step': 500, 'kind': 'valid', 'loss': 3.0, 'bleu_4': 0.1, 'perplexity': 20.0, 'seconds': 1.0},
+           {'step': 1000, 'kind': 'valid', 'bleu_4': float('nan')}]  # fmt: skip
   runs.write_jsonl(tmp_path / 'metrics.jsonl', rows)
-  runs.write_json(tmp_path / 'scores' / 'test-20.json', score_file('test', 0.213))
-  runs.write_json(tmp_path / 'scores' / 'test-shuffled-20.json', score_file('test-shuffled', 0.051))
+  for shuffled in (True, False):
+    add_scores(tmp_path, 0.051 if shuffled else 0.213, shuffled=shuffled)
+    add_scores(tmp_path, 0.061 if shuffled else 0.193, 'greedy', shuffled=shuffled)
   rows = [{'id': f'p{i:02}', 'references': ['a dog', EVIL], 'hypothesis': 'A dog.' if i < 9 else f'a {EVIL}',
-           'score': -float(i)} for i in range(40)]
-  runs.write_jsonl(tmp_path / 'predictions' / 'test-20.jsonl', rows)
-  runs.write_jsonl(tmp_path / 'predictions' / 'test-5.jsonl', [{'id': 'old', 'hypothesis': 'x'}])
-  runs.write_jsonl(tmp_path / 'predictions' / 'test-shuffled-20.jsonl', rows[:3])
+           'score': -float(i)} for i in range(40)]  # fmt: skip
+  runs.write_jsonl(tmp_path / 'predictions' / 'test-a-20.jsonl', rows)
   return tmp_path
 
 
 def test_a_page_stands_alone_and_lets_no_text_become_markup(run_folder):
-  page = write_report(run_folder, lambda identity: PNG).read_text()
+  page = write_report(run_folder, lambda identity: picture(64, 32)).read_text()
   tags = _Tags(page).found
   names = {tag for tag, _ in tags}
-  assert not names & {'script', 'link', 'iframe'} and EVIL not in page
+  assert not names & {'script', 'link', 'iframe'} and EVIL not in page and '&lt;script&gt;' in page
   sources = [attributes['src'] for tag, attributes in tags if tag == 'img']
-  assert sources == ['data:image/png;base64,' + base64.b64encode(PNG).decode()] * SAMPLE
+  assert sources == ['data:image/png;base64,' + base64.b64encode(picture(64, 32)).decode()] * SAMPLE
   assert 'http' not in page and 'url(' not in page
 
 
-def test_a_page_shows_scores_with_shuffled_beside_and_intervals(run_folder):
+def test_small_pictures_are_not_blurred_and_broken_ones_are_no_pictures(run_folder):
+  data = {'p00': picture(32, 32), 'p01': picture(500, 375, 'JPEG'), 'p02': b'not a picture'}
+  page = write_report(run_folder, data.get).read_text()
+  shown = [attributes for tag, attributes in _Tags(page).found if tag == 'img']
+  assert [(a.get('class'), a['src'].split(';')[0]) for a in shown] == [
+    ('small', 'data:image/png'), (None, 'data:image/jpeg')]  # fmt: skip
+  assert page.count('no picture') == SAMPLE - 2
+
+
+def test_a_page_shows_how_each_score_was_decoded_with_shuffled_pictures_beside(run_folder):
   page = write_report(run_folder).read_text()
-  assert page.index('<th>test<br>') < page.index('<th>test-shuffled<br>')
-  assert re.search(r'bleu_4<td><b>0\.213</b><small>0\.203 to 0\.223</small><td><b>0\.051</b>', page)
+  table = page[page.index('<h2>Scores'):page.index('<h2>Curves')]  # fmt: skip
+  header, row = re.findall('<tr>(.*?)</tr>', table, re.DOTALL)
+  columns = [re.sub(r'<.*?>|\s+', ' ', column).split() for column in header.split('<th>')[2:]]
+  beam, greedy = ['test-a', 'beam', '4'], ['test-a', 'greedy']
+  shuffled, size = ['pictures', 'shuffled'], ['40', 'examples,', 'step', '20']
+  assert columns == [beam + size, beam + shuffled + size, greedy + size, greedy + shuffled + size]
+  assert re.findall('<b>(.*?)</b>', row) == ['0.213', '0.051', '0.193', '0.061']
+  assert '<small>0.203 to 0.223</small>' in row
   assert 'model.width' in page and 'versions.jax' in page
 
 
-def test_a_page_draws_the_train_loss_and_what_was_validated(run_folder):
+def plots_of(page) -> dict:
+  """{name: [points of a line]}"""
+  curves = page[page.index('<h2>Curves'):page.index('<h2>Pred')]  # fmt: skip
+  parts = re.split(r'<div class="box"><b>(.*?)</b>', curves)
+  return {name: [[tuple(map(float, point.split(','))) for point in line.split()]
+                 for line in re.findall(r'<polyline.*? points="(.*?)"', part)]
+          for name, part in zip(parts[1::2], parts[2::2])}  # fmt: skip
+
+
+def test_a_page_draws_train_and_valid_loss_together_and_what_was_validated(run_folder):
   page = write_report(run_folder).read_text()
-  assert re.findall(r'<div class=box><b>(.*?)</b>', page) == ['loss', 'bleu_4']
-  lines = re.findall(r'<polyline class=s\d points="(.*?)"', page)
-  assert [len(line.split()) for line in lines] == [250, 1, 1]
-  heights = [float(point.split(',')[1]) for point in lines[0].split()]
-  assert heights == sorted(heights) and 'nan' not in page
+  plots = plots_of(page)
+  assert list(plots) == ['loss', 'perplexity', 'bleu_4'] and 'nan' not in page
+  assert [[len(line) for line in lines] for lines in plots.values()] == [[250, 1], [1], [1]]
+  train, [valid] = plots['loss']
+  assert train == sorted(train) and train[-1][1] > train[0][1] > valid[1]
+  assert valid[0] == plots['bleu_4'][0][0][0] == pytest.approx(train[-1][0] / 2, rel=0.01)
 
 
-def test_a_page_samples_the_newest_predictions_and_marks_exact_ones(run_folder):
+def test_splits_of_validation_are_lines_of_one_plot(run_folder):
+  rows = [{'step': step, 'kind': 'valid', 'easy/loss': 1.0, 'hard/loss': 2.0} for step in (5, 10)]
+  runs.write_jsonl(run_folder / 'metrics.jsonl', rows)
+  page = write_report(run_folder).read_text()
+  [(easy, hard)] = plots_of(page).values()
+  assert easy[0][1] > hard[0][1] and '● easy' in page and '● hard' in page
+
+
+def test_a_page_samples_predictions_and_marks_exact_ones(run_folder):
   asked = []
   page = write_report(run_folder, asked.append).read_text()
-  assert len(set(asked)) == SAMPLE and 'old' not in asked
+  assert len(set(asked)) == SAMPLE
   best, worst = asked[:8], asked[8:16]
   exact_ids = {f'p{i:02}' for i in range(9)}
   assert set(best) <= exact_ids and not set(worst) & exact_ids
@@ -90,6 +134,20 @@ def test_a_page_samples_the_newest_predictions_and_marks_exact_ones(run_folder):
   again = []
   write_report(run_folder, again.append)
   assert again == asked
+
+
+@pytest.mark.parametrize('names, shown', [
+  (['test-a-5', 'test-a-20', 'test-a-20-greedy', 'test-a-30-shuffled'], ['test-a-20']),
+  (['test-a-5', 'test-a-20-greedy', 'test-a-20-greedy-shuffled'], ['test-a-20-greedy']),
+  (['test-a-100', 'test-a-20', 'test-2014-7-sample'], ['test-2014-7-sample', 'test-a-100']),
+])  # fmt: skip
+def test_a_page_takes_the_newest_predictions_of_each_split(tmp_path, names, shown):
+  for name in names:
+    row = {'id': f'of {name}', 'hypothesis': 'x', 'references': ['x'], 'score': 0.0}
+    runs.write_jsonl(tmp_path / 'predictions' / f'{name}.jsonl', [row])
+  asked = []
+  page = write_report(tmp_path, asked.append).read_text()
+  assert asked == [f'of {name}' for name in shown] and f'of {shown[0]}</h3>' in page
 
 
 def test_a_new_run_gets_a_page_that_says_what_is_missing(tmp_path):
@@ -114,12 +172,17 @@ def test_tables_fill_both_pages_and_nothing_else(project):
   readme = (project / 'README.md').read_text()
   row = '| frozen grid, beam 4 | Flickr8k test | BLEU-4 (%) | 19.5 (Xu et al.) | 22.13 | 21.00 to 23.26 |'
   assert row in readme.splitlines() and 'stale' not in readme
-  assert readme.startswith('# A\n<!-- results:captioning -->\n|')
-  assert readme.endswith('|\n<!-- /results -->\nend\n')
+  assert readme.startswith('# A\n<!-- results:captioning -->\n\n|')
+  assert readme.endswith('|\n\n<!-- /results -->\nend\n')
   page = (project / 'experiments/README.md').read_text()
   assert row in page and '- BLEU-4 (%): corpus BLEU' in page and '0123456789ab ' in page and '1.5 h' in page
   tables.write_tables(project)
   assert (project / 'README.md').read_text() == readme
+
+
+def test_nothing_published_leaves_its_cell_empty():
+  line = tables.result_table([ROW | {'published': None}]).splitlines()[-1]
+  assert line.split('|')[4].strip() == '' and line.split('|')[5].strip() == '22.13'
 
 
 def test_added_rows_replace_their_own_and_keep_the_others(project):

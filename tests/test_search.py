@@ -216,7 +216,7 @@ def test_stops_when_nothing_can_change(method):
     # The end comes first, but a long sequence outdoes it, or the very next one where length is punished.
     (3.0, 1, {BOS: {EOS: .6, 3: .3, 4: .1}, 3: {5: 1}, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {EOS: 1}},
      [(3, 5, 6, 7, EOS)]),
-    (-1.0, 1, {BOS: {EOS: .3, 3: .6, 4: .1}, 3: {EOS: 1}, 4: {EOS: 1}}, [(3, EOS)]),
+    (-1.0, 1, {BOS: {EOS: .38, 3: .5, 4: .12}, 3: {EOS: 1}, 4: {EOS: 1}}, [(3, EOS)]),
     # Two words must go on beside the end, although the beam is two and only one row is there to grow.
     (0.0, 2, {BOS: {EOS: .4, 3: .35, 4: .25}, 3: {5: .4, 6: .3, 7: .3}, 4: {EOS: 1}, 5: {EOS: 1}},
      [(EOS,), (4, EOS)]),

@@ -70,6 +70,8 @@ def test_cross_entropy_of_extreme_logits_is_finite():
 
 # Optimizers
 
+EVERYTHING = (('.*', 1.0),)
+
 
 def options(**changes):
   config = default_config().optimizer.unlock()
@@ -104,7 +106,7 @@ def test_warm_up_is_a_duration():
 def test_unknown_names_are_answered_with_the_nearest(key):
   config = options(**{key: 'adamv' if key == 'name' else 'cosin'})
   with pytest.raises(UserError, match=f'optimizer.{key}.*Nearest: .{"adamw" if key == "name" else "cosine"}'):
-    make_optimizer(config, make_schedule(config, 10, 1, 1), {'w': np.zeros(2)})
+    make_optimizer(config, make_schedule(config, 10, 1, 1), initial_params())
 
 
 def run_updates(config, params, gradients, total=200):
@@ -164,9 +166,9 @@ def test_rate_rules_scale_and_freeze():
   params = {'encoder': {'kernel': normal(0, 4, 5)}, 'slow': {'kernel': normal(1, 2, 3)}, 'head': {'kernel': normal(1, 2, 3)}}
   gradients = [{'encoder': {'kernel': 1e3 * normal(i, 4, 5)}} | {n: {'kernel': normal(i, 2, 3)} for n in ('slow', 'head')}
                for i in range(3)]  # fmt: skip
-  rules = (('encoder/.*', 0.0), ('slow/.*', 0.1), ('.*', 1.0))
+  rules = (('encoder/.*', 0.0), ('slow/.*', 0.1), *EVERYTHING)
   for name in OPTIMIZERS:
-    config = options(name=name, rate_rules=rules, learning_rate=0.01, warmup='0 steps', epsilon=1e-2)
+    config = options(name=name, rate_rules=rules, decay_rules=EVERYTHING, learning_rate=0.01, warmup='0 steps', epsilon=1e-2)
     found, state = run_updates(config, params, gradients)
     np.testing.assert_array_equal(found['encoder']['kernel'], params['encoder']['kernel'])
     moved = {key: found[key]['kernel'] - params[key]['kernel'] for key in ('slow', 'head')}
@@ -177,7 +179,7 @@ def test_rate_rules_scale_and_freeze():
 
 def test_what_is_frozen_takes_no_part_in_clipping():
   params = {'encoder': normal(0, 4), 'head': normal(1, 4)}
-  config = options(rate_rules=(('encoder', 0.0), ('.*', 1.0)), warmup='0 steps', epsilon=1.0)
+  config = options(rate_rules=(('encoder', 0.0), *EVERYTHING), decay_rules=EVERYTHING, warmup='0 steps', epsilon=1.0)
   moved = [run_updates(config, params, [{'encoder': size * normal(2, 4), 'head': normal(3, 4)}])[0]['head'] for size in (0, 1e3)]
   close(*moved, atol=1e-7)
 
@@ -378,12 +380,13 @@ def test_rows_come_back_in_their_order(size):
 def test_devices_and_batches_must_fit(tmp_path):
   with pytest.raises(UserError, match="parallel.strategy='shard'"):
     Parallel('shard')
-  assert describe_devices() == {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'memory_bytes': None}
+  found = describe_devices()
+  assert (found['platform'], found['count']) == ('cpu', 8)
   for batch_size, accumulate, fits in ((12, 1, False), (16, 2, True), (16, 4, False)):
     config = default_config()
     config.train.batch_size, config.train.accumulate = batch_size, accumulate
     if fits:
       Experiment(config, tmp_path)
     else:
-      with pytest.raises(UserError, match=f'train.batch_size={batch_size} .*8 devices'):
+      with pytest.raises(UserError, match=f'train.batch_size={batch_size} .*8 device'):
         Experiment(config, tmp_path)

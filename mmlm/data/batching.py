@@ -30,9 +30,7 @@ class TrainPlan:
   def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int):
     self.buckets = np.asarray(buckets)
     self.batch_size, self.seed = batch_size, seed
-    self.bucket_of = np.searchsorted(self.buckets, lengths)
-    if not len(lengths) or self.bucket_of.max() >= len(buckets):
-      raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
+    self.bucket_of = _bucket_of(lengths, self.buckets)
     self.steps_per_epoch = -(-len(lengths) // batch_size)
     self._epoch, self._batches = -1, []
 
@@ -57,10 +55,16 @@ class TrainPlan:
 
 def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batch]:
   """Every example once, the short ones first."""
-  order = np.argsort(lengths, kind='stable')
+  bucket_of, order = _bucket_of(lengths, buckets), np.argsort(lengths, kind='stable')
   parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-  edges = np.asarray(buckets)
-  return [Batch(part, int(edges[np.searchsorted(edges, lengths[part].max())])) for part in parts]
+  return [Batch(part, int(buckets[bucket_of[part].max()])) for part in parts]
+
+
+def _bucket_of(lengths, buckets) -> np.ndarray:
+  found = np.searchsorted(buckets, lengths)
+  if not len(lengths) or found.max() >= len(buckets):
+    raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
+  return found
 
 
 def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,19 +5,19 @@ An op is `op(example: dict, rng: np.random.Generator) -> dict`; it never changes
 """
 
 import ast
-import difflib
+import functools
 import inspect
+import typing
 
 from mmlm.data import image
 from mmlm.errors import UserError
+from mmlm.trees import nearest
 
 OPS = dict(image.OPS)
 
 
 def parse_ops(texts) -> list:
-  """Op strings such as 'resize(64)' to callables; UserError names the string that is wrong and the nearest
-  valid name.
-  """
+  """Op strings such as 'resize(64)' to callables; UserError names the string that is wrong and what is right."""
   return [_parse(text) for text in texts]
 
 
@@ -30,18 +30,24 @@ def apply_ops(ops, example: dict, rng) -> dict:
 def _parse(text):
   name, args, kwargs = _call(text)
   if name not in OPS:
-    near = difflib.get_close_matches(name, OPS, 1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise UserError(f'Unknown op {text!r}.{hint} There are: {", ".join(sorted(OPS))}.')
-  factory = OPS[name]
-  signature = inspect.signature(factory)
+    raise UserError(f'Unknown op {text!r}. Nearest: {nearest(name, OPS)!r} of {sorted(OPS)}.')
+  _, _, *parameters = inspect.signature(OPS[name]).parameters.values()  # all but the example and the generator
+  signature = inspect.Signature(parameters)
   try:
-    for key, value in signature.bind(*args, **kwargs).arguments.items():
-      if not isinstance(value, signature.parameters[key].annotation):
+    options = signature.bind(*args, **kwargs).arguments
+    for key, value in options.items():
+      if not _fits(value, signature.parameters[key].annotation):
         raise TypeError(f'{key} is {value!r}')
-    return factory(*args, **kwargs)
-  except (TypeError, ValueError) as error:
+  except TypeError as error:
     raise UserError(f'Op {text!r}: {error}. It is {name}{signature}.') from None
+  return functools.partial(OPS[name], **options)
+
+
+def _fits(value, kind) -> bool:
+  """Whether a value is of the kind that an annotation names: a type, a Literal, or a union of these."""
+  if kinds := typing.get_args(kind):
+    return any(_fits(value, each) for each in kinds)
+  return isinstance(value, kind) if isinstance(kind, type) else value == kind
 
 
 def _call(text):

@@ -113,7 +113,7 @@ def _fill(text: str, results: dict, path) -> str:
   for _, name, _ in blocks:
     if name not in results:
       raise UserError(f'{path}: the block results:{name} has no experiments/results/{name}.json.')
-  return _BLOCK.sub(lambda match: match[1] + result_table(results[match[2]]) + match[3], text)
+  return _BLOCK.sub(lambda match: f'{match[1]}\n{result_table(results[match[2]])}\n{match[3]}', text)
 
 
 def write_tables(root):

@@ -4,6 +4,7 @@ A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state,
 """
 
 import errno
+import math
 import pathlib
 
 import jax
@@ -16,21 +17,23 @@ from mmlm.training.step import TrainState
 
 
 def higher_is_better(metric: str) -> bool:
-  return metric not in ('loss', 'perplexity')
+  return metric.rpartition('/')[2] not in ('loss', 'perplexity')
 
 
 class Checkpoints:
-  """The folder `checkpoints/` of a run."""
+  """The folder `checkpoints/` of a run; only the training (`writing`) makes it and clears what a killed writer left."""
 
-  def __init__(self, folder, monitor: str = 'loss', keep_latest: int = 2, keep_best: int = 1):
+  def __init__(self, folder, monitor: str = 'loss', keep_latest: int = 2, keep_best: int = 1, writing: bool = True):
     self.folder, self.monitor = pathlib.Path(folder).absolute(), monitor
-    sign = 1 if higher_is_better(monitor) else -1
-    best = lambda metrics: sign * metrics[monitor]
+    if not writing and not self.folder.is_dir():
+      raise UserError(f'{self.folder}: no checkpoint. Train first, or give the folder of another run.')
+    self._sign = 1 if higher_is_better(monitor) else -1
+    best = lambda metrics: self._sign * metrics[monitor]
     policy = checkpoint_managers.AnyPreservationPolicy(
       [checkpoint_managers.LatestN(keep_latest), checkpoint_managers.BestN(get_metric_fn=best, n=keep_best)]
     )
     self._options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy, best_fn=best, best_mode='max', cleanup_tmp_directories=True
+      preservation_policy=policy, best_fn=best, best_mode='max', create=writing, cleanup_tmp_directories=writing
     )
     self._open()
 
@@ -41,13 +44,18 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, state: TrainState, meta: dict, metrics: dict):
-    """Starts to write a step; training may go on at once. A full disk is a UserError, older steps stay."""
+    """Starts to write a step; training may go on at once. A full disk is a UserError, older steps stay.
+
+    A step whose `metrics` lack the monitored one, or hold no finite value, is never the best.
+    """
     items = {'params': ocp.args.StandardSave(state.params), 'meta': ocp.args.JsonSave(meta)}
     items['rest'] = ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng})
     if state.ema != ():
       items['ema'] = ocp.args.StandardSave(state.ema)
+    value = metrics.get(self.monitor, math.nan)
+    value = value if math.isfinite(value) else -self._sign * math.inf
     with self._disk_errors():
-      self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics={self.monitor: metrics[self.monitor]})
+      self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics={self.monitor: value})
 
   def wait(self):
     with self._disk_errors():
@@ -61,23 +69,41 @@ class Checkpoints:
     return _DiskErrors(self.folder)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The newest step that can be read, and its meta; None when there is none.
+    """The newest step that can be read, and its meta; None when there is no step.
 
-    Steps that cannot be read are moved aside to `damaged-<step>` and said so.
+    Newer steps that cannot be read are moved aside to `damaged-<step>` and said so.
+
+    Raises:
+      UserError: there are steps, and none can be read; nothing is moved then.
     """
+    damaged = {}
     for step in reversed(self.steps()):
       try:
         items = {'params': abstract.params, 'rest': {'step': abstract.step, 'opt_state': abstract.opt_state, 'rng': abstract.rng}}
         if abstract.ema != ():
           items['ema'] = abstract.ema
         out = self._restore(step, items)
-        return TrainState(params=out['params'], ema=out.get('ema', ()), **out['rest']), out['meta']
       except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
-        print(f'Checkpoint {step} cannot be read ({_first_line(error)}): moved to damaged-{step}, trying the one before.')
-        self._manager.close()
-        (self.folder / str(step)).rename(self.folder / f'damaged-{step}')
-        self._open()
+        damaged[step] = _first_line(error)
+        continue
+      self._set_aside(damaged)
+      return TrainState(params=out['params'], ema=out.get('ema', ()), **out['rest']), out['meta']
+    if damaged:
+      listed = '\n'.join(f'  {step}: {reason}' for step, reason in damaged.items())
+      raise UserError(f'{self.folder}: no checkpoint can be read.\n{listed}\nTo begin again, give another --workdir.')
     return None
+
+  def _set_aside(self, damaged: dict):
+    if not damaged:
+      return
+    self._manager.close()
+    for step, reason in damaged.items():
+      place = self.folder / f'damaged-{step}'
+      while place.exists():
+        place = place.with_name(f'{place.name}-again')
+      (self.folder / str(step)).rename(place)
+      print(f'Checkpoint {step} cannot be read ({reason}): moved to {place.name}; going on from the one before.')
+    self._open()
 
   def params(self, abstract_params, which: str | int = 'best', average: int = 1):
     """Parameters for evaluation (the moving average where the run keeps one) and their step.
@@ -102,11 +128,17 @@ class Checkpoints:
     try:
       return self._restore(step, {name: abstract})[name]
     except Exception as error:
-      others = [s for s in self.steps() if s != step]
+      good = [s for s in self.steps() if s != step and self._readable(s, name, abstract)]
       raise UserError(
-        f'{self.folder}/{step} cannot be read ({_first_line(error)}). Other steps: {others}; choose one with '
+        f'{self.folder}/{step} cannot be read ({_first_line(error)}). Steps that can: {good or "none"}; choose one with '
         '--config.evaluate.checkpoint=STEP.'
       ) from None
+
+  def _readable(self, step, name, abstract) -> bool:
+    try:
+      return bool(self._restore(step, {name: abstract}))
+    except Exception:
+      return False
 
   def _restore(self, step, items: dict) -> dict:
     # Onto the first local device, whatever devices wrote it.

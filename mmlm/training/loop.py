@@ -67,37 +67,48 @@ class Log:
     self.path = folder / 'metrics.jsonl'
     rows = [row for row in runs.read_jsonl(self.path) if row['step'] <= step] if self.path.exists() else []
     runs.write_jsonl(self.path, rows)
-    self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1 if step else None)
+    self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
 
   def write(self, kind: str, step: int, values: dict):
     with open(self.path, 'a', encoding='utf-8') as file:
       file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
     for name, value in values.items():
       self._events.add_scalar(f'{kind}/{name}', value, step)
+    self._events.flush()  # a killed process loses no line of either
 
   def close(self):
     self._events.close()
 
 
 class Progress:
-  """Means since the last line, examples a second, and the time left."""
+  """Means since the last line, examples a second, and the time left.
 
-  def __init__(self, start: int, total: int):
+  `since_last`: the sums and the number of steps of a line that a checkpoint interrupted.
+  """
+
+  def __init__(self, start: int, total: int, since_last: list | None = None):
     self.start, self.total, self.began = start, total, time.monotonic()
     self.warm = None  # (time, step) after compilation, for the time left
     self._reset()
+    if since_last:
+      *sums, self.steps = since_last
+      self.sums += sums
 
   def _reset(self):
-    self.sums, self.examples, self.since = np.zeros(3), 0, time.monotonic()
+    self.sums, self.steps, self.examples, self.since = np.zeros(3), 0, 0, time.monotonic()
+
+  def since_last(self) -> list:
+    return [*self.sums.tolist(), self.steps]
 
   def add(self, metrics: dict, examples: int):
     weight = float(metrics['weight'])
     self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']))
     self.examples += examples
+    self.steps += 1
 
-  def line(self, step: int, steps: int) -> dict:
+  def line(self, step: int) -> dict:
     now = time.monotonic()
-    values = {'loss': self.sums[0] / max(self.sums[1], 1e-8), 'gradient_norm': self.sums[2] / steps}
+    values = {'loss': self.sums[0] / max(self.sums[1], 1e-8), 'gradient_norm': self.sums[2] / self.steps}
     values['seconds'] = now - self.since
     values['examples_per_second'] = self.examples / values['seconds']
     since, first = self.warm or (self.began, self.start)
@@ -130,6 +141,10 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
   start = int(state.step)
   if start:
     print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
+  if start >= parts.schedule.total or _out_of_patience(parts.schedule, meta):
+    print('The run is complete.')
+    checkpoints.close()
+    return
   log = Log(folder, start)
   loop = _Loop(parts, parallel, checkpoints, log, meta)
   try:
@@ -140,6 +155,10 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
     checkpoints.close()
 
 
+def _out_of_patience(schedule: Schedule, meta: dict) -> bool:
+  return 0 < schedule.patience <= meta['stale']
+
+
 class _Loop:
   def __init__(self, parts, parallel, checkpoints, log, meta):
     self.parts, self.parallel, self.checkpoints, self.log, self.meta = parts, parallel, checkpoints, log, dict(meta)
@@ -147,12 +166,9 @@ class _Loop:
 
   def run(self, state, start, stop):
     schedule = self.parts.schedule
-    if start >= schedule.total or self._out_of_patience():
-      print('The run is complete.')
-      return
     compiled = self.parallel.step(lambda state, batch: train_step(state, batch, self.parts.options))
     state = self.parallel.replicate(state)
-    self.progress, logged = Progress(start, schedule.total), start
+    self.progress = Progress(start, schedule.total, self.meta.get('since_last'))
     with self.parts.stream(start, schedule.total) as batches:
       for step, batch in enumerate(batches, start + 1):
         state, metrics = compiled(state, batch)
@@ -161,12 +177,11 @@ class _Loop:
         last = step == schedule.total
         if step % schedule.log_every == 0 or last:
           self._settle()
-          values = self.progress.line(step, step - logged)
+          values = self.progress.line(step)
           self.log.write('train', step, values | {'learning_rate': float(self.parts.learning_rate(step - 1))})
-          logged = step
         if step % schedule.eval_every == 0 or last:
           self._validate(step, state)
-          if self._out_of_patience():
+          if _out_of_patience(schedule, self.meta):
             print(f'No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
             return
         if stop.received is not None:
@@ -195,23 +210,19 @@ class _Loop:
     seconds = time.monotonic() - began
     self.log.write('valid', step, values | {'seconds': seconds})
     self.progress.since += seconds  # examples a second are those of training
-    monitor = self.checkpoints.monitor
+    monitor, since_last = self.checkpoints.monitor, self.progress.since_last()
     if monitor not in values:
       raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
     sign = 1 if higher_is_better(monitor) else -1
-    if self.meta['best'] is None or sign * (values[monitor] - self.meta['best']) > 0:
+    best = self.meta['best']
+    if math.isfinite(values[monitor]) and (best is None or sign * (values[monitor] - best) > 0):
       self.meta |= {'best': values[monitor], 'stale': 0}
     else:
       self.meta['stale'] += 1
-    self.checkpoints.save(host, self.meta, values)
-
-  def _out_of_patience(self):
-    return 0 < self.parts.schedule.patience <= self.meta['stale']
+    self.checkpoints.save(host, self.meta | {'since_last': since_last}, values)
 
   def _interrupt(self, step, state):
     self._settle()
     if step not in self.checkpoints.steps():
-      # Never the best: it was not validated.
-      worst = -math.inf if higher_is_better(self.checkpoints.monitor) else math.inf
-      self.checkpoints.save(self.parallel.unreplicate(state), self.meta, {self.checkpoints.monitor: worst})
+      self.checkpoints.save(self.parallel.unreplicate(state), self.meta | {'since_last': self.progress.since_last()}, {})
     raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.')

@@ -1,6 +1,7 @@
 """Optimizers and schedules by name (optax), with path rules for decay, rates and freezing."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mmlm.config import to_steps
@@ -27,7 +28,7 @@ SCHEDULES = {
   'cosine': lambda rate, warmup, total, end: optax.cosine_decay_schedule(rate, max(total - warmup, 1), end),
   'linear': lambda rate, warmup, total, end: optax.linear_schedule(rate, rate * end, max(total - warmup, 1)),
   # Vaswani et al. 2017, eq. 3: the peak is reached when the warm-up ends.
-  'inverse_sqrt': lambda rate, warmup, total, end: lambda step: rate * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5,
+  'inverse_sqrt': lambda rate, warmup, total, end: lambda step: rate * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5,
 }
 
 
@@ -49,9 +50,16 @@ def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: in
 
 
 def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
-  """Clipping, the named optimizer, decoupled weight decay and the schedule; leaves with rate 0 are frozen and keep no state."""
+  """Clipping, the named optimizer, decoupled weight decay and the schedule.
+
+  Leaves with rate 0 are frozen: they keep no state and do not count in the norm that is clipped.
+  """
   rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
   decays = by_rules(params, config.decay_rules, 'optimizer.decay_rules')
+
+  def clip(updates, state, params):
+    updates = jax.tree.map(lambda u, r: u if r else jnp.zeros_like(u), updates, rates)
+    return optax.clip_by_global_norm(config.clip_norm).update(updates, state)
 
   def add_decay(updates, state, params):
     decayed = jax.tree.map(lambda u, p, d: u + config.weight_decay * d * p if d else u, updates, params, decays)
@@ -64,7 +72,7 @@ def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
   core = _named(OPTIMIZERS, config.name, 'optimizer.name')(config)
   labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    stateless(clip) if config.clip_norm else optax.identity(),
     optax.multi_transform({'train': core, 'freeze': optax.set_to_zero()}, labels),
     stateless(add_decay),
     stateless(scale_rates),

@@ -4,16 +4,13 @@ import sys
 import time
 
 
-def progress(items, what: str, total: int | None = None, every: float = 3.0):
-  """Yields the items; from `every` seconds on, prints a line now and then: how many, how fast, how long
-  still.
-  """
-  total = len(items) if total is None else total
+def progress(items, what: str):
+  """Yields the items; every 3 seconds it prints how many are done, how fast, and how long the rest will take."""
   start = said = time.monotonic()
   for done, item in enumerate(items):
-    now = time.monotonic()
-    if now - said >= every:
-      said, rate = now, done / (now - start)
-      left = f', {(total - done) / rate:.0f} s left' if rate else ''
-      print(f'{what}: {done} of {total}, {rate:.0f}/s{left}', file=sys.stderr, flush=True)
+    if done and time.monotonic() - said > 3:
+      said = time.monotonic()
+      rate = done / (said - start)
+      left = (len(items) - done) / rate
+      print(f'{what}: {done} of {len(items)}, {rate:.3g}/s, {left:.0f} s left', file=sys.stderr, flush=True)
     yield item

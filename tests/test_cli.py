@@ -1,0 +1,524 @@
+"""The program as a person meets it: what a run leaves, what bad input gets, and that nothing is ever lost."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mmlm import main
+
+CONFIG = '''"""A small captioner on manifests."""
+from mmlm.config import default_config, parse_arg
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, train='train.jsonl', valid='valid.jsonl', text=False)
+  config = default_config()
+  config.data.name = 'manifest'
+  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.valid,)}
+  config.data.train_ops = ('decode("L")', 'random_crop(8, 1)', 'normalize("half")')
+  config.data.eval_ops = ('decode("L")', 'normalize("half")')
+  config.data.max_length = 8
+  config.tokenizer = {'kind': 'word', 'min_frequency': 1}
+  config.model.dim = 16
+  config.model.encoders = {'image': {'name': 'vit', 'patch': 4, 'layers': 1, 'heads': 2}}
+  if args.text:
+    config.model.encoders.text = {'name': 'text_transformer', 'layers': 1, 'heads': 2}
+  config.model.head = {'name': 'transformer_decoder', 'layers': 1, 'heads': 2}
+  config.optimizer.learning_rate = 1e-2
+  config.optimizer.warmup = '2 steps'
+  config.train.duration, config.train.log_every, config.train.eval_every = '30 steps', '2 steps', '3 steps'
+  config.train.batch_size = config.evaluate.batch_size = 8
+  config.train.keep_latest = 3
+  config.train.ema_decay = 0.9
+  config.evaluate.metrics = ('word_f1',)
+  config.evaluate.bootstrap_samples = 10
+  config.decoding.max_length = 6
+  config.parallel.strategy = 'jit'
+  return config
+'''
+TIMES = ('seconds', 'examples_per_second')
+COLOURS = ('red', 'green', 'blue', 'grey')
+LONG = 'this caption has so many words that it cannot be learned here'
+
+
+def cli(*argv):
+  """The program in this process -> exit code, what it printed, what it complained of."""
+  out, err = io.StringIO(), io.StringIO()
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    patch.setattr(sys, 'argv', ['mmlm', *map(str, argv)])
+    try:
+      main.main()
+      code = 0
+    except SystemExit as stop:
+      code = stop.code or 0
+  return code, out.getvalue(), err.getvalue()
+
+
+def done(*argv) -> str:
+  code, out, err = cli(*argv)
+  assert code == 0, (out, err)
+  return out
+
+
+def refused(*argv) -> str:
+  """The complaint of a call that must end with exit code 2."""
+  code, _, err = cli(*argv)
+  assert code == 2 and err.startswith('mmlm: ') and 'Traceback' not in err, (code, err)
+  return err
+
+
+def tree(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def write_jsonl(path, rows):
+  path.write_text(''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows))
+  return path
+
+
+def read_jsonl(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics(folder):
+  return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(folder / 'metrics.jsonl')]
+
+
+def rows(count, start=0):
+  return [
+    {'id': f'e{i}', 'image': f'{i}.png', 'text': COLOURS[i // 4 % 4], 'target': f'{COLOURS[i % 4]} {COLOURS[i // 4 % 4]}'}
+    for i in range(start, start + count)
+  ]  # fmt: skip
+
+
+class Place:
+  """A folder with pictures, manifests and a config file."""
+
+  def __init__(self, folder):
+    self.folder, self.data, self.config = folder, folder / 'data', folder / 'small.py'
+    self.config.write_text(CONFIG)
+    for i in range(32):
+      Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(folder / f'{i}.png')
+    self.train = write_jsonl(folder / 'train.jsonl', rows(20))
+    self.valid = write_jsonl(folder / 'valid.jsonl', rows(8, 20) + [{'id': 'long', 'image': '28.png', 'target': LONG}])
+
+  def argv(self, workdir, *more, train=None, valid=None, text=''):
+    arg = f'train={train or self.train},valid={valid or self.valid}{text}'
+    return ('train', f'{self.config}:{arg}', '--workdir', workdir, f'--config.data.dir={self.data}', *more)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  return Place(tmp_path_factory.mktemp('place'))
+
+
+@pytest.fixture(scope='module')
+def run(place):
+  """A run that was trained without interruption, evaluated and reported, with what training printed."""
+  folder = place.folder / 'run'
+  (place.folder / 'said').write_text(done(*place.argv(folder)))
+  done('evaluate', folder)
+  done('report', folder)
+  return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'copy')
+  return tmp_path / 'copy'
+
+
+# Words on the command line
+
+
+@pytest.mark.parametrize('argv, says', [
+  (['trian', 'x'], "no command 'trian'. Nearest: 'train'"),
+  (['train', 'x.py'], '--workdir'),
+  (['train', '--workdir=x'], 'train takes one CONFIG_PATH'),
+  (['evaluate', 'a', 'b'], 'evaluate takes one WORKDIR'),
+  (['predict', 'a'], '--input'),
+  (['train', 'x.py', '--workdir=x', '--skip_brokn'], "Unknown command line flag 'skip_brokn'. Did you mean: skip_broken"),
+  (['evaluate', 'x', '--workdir=y'], "Unknown command line flag 'workdir'"),
+  (['evaluate', 'x', '--greedy=maybe'], 'greedy'),
+  (['train', 'x.py', '--workdir=x', '--config.seed'], '--config.seed: write it as --config.KEY=VALUE'),
+  (['--splits=x'], "Unknown command line flag 'splits'"),
+  (['prepare', 'flickr8k', '--config.seed=1'], 'prepare reads no config'),
+  (['prepare', 'flickr9k'], "Did you mean 'flickr8k'"),
+  (['train', 'configs/captioning/flickr9k.py', '--workdir=x'], "Nearest: 'configs/captioning/flickr8k.py'"),
+])  # fmt: skip
+def test_wrong_words(argv, says, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert says in refused(*argv)
+  assert not any(p for p in tmp_path.iterdir() if p.name != 'data')
+
+
+@pytest.mark.parametrize('setting, says', [
+  ('batch_size=8', 'Nearest: --config.train.batch_size'),
+  ('train.batch_size=eight', 'expected int'),
+  ('train.duration=ten', "expected a duration such as '500 steps'"),
+  ('model.encoders.image.name=vitt', "Nearest: 'vit'"),
+  ('model.encoders.image.head=2', 'Nearest: --config.model.encoders.image.heads'),
+  ('train.accumulate=3', 'does not divide'),
+  ('task=captionin', "Nearest: 'captioning'"),
+  ('parallel.strategy=tpu', "choose 'auto', 'jit' or 'pmap'"),
+  ('data.name=unicode_picture', "Did you mean 'unicode_pictures'"),
+  ('data.name=flickr8k', './launch.sh prepare flickr8k --source'),
+  ('decoding.method=beem', "did you mean 'beam'"),
+  ('decoding.n_best=9', 'n_best=9'),
+  ('data.splits.train=nowhere.jsonl', 'A manifest looks like this'),
+  ('data.splits.valid=nowhere.jsonl', 'A manifest looks like this'),
+])  # fmt: skip
+def test_wrong_settings(place, tmp_path, monkeypatch, setting, says):
+  monkeypatch.delenv('MMLM_DATA', raising=False)
+  assert says in refused(*place.argv(tmp_path / 'run', f'--config.{setting}'))
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('settings, says', [
+  (['data.buckets=(4,)'], 'data.buckets=(4,): expected increasing lengths that end with data.max_length=8'),
+  (['data.buckets=(8,4,8)'], 'expected increasing lengths'),
+  (['data.max_length=2'], 'no example is within data.max_length=2'),
+  (['train.monitor=bleu'], "train.monitor='bleu': no such validation score. Nearest: 'bleu_"),
+  (['train.monitor=word_f2', 'decoding.method=sample', 'decoding.temperature=0.5'], "Nearest: 'word_f1'"),
+  (['tokenizer.kind=bp'], "did you mean 'bpe'"),
+  (['data.train_ops=("decod",)'], "Did you mean 'decode'"),
+  (['data.eval_ops=("decode","normalize(2)")'], 'normalize'),
+])  # fmt: skip
+def test_settings_that_are_found_wrong_with_the_data_claim_no_folder(place, tmp_path, settings, says):
+  """A start that failed leaves a folder that any other config may take."""
+  for _ in range(2):
+    assert says in refused(*place.argv(tmp_path / 'run', *(f'--config.{s}' for s in settings)))
+  assert 'max_length=3' in refused(*place.argv(tmp_path / 'run', '--config.data.buckets=(8,)', '--config.data.max_length=3'))
+
+
+def test_what_several_devices_cannot_share(place, tmp_path):
+  pmap = '--config.parallel.strategy=pmap'
+  assert 'train.batch_size=12 does not divide by 8 devices' in refused(*place.argv(tmp_path / 'r', pmap, '--config.train.batch_size=12'))
+  said = refused(*place.argv(tmp_path / 'r', pmap, '--config.evaluate.batch_size=4'))
+  assert 'evaluate.batch_size=4 does not divide by 8 devices' in said
+  said = refused(*place.argv(tmp_path / 'r', pmap, '--config.train.batch_size=16', '--config.train.accumulate=4'))
+  assert 'train.batch_size=16 does not divide by train.accumulate=4 times 8 devices' in said
+  assert not (tmp_path / 'r').exists()
+
+
+def test_help_names_every_flag_at_once():
+  """Without waiting for jax, which also must not be imported before the cache of compiled programs is set."""
+  code = 'import sys; from mmlm import main; main.main() if len(sys.argv) > 1 else print("USAGE")'
+  finish = f'import atexit, sys; atexit.register(lambda: print("jax" in sys.modules))\n{code}'
+  for command, (_, definitions) in main.COMMANDS.items():
+    words = [command, '--help'] if command != 'quick_start' else ['--help']
+    out = subprocess.run([sys.executable, '-c', finish, *words], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.rstrip().endswith('False'), out
+    assert all(f'--{name}' in out.stdout.replace('[no]', '') and text[:30] in out.stdout for _, name, _, text in definitions)
+    assert './launch.sh' in out.stdout
+
+
+# Data
+
+
+def broken(folder):
+  (folder / 'broken.png').write_bytes(b'\x89PNG no picture')
+  (folder / 'zero.png').write_bytes(b'')
+  return folder
+
+
+@pytest.mark.parametrize('bad, says', [
+  ({'id': 'x', 'image': 'nowhere.png', 'target': 'a'}, ('line 4', 'there is no file nowhere.png')),
+  ('{"id": "x", ', ('line 4', 'bad JSON')),
+  ({'id': 'x', 'image': '0.png'}, ('line 4', "no 'target'")),
+  ({'id': 'e1', 'image': '0.png', 'target': 'a'}, ('line 4', "the id 'e1' stands already in line 2")),
+  ({'id': 'x', 'target': 'a'}, ('line 4', "no 'image'")),
+  ({'id': 'x', 'image': 'broken.png', 'target': 'a'}, ('1 of 4 pictures are broken', 'broken.png', '--skip_broken')),
+  ({'id': 'x', 'image': 'zero.png', 'target': 'a'}, ('zero.png: zero bytes', '--skip_broken')),
+])  # fmt: skip
+@pytest.mark.parametrize('split', ['train', 'valid'])
+def test_a_bad_line_stops_before_anything_is_written(place, tmp_path, split, bad, says):
+  path = write_jsonl(broken(place.folder) / f'bad-{split}.jsonl', rows(3) + [bad])
+  said = refused(*place.argv(tmp_path / 'run', **{split: path}))
+  assert f'bad-{split}.jsonl' in said and all(part in said for part in says)
+  assert not (tmp_path / 'run').exists()
+  if 'broken' in said:  # `prepare` finds it before any training
+    assert 'broken' in refused('prepare', path, '--data_dir', place.data)
+    assert '3 of 4 examples are good' in done('prepare', path, '--data_dir', place.data, '--skip_broken')
+
+
+def test_an_empty_manifest(place, tmp_path):
+  assert 'no example in it' in refused(*place.argv(tmp_path / 'run', train=write_jsonl(place.folder / 'empty.jsonl', [])))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_broken_pictures_and_long_captions_are_counted_and_left_out(place, tmp_path):
+  """After a start that failed in the same folder, which is no obstacle."""
+  bad = [{'id': 'bad', 'image': 'zero.png', 'target': 'a'}, {'id': 'long', 'image': '0.png', 'target': LONG}]
+  path = write_jsonl(broken(place.folder) / 'mixed.jsonl', rows(20) + bad)
+  argv = place.argv(tmp_path / 'run', '--config.train.duration=2 steps', '--skip_broken', train=path)
+  assert 'optimizer.name' in refused(*argv, '--config.optimizer.name=adam')
+  code, out, err = cli(*argv)
+  assert code == 0 and 'left out 1 of 22, the picture is broken' in err and 'zero.png' in err
+  assert f'{path}: 1 of 21 examples are longer than data.max_length=8 tokens and are left out (the longest has 13)' in out
+  assert f'{path}: 20 examples, 3 steps an epoch, 2 steps in all' in out
+  assert 'many' in (tmp_path / 'run' / 'tokenizer.json').read_text()
+
+
+# The run folder
+
+
+def test_what_a_run_leaves(place, run):
+  said = (place.folder / 'said').read_text()
+  assert 'cpu' in said and 'Python 3.' in said and 'jax ' in said and 'step     30/30 100 %' in said and 'examples/s' in said
+  assert {'config.json', 'environment.json', 'metrics.jsonl', 'tokenizer.json', 'report.html'} <= {p.name for p in run.iterdir()}
+  assert json.loads((run / 'config.json').read_text())['optimizer']['learning_rate'] == 0.01
+  environment = json.loads((run / 'environment.json').read_text())
+  assert environment['versions'].keys() >= {'jax', 'flax', 'orbax-checkpoint'} and environment['devices']['platform'] == 'cpu'
+  logged = metrics(run)
+  assert [row['step'] for row in logged if row['kind'] == 'train'] == list(range(2, 31, 2))
+  assert [row['step'] for row in logged if row['kind'] == 'valid'] == list(range(3, 31, 3))
+  assert logged[-2]['loss'] < 0.7 * logged[0]['loss']
+
+
+def test_every_example_is_predicted_once_with_its_whole_reference(run):
+  (path,) = (p for p in (run / 'predictions').iterdir() if 'shuffled' not in p.name)
+  found = {row['id']: row for row in read_jsonl(path)}
+  assert found.keys() == {f'e{i}' for i in range(20, 28)} | {'long'}
+  assert found['long']['references'] == [LONG] and found['e20']['references'] == [rows(1, 20)[0]['target']]
+  scores = json.loads((run / 'scores' / f'{path.stem}.json').read_text())
+  assert scores['n'] == 9 and scores['scores']['word_f1'].keys() == {'value', 'low', 'high'}
+  assert (run / 'scores' / f'{path.stem}-shuffled.json').exists()
+
+
+def test_training_a_complete_run_changes_nothing(place, copy):
+  before = tree(copy)
+  assert 'The run is complete.' in done(*place.argv(copy))
+  after = tree(copy)
+  assert after.pop('environment.json') and before.pop('environment.json') and after == before
+
+
+def test_a_run_of_another_config_is_left_alone(place, run):
+  before = tree(run)
+  said = refused(*place.argv(run, '--config.optimizer.learning_rate=3e-4', '--config.model.dim=32', '--config.train.log_every=5 steps'))
+  assert 'holds a run of another config' in said
+  assert 'optimizer.learning_rate: 0.01 -> 0.0003' in said and 'model.dim: 16 -> 32' in said and 'log_every' not in said
+  assert tree(run) == before
+
+
+def test_a_folder_that_is_no_run(place, tmp_path):
+  (tmp_path / 'letter.txt').write_text('dear')
+  assert 'is not empty and holds no run' in refused(*place.argv(tmp_path))
+  assert 'Not a directory' in refused(*place.argv(tmp_path / 'letter.txt'))
+  for command in (['evaluate'], ['predict', '--input', place.folder / '0.png'], ['report']):
+    for folder in (tmp_path, tmp_path / 'nowhere'):
+      assert 'not a run folder (no config.json)' in refused(command[0], folder, *command[1:])
+  assert [p.name for p in tmp_path.iterdir()] == ['letter.txt']
+
+
+def test_a_run_without_a_checkpoint(place, copy):
+  shutil.rmtree(copy / 'checkpoints')
+  before = tree(copy)
+  assert 'no checkpoint. Train first' in refused('evaluate', copy)
+  assert 'no checkpoint. Train first' in refused('predict', copy, '--input', place.folder / '0.png')
+  assert tree(copy) == before and not (copy / 'checkpoints').exists()
+
+
+def test_a_config_of_a_run_that_was_edited_badly(copy):
+  path = copy / 'config.json'
+  path.write_text(path.read_text().replace('"batch_size"', '"batch_sise"', 1))
+  assert 'batch_sise: unknown key. Nearest' in refused('report', copy)
+  path.write_text('{"task":\n')
+  assert 'config.json, line 2: not JSON' in refused('report', copy)
+
+
+# Evaluation and prediction
+
+
+@pytest.mark.parametrize('words, says', [
+  (['--splits=nowhere.jsonl'], 'nowhere.jsonl'),
+  (['--config.evaluate.average=9'], 'evaluate.average=9, but'),
+  (['--config.evaluate.average=0'], 'evaluate.average=0: expected 1 or more'),
+  (['--config.evaluate.checkpoint=5'], "evaluate.checkpoint='5': not in"),
+  (['--config.evaluate.checkpoint=newest'], "Or 'best', 'latest'"),
+  (['--config.evaluate.metrics=("blue",)'], "unknown metric 'blue'"),
+  (['--config.decoding.beam=2'], 'Nearest: --config.decoding.beam_size'),
+])  # fmt: skip
+def test_evaluation_that_cannot_be(run, words, says):
+  before = tree(run)
+  assert says in refused('evaluate', run, *words)
+  assert tree(run) == before
+
+
+def test_evaluation_on_another_manifest_with_another_search(place, copy):
+  write_jsonl(place.folder / 'other.jsonl', rows(3, 5))
+  said = done('evaluate', copy, f'--splits={place.folder / "other.jsonl"}', '--greedy', '--config.evaluate.checkpoint=latest',
+              '--config.evaluate.average=3', '--config.evaluate.shuffled=False')  # fmt: skip
+  assert 'other.jsonl (greedy), 3 examples, step 30' in said and 'shuffled' not in said
+  scores = json.loads((copy / 'scores' / 'other-30-greedy.json').read_text())
+  assert scores['average'] == 3 and scores['decoding']['method'] == 'greedy'
+  assert [row['id'] for row in read_jsonl(copy / 'predictions' / 'other-30-greedy.jsonl')] == ['e5', 'e6', 'e7']
+
+
+def test_predict_a_folder_a_manifest_and_one_picture_on_many_devices(place, run, tmp_path):
+  pictures = tmp_path / 'pictures' / 'deep'
+  pictures.mkdir(parents=True)
+  for name in ('3.png', '4.png'):
+    shutil.copy(place.folder / name, pictures)
+  (pictures / 'note.txt').write_text('no picture')
+  out = tmp_path / 'new' / 'out.jsonl'
+  said = done('predict', run, '--input', tmp_path / 'pictures', '--output', out)
+  found = {row['id']: row['hypothesis'] for row in read_jsonl(out)}
+  assert found.keys() == {'deep/3.png', 'deep/4.png'} and all(f'{k}\t{v}\n' in said for k, v in found.items())
+  manifest = write_jsonl(place.folder / 'untold.jsonl', [{'id': 'b', 'image': '4.png'}, {'id': 'a', 'image': '3.png'}])
+  said = done('predict', run, '--input', manifest)
+  assert said == f'b\t{found["deep/4.png"]}\na\t{found["deep/3.png"]}\n'
+  said = done('predict', run, '--input', place.folder / '3.png', '--config.parallel.strategy=pmap')
+  assert said == f'3.png\t{found["deep/3.png"]}\n'
+
+
+def test_predict_what_is_no_picture(place, run, tmp_path):
+  broken(place.folder)
+  assert 'no such file or folder' in refused('predict', run, '--input', tmp_path / 'nowhere.png')
+  assert 'no picture' in refused('predict', run, '--input', tmp_path)
+  for name in ('broken.png', 'zero.png'):
+    shutil.copy(place.folder / name, tmp_path)
+    shutil.copy(place.folder / '0.png', tmp_path)
+    said = refused('predict', run, '--input', tmp_path, '--output', tmp_path / 'out.jsonl')
+    assert f"'{name}' can't be decoded" in said
+    assert f"'{name}' can't be decoded" in refused('predict', run, '--input', tmp_path / name)
+    (tmp_path / name).unlink()
+  assert "can't be decoded" in refused('predict', run, '--input', place.config)
+  assert not (tmp_path / 'out.jsonl').exists()
+
+
+def test_a_second_modality_is_one_line_of_config(place, tmp_path):
+  folder = tmp_path / 'run'
+  place_valid = write_jsonl(place.folder / 'both.jsonl', rows(8, 20))
+  argv = place.argv(folder, '--config.train.duration=3 steps', valid=place_valid, text=',text')
+  assert "line 9: no 'text'" in refused(*place.argv(folder, text=',text'))
+  assert '20 examples' in done(*argv)
+  state = ocp.PyTreeCheckpointer().restore(folder / 'checkpoints' / '3' / 'params')
+  assert {'encoders_image', 'encoders_text'} <= state.keys()
+  assert 'this model reads image, text: give a manifest' in refused('predict', folder, '--input', place.folder / '0.png')
+  told = [{'id': 'a', 'image': '0.png', 'text': 'red'}, {'id': 'b', 'image': '0.png', 'text': LONG}]
+  said = done('predict', folder, '--input', write_jsonl(place.folder / 'told.jsonl', told))
+  assert 'told.jsonl: 1 of 2 examples are longer than data.max_length=8 tokens and are left out' in said
+  assert said.splitlines()[-1].startswith('a\t') and 'b\t' not in said
+
+
+# Killed, damaged, full
+
+
+def arrays(folder, step):
+  """All arrays of a checkpoint by name."""
+  items = {item: ocp.PyTreeCheckpointer().restore(folder / 'checkpoints' / str(step) / item) for item in ('params', 'ema', 'rest')}
+  return jax.tree_util.tree_leaves_with_path(items)
+
+
+def same_run(left, right):
+  pairs = zip(arrays(left, 30), arrays(right, 30), strict=True)
+  return metrics(left) == metrics(right) and all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in pairs)
+
+
+def stop(argv, folder, how, steps):
+  """Starts the program, sends it a signal at a random moment once it has made so many steps -> exit code, output."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.Popen([sys.executable, '-m', 'mmlm.main', *map(str, argv)], env=environment, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+  log = folder / 'metrics.jsonl'
+  while process.poll() is None and not (log.exists() and any(row['step'] >= steps for row in whole_lines(log))):
+    time.sleep(0.002)
+  time.sleep(random.uniform(0, 0.05))
+  process.send_signal(how)
+  said, _ = process.communicate()
+  return process.returncode, said
+
+
+def whole_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_it_was_not(place, run, tmp_path):
+  """SIGTERM, then SIGKILL, each in a process of its own; the rest in this one."""
+  folder = tmp_path / 'run'
+  code, said = stop(place.argv(folder), folder, signal.SIGTERM, random.randint(1, 8))
+  assert code == 130 and 'Interrupted: saved at step' in said and 'Traceback' not in said, (code, said)
+  saved = int(said.partition('saved at step ')[2].partition('.')[0])
+  assert (folder / 'checkpoints' / str(saved)).is_dir() and saved < 30
+  code, said = stop(place.argv(folder), folder, signal.SIGKILL, saved + random.randint(1, 8))
+  assert code == -signal.SIGKILL and f'Resumed at step {saved} of 30' in said, (code, said)
+  assert not (folder / 'checkpoints' / '30').exists()
+  assert 'Resumed at step' in done(*place.argv(folder))
+  assert same_run(folder, run), said
+  done('evaluate', folder)
+  names = sorted(p.name for p in (run / 'predictions').iterdir())
+  assert names == sorted(p.name for p in (folder / 'predictions').iterdir())
+  assert all((folder / 'predictions' / n).read_bytes() == (run / 'predictions' / n).read_bytes() for n in names)
+
+
+def test_a_truncated_checkpoint_and_then_a_full_disk(place, run, copy, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  for file in (copy / 'checkpoints' / '30').rglob('d/*'):
+    os.truncate(file, file.stat().st_size // 2)
+  said = refused('evaluate', copy, '--config.evaluate.checkpoint=latest')
+  assert 'checkpoints/30 cannot be read' in said and 'Steps that can: [24, 27]' in said
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, 'save', full)
+    code, out, err = cli(*place.argv(copy))
+  assert code == 2 and 'no space left on the disk' in err and 'older ones are whole' in err
+  assert 'Checkpoint 30 cannot be read' in out and 'Resumed at step 27 of 30' in out
+  assert {p.name for p in (copy / 'checkpoints').iterdir()} == {'24', '27', 'damaged-30'}
+  done(*place.argv(copy))
+  assert same_run(copy, run)
+
+
+def test_all_checkpoints_damaged(place, copy):
+  for file in (copy / 'checkpoints').rglob('d/*'):
+    file.write_bytes(b'')
+  before = tree(copy)
+  said = refused(*place.argv(copy))
+  assert 'no checkpoint can be read' in said and all(f'  {step}: ' in said for step in (24, 27, 30))
+  after = tree(copy)
+  assert after.pop('environment.json') and before.pop('environment.json') and after == before
+  assert 'Steps that can: none' in refused('evaluate', copy)
+
+
+def test_a_full_disk_while_a_file_is_written(run, monkeypatch):
+  def full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  before = tree(run)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', full)
+    assert 'no space left on the disk' in refused('report', run)
+  assert tree(run) == before
+
+
+def test_a_folder_that_may_not_be_written(place, tmp_path, monkeypatch):
+  def denied(self, *args, **kwargs):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'mkdir', denied)
+    assert 'Permission denied' in refused(*place.argv(tmp_path / 'run'))
+
+
+def test_a_machine_without_git(place, run, tmp_path, monkeypatch):
+  from mmlm import commands
+
+  monkeypatch.setenv('PATH', str(tmp_path))
+  assert commands.environment()['commit'] is None
