@@ -265,8 +265,16 @@ def inputs_of(path: str, modalities: tuple) -> list[dict]:
   """Raw examples of a picture, a folder of pictures, or a manifest (targets are not needed)."""
   path = pathlib.Path(path)
   if path.suffix == '.jsonl':
-    source = ManifestSource(path, require=modalities)
-    return [source[i] for i in range(len(source))]
+    examples = [*ManifestSource(path, require=modalities)]
+  else:
+    examples = _pictures(path, modalities)
+  for example in examples:
+    if example.get('image') == b'':  # elsewhere this means that an example has none
+      raise UserError(f'--input {path}: the picture of {example["id"]!r} has zero bytes.')
+  return examples
+
+
+def _pictures(path: pathlib.Path, modalities: tuple) -> list[dict]:
   if not path.exists():
     raise UserError(f'--input {path}: no such file or folder.')
   files = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES) if path.is_dir() else [path]

@@ -71,9 +71,7 @@ class Experiment:
     if data.name == 'manifest':
       source = ManifestSource(split, require=(*self.modalities, 'targets'))
       return check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
-    if data.name.partition('/')[0] in prepare.DATASETS:
-      prepare.prepare(data.name, data.source, data.dir, data.skip_broken)
-    return prepare.open_source(data.name, data.dir, split, data.fields.to_dict())
+    return prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 
-from absl import flags
+from absl import flags, logging
 
 from mmlm.errors import UserError
 
@@ -88,6 +88,7 @@ def main():
   try:
     command, arguments = parse(sys.argv)
     flags.FLAGS.mark_as_parsed()  # Grain reads a flag when it starts workers
+    logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of every error that it raises
     for name, value in COMPILATION_CACHE.items():
       os.environ.setdefault(name, value)
     from mmlm import commands  # imports jax, which --help and wrong flags need not wait for

@@ -14,7 +14,7 @@ REFERENCES = [['a dog runs on green grass', 'dogs run'], ['two men sit', 'the me
 
 
 def value(name, hypotheses, references):
-  return score_texts(hypotheses, references, [name], samples=1)[0][name]['value']
+  return score_texts(hypotheses, references, [name], samples=1)[name]['value']
 
 
 @pytest.mark.parametrize('text, tokens', [
@@ -35,13 +35,13 @@ def test_published_values(shared_data):
   lines = lambda name: (shared_data / f'text/caption_metrics/nlgeval_{name}.txt').read_text().splitlines()
   published = {'bleu_1': 0.55, 'bleu_2': 0.428174, 'bleu_3': 0.284043, 'bleu_4': 0.201143,
                'rouge_l': 0.522104, 'cider_d': 1.242192}
-  scores, _ = score_texts(lines('hyp'), list(zip(lines('ref1'), lines('ref2'))), list(published))
+  scores = score_texts(lines('hyp'), list(zip(lines('ref1'), lines('ref2'))), list(published))
   assert {name: round(score['value'], 6) for name, score in scores.items()} == published
 
 
 def test_published_meteor(shared_data):
   lines = lambda name: (shared_data / f'text/caption_metrics/nlgeval_{name}.txt').read_text().splitlines()
-  scores, _ = score_texts(lines('hyp'), list(zip(lines('ref1'), lines('ref2'))), ['meteor'])
+  scores = score_texts(lines('hyp'), list(zip(lines('ref1'), lines('ref2'))), ['meteor'])
   if not scores:
     pytest.skip('no Java or no pycocoevalcap')
   assert round(scores['meteor']['value'], 6) == 0.295797
@@ -135,8 +135,11 @@ def test_exact_match_and_word_f1_by_hand():
   assert value('word_f1', hypotheses, references) == pytest.approx((1 + 4 / 5 + 0) / 3)
 
 
-def test_scores_of_single_examples_come_in_order():
-  _, single = score_texts(HYPOTHESES, REFERENCES, ['exact_match', 'word_f1'])
+def test_values_of_single_examples_come_in_order():
+  tokens = [text.split() for text in HYPOTHESES]
+  references = [[text.split() for text in group] for group in REFERENCES]
+  names = ('exact_match', 'word_f1')
+  single = {name: METRICS[name].value(METRICS[name].statistics(tokens, references)) for name in names}
   assert single['exact_match'].tolist() == [0, 1, 0, 0]
   assert single['word_f1'].shape == (4,) and single['word_f1'].argmax() == 1
 
@@ -148,7 +151,7 @@ def test_an_unknown_metric_is_named_and_the_known_ones_listed():
 
 def test_meteor_without_its_program_is_left_out_with_the_reason(monkeypatch, capsys):
   monkeypatch.setattr(meteor.importlib.util, 'find_spec', lambda name: None)
-  scores, _ = score_texts(['a'], [['a']], ['meteor', 'bleu_1'])
+  scores = score_texts(['a'], [['a']], ['meteor', 'bleu_1'])
   assert list(scores) == ['bleu_1'] and 'pycocoevalcap' in capsys.readouterr().out
 
 

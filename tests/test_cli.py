@@ -79,7 +79,7 @@ def done(*argv) -> str:
 def refused(*argv) -> str:
   """The complaint of a call that must end with exit code 2."""
   code, _, err = cli(*argv)
-  assert code == 2 and err.startswith('mmlm: ') and 'Traceback' not in err, (code, err)
+  assert code == 2 and 'mmlm: ' in err and 'Traceback' not in err, (code, err)
   return err
 
 
@@ -197,8 +197,8 @@ def test_wrong_settings(place, tmp_path, monkeypatch, setting, says):
   (['train.monitor=bleu'], "train.monitor='bleu': no such validation score. Nearest: 'bleu_"),
   (['train.monitor=word_f2', 'decoding.method=sample', 'decoding.temperature=0.5'], "Nearest: 'word_f1'"),
   (['tokenizer.kind=bp'], "did you mean 'bpe'"),
-  (['data.train_ops=("decod",)'], "Did you mean 'decode'"),
-  (['data.eval_ops=("decode","normalize(2)")'], 'normalize'),
+  (['data.train_ops=("decod",)'], "'decode'"),
+  (['data.eval_ops=("decode","resize(0.5)")'], 'resize(0.5)'),
 ])  # fmt: skip
 def test_settings_that_are_found_wrong_with_the_data_claim_no_folder(place, tmp_path, settings, says):
   """A start that failed leaves a folder that any other config may take."""
@@ -270,7 +270,7 @@ def test_broken_pictures_and_long_captions_are_counted_and_left_out(place, tmp_p
   argv = place.argv(tmp_path / 'run', '--config.train.duration=2 steps', '--skip_broken', train=path)
   assert 'optimizer.name' in refused(*argv, '--config.optimizer.name=adam')
   code, out, err = cli(*argv)
-  assert code == 0 and 'left out 1 of 22, the picture is broken' in err and 'zero.png' in err
+  assert code == 0 and '1 of 22 pictures are broken' in err and 'zero.png' in err and 'left out' in err
   assert f'{path}: 1 of 21 examples are longer than data.max_length=8 tokens and are left out (the longest has 13)' in out
   assert f'{path}: 20 examples, 3 steps an epoch, 2 steps in all' in out
   assert 'many' in (tmp_path / 'run' / 'tokenizer.json').read_text()
@@ -392,13 +392,14 @@ def test_predict_what_is_no_picture(place, run, tmp_path):
   broken(place.folder)
   assert 'no such file or folder' in refused('predict', run, '--input', tmp_path / 'nowhere.png')
   assert 'no picture' in refused('predict', run, '--input', tmp_path)
-  for name in ('broken.png', 'zero.png'):
+  shutil.copy(place.folder / '0.png', tmp_path)
+  for name, says in (('broken.png', "'broken.png' can't be decoded"), ('zero.png', "the picture of 'zero.png' has zero bytes")):
     shutil.copy(place.folder / name, tmp_path)
-    shutil.copy(place.folder / '0.png', tmp_path)
-    said = refused('predict', run, '--input', tmp_path, '--output', tmp_path / 'out.jsonl')
-    assert f"'{name}' can't be decoded" in said
-    assert f"'{name}' can't be decoded" in refused('predict', run, '--input', tmp_path / name)
+    assert says in refused('predict', run, '--input', tmp_path, '--output', tmp_path / 'out.jsonl')
+    assert says in refused('predict', run, '--input', tmp_path / name)
     (tmp_path / name).unlink()
+  manifest = write_jsonl(tmp_path / 'zero.jsonl', [{'id': 'z', 'image': str(place.folder / 'zero.png')}])
+  assert "the picture of 'z' has zero bytes" in refused('predict', run, '--input', manifest)
   assert "can't be decoded" in refused('predict', run, '--input', place.config)
   assert not (tmp_path / 'out.jsonl').exists()
 

@@ -18,7 +18,7 @@ from mmlm.decoding.search import SearchOptions, penalty
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 
-B, S, T, V = 3, 5, 4, 7
+B, S, T, V = 3, 5, 6, 7
 TASK = TASKS['captioning']
 close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
 
@@ -55,14 +55,19 @@ def example_batch(batch=B, text=S, target=T):
 
 
 class Setup:
-  def __init__(self, **head):
+  def __init__(self, seed=5, **head):
     self.model = build_model(model_config(**head), vocab_size=V, max_length=8)
     batch = example_batch()
-    params = jax.jit(self.model.init)(jax.random.key(0), batch, batch['target'])['params']
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(1)
-    # Far from the start, where all tokens are nearly alike.
-    self.params = jax.tree.unflatten(structure, [np.float32(x + 0.4 * rng.normal(size=x.shape)) for x in leaves])
+    shapes = jax.eval_shape(self.model.init, jax.random.key(0), batch, batch['target'])['params']
+    rng = np.random.default_rng(seed)
+
+    def drawn(path, x):
+      kind = path[-1].key
+      scale = 0.5 if kind in ('kernel', 'table', 'positions') else 0.1
+      return np.float32((kind == 'scale') + scale * rng.normal(size=x.shape))
+
+    # Far from a fresh start, where all tokens are nearly alike.
+    self.params = jax.tree_util.tree_map_with_path(drawn, shapes)
     self.logits = jax.jit(lambda batch, inputs: self.model.apply({'params': self.params}, batch, inputs))
     self.losses = jax.jit(lambda batch: TASK.losses(self.model, self.params, batch))
 
@@ -73,7 +78,7 @@ class Setup:
 
 @pytest.fixture(scope='module')
 def setup():
-  return Setup()
+  return Setup(tied=False)  # a tied output likes to repeat the token it has just read
 
 
 @pytest.fixture(scope='module')
@@ -89,10 +94,10 @@ def test_a_config_makes_the_model(setup):
   assert set(setup.params['fusion']) == {'image_bias', 'text_bias'}
   widths = {name: x.shape[-1] for name, x in setup.params['fusion'].items()}
   assert set(widths.values()) == {16}
-  memory = setup.model.apply({'params': setup.params}, example_batch(), method='encode')
+  memory = jax.jit(lambda batch: setup.model.apply({'params': setup.params}, batch, method='encode'))(example_batch())
   assert memory.values.shape == (B, 4 + S, 16)
   np.testing.assert_array_equal(memory.mask.sum(1), 4 + np.array([S, 2, 3]))
-  assert np.all(memory.values[~memory.mask] == 0)
+  assert np.all(np.asarray(memory.values)[~np.asarray(memory.mask)] == 0)
 
 
 @pytest.mark.parametrize('modality', ['image', 'text'])
@@ -149,25 +154,26 @@ def test_losses_of_padded_batches(setup):
 
 
 def test_greedy_is_the_argmax_of_the_uncached_model(setup):
-  length, batch = 6, example_batch()
-  result = setup.generate(batch, SearchOptions('greedy', max_length=length))
+  length, batch = T, example_batch()
+  result = setup.generate(example_batch(B + 1), SearchOptions('greedy', max_length=length))
+  assert np.all(result.lengths[B:] == 0)  # weight 0 is not decoded
   tokens = np.full((B, length + 1), PAD)
   tokens[:, 0] = BOS
   for t in range(length):
     logits = np.array(setup.logits(batch, tokens[:, :length])[:, t])
     logits[:, [PAD, BOS]] = -np.inf
     tokens[:, t + 1] = logits.argmax(-1)
-  assert len(np.unique(tokens[:, 1:], axis=0)) == B
-  for found, n, row in zip(result.tokens[:, 0], result.lengths[:, 0], tokens[:, 1:].tolist(), strict=True):
+  assert len(np.unique(tokens[:, 1:], axis=0)) > 1 and len(np.unique(tokens)) > 4 and EOS in tokens[:, :-1]
+  for found, n, row in zip(result.tokens[:B, 0], result.lengths[:B, 0], tokens[:, 1:].tolist()):
     expected = row[: row.index(EOS) + 1] if EOS in row else row
     assert found[:n].tolist() == expected
 
 
 def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
-  """A beam as wide as there are prefixes is exact: log-probabilities from the cache against teacher-forced losses."""
-  setup = Setup(positions='rotary', scan=True, pre_norm=False, tied=False)
+  """A beam that drops nothing is exact: log-probabilities from the cache against teacher-forced losses."""
+  setup = Setup(positions='rotary', scan=True, pre_norm=False)
   length, words, batch = 2, (UNK, *range(4, V)), example_batch()
-  options = SearchOptions('beam', max_length=length, beam_size=len(words) ** length, n_best=8, length_penalty=0.6)
+  options = SearchOptions('beam', max_length=length, beam_size=24, n_best=8, length_penalty=0.6)
   result = setup.generate(batch, options)
   heads = [h for n in range(length + 1) for h in itertools.product(words, repeat=n)]
   every = [h if len(h) == length else (*h, EOS) for h in heads]  # [21]
@@ -183,11 +189,6 @@ def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
     best = sorted(range(len(every)), key=lambda i: (not ended[i], -scores[i]))[:8]
     assert [tuple(row[:n]) for row, n in zip(result.tokens[b], result.lengths[b])] == [every[i] for i in best]
     np.testing.assert_allclose(result.scores[b], scores[best], rtol=1e-4)
-
-
-def test_rows_of_weight_0_are_not_decoded(setup):
-  result = setup.generate(example_batch(B + 1), SearchOptions('beam', max_length=3, beam_size=2))
-  assert np.all(result.lengths[:B] > 0) and np.all(result.lengths[B:] == 0)
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -56,12 +56,6 @@ def test_decode_gives_rgb_of_every_jpeg(mode):
   assert np.abs(pixel - wanted).max() < 6
 
 
-def test_decode_near_is_smaller_but_not_too_small():
-  data = encode(np.tile(PICTURE, (20, 20, 1)), 'JPEG')
-  assert decode_picture(data).shape == (400, 600, 3)
-  assert decode_picture(data, near=64).shape[0] in range(64, 201)
-
-
 @pytest.mark.parametrize('data', [b'\0', b'text', encode(PICTURE)[:300], encode(PICTURE, 'JPEG')[:-200]])
 def test_a_broken_picture_is_named(data):
   with pytest.raises(UserError, match="'a'"):

@@ -48,7 +48,7 @@ def test_only_what_is_required_is_required(write):
 @pytest.mark.parametrize('bad, says', [
     ('{"id": "x", ', 'line 2: bad JSON'), ('[1]', 'line 2: not a JSON object'),
     (row('b', id=None), "line 2: no 'id'"),
-    (row('b', target=None), "line 2: no 'target'"), (row('b', target=''), 'line 2: .target. must'),
+    (row('b', target=None), "line 2: no 'target'"), (row('b', target=''), "line 2: no 'target'"),
     (row('b', target=[]), 'line 2: .target. must'), (row('b', target=3), 'line 2: .target. must'),
     (row('a'), "line 2: the id 'a' stands already in line 1"), (row('b', image=None), "line 2: no 'image'"),
     (row('b', image='pictures/z.jpg'), 'line 2: there is no file pictures/z.jpg'),

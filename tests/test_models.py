@@ -29,14 +29,11 @@ def normal(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def randomised(params, scale=0.2):
-  """Noise on every leaf: biases start at 0 and scales at 1, where a wrong use of them would not show."""
-  leaves, structure = jax.tree.flatten(params)
-  return jax.tree.unflatten(structure, [x + scale * normal(i, *x.shape) for i, x in enumerate(leaves)])
-
-
 def initial(module, *args, **kwargs):
-  return randomised(jax.jit(functools.partial(module.init, **kwargs))(jax.random.key(0), *args)['params'])
+  """Random parameters: biases would start at 0 and scales at 1, where a wrong use of them does not show."""
+  shapes = jax.eval_shape(functools.partial(module.init, **kwargs), jax.random.key(0), *args)['params']
+  drawn = lambda path, x: (path[-1].key == 'scale') + 0.3 * normal(len(str(path)) + x.size, *x.shape)
+  return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
 # Attention
@@ -51,8 +48,10 @@ def attention_by_hand(query, key, value, seen):
   return np.einsum('bhts,bshe->bthe', weights / weights.sum(-1, keepdims=True), value)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
 @pytest.mark.parametrize('groups', [4, 2, 1])
-def test_dot_product_attention_by_hand(groups):
+def test_dot_product_attention_by_hand(groups, backend, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # which code is taken, not where it runs
   query, key, value = normal(0, B, T, 4, 6), normal(1, B, T, groups, 6), normal(2, B, T, groups, 6)
   keys = np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 1]], bool)  # [B, S]
   pairs = normal(3, B, T, T) + 2 * np.eye(T) > 0  # [B, T, S]
@@ -141,7 +140,7 @@ def test_a_patch_is_projected_alone_and_in_reading_order():
   images = normal(0, 1, 9, 13, 3)  # what does not fill a patch is cut at the right and below
   module = PatchEmbedding(4, D)
   params = initial(module, images)
-  out = module.apply({'params': params}, images)
+  out = jax.jit(module.apply)({'params': params}, images)
   assert out.shape == (1, 6, D)
   patch = images[0, 4:8, 8:12].ravel()
   close(out[0, 5], patch @ params['projection']['kernel'] + params['projection']['bias'])
@@ -170,7 +169,7 @@ def test_dropout():
 
 def test_dropout_bytes_are_independent():
   """Four decisions come from one word: neighbours must not know of each other."""
-  out = Dropout(0.5).apply({}, np.ones(40000), True, rngs={'dropout': jax.random.key(0)})
+  out = Dropout(0.5).apply({}, np.ones(40000, np.float32), True, rngs={'dropout': jax.random.key(0)})
   correlation = np.corrcoef((np.asarray(out) == 0).reshape(-1, 4).T)
   assert np.abs(correlation - np.eye(4)).max() < 0.05
 
@@ -374,7 +373,7 @@ def test_encoders_of_pictures_give_sequences(name):
 def test_the_mask_of_a_missing_picture_covers_its_whole_sequence():
   module = EfficientNetGrid(D)
   x = normal(0, 2, 3, 8)
-  mask = module.init_with_output(jax.random.key(0), x, np.array([True, False]))[0].mask
+  mask = jax.jit(lambda mask: module.init_with_output(jax.random.key(0), x, mask)[0].mask)(np.array([True, False]))
   np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
 
 

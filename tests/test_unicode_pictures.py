@@ -9,7 +9,6 @@ from mmlm.data.datasets import unicode_pictures as up
 from mmlm.data.image import decode_picture
 from mmlm.data.prepare import open_source
 
-TINY = up.UnicodePictures.builder_configs['tiny']
 EXPECTED = ('train', 'valid', 'test_faces', 'test_characters')
 
 
@@ -93,7 +92,7 @@ def test_the_glyph_is_in_the_face():
 
 
 def test_built_and_read_back(tmp_path):
-  made = up.make_splits(TINY.faces, TINY.characters)
+  made = up.make_splits(*up.FORMS['tiny'])
   for split in EXPECTED:
     source = open_source('unicode_pictures/tiny', tmp_path, split)
     assert len(source) == len(made[split]) > 10

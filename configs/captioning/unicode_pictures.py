@@ -1,4 +1,10 @@
-"""Captioning of generated pictures: a character in, its Unicode name out. The quick start of `./launch.sh`."""
+"""Captioning of generated pictures: a character in, its Unicode name out. The quick start of `./launch.sh`.
+
+  ./launch.sh                        trains, evaluates on held-out faces and characters, writes runs/unicode_pictures/report.html
+
+28,539 pictures of 32 x 32 pixels, five epochs; the sizes were chosen on the validation face. Time and scores:
+experiments/README.md.
+"""
 
 from mmlm.config import default_config, parse_arg, smoke
 
@@ -8,21 +14,23 @@ def get_config(arg=''):
   config = default_config()
   config.data.name = 'unicode_pictures'
   config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_faces', 'test_characters')}
-  config.data.train_ops = ('decode("L")', 'random_crop(32, 2)', 'normalize("half")')
+  config.data.train_ops = ('decode("L")', 'random_crop(32, 1)', 'normalize("half")')
   config.data.eval_ops = ('decode("L")', 'normalize("half")')
   config.data.max_length = 14
-  config.data.buckets = (8, 14)
+  config.data.buckets = (7, 14)
   config.tokenizer.vocab_size = 1500
   config.model.dim = 128
-  config.model.encoders = {'image': {'name': 'vit', 'stem': (32, 64), 'patch': 2, 'layers': 3}}
+  config.model.dropout = 0.0  # five epochs do not overfit
+  config.model.encoders = {'image': {'name': 'vit', 'stem': (48, 96, 192), 'patch': 1, 'layers': 1}}
   config.model.head = {'name': 'transformer_decoder', 'layers': 2}
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup = '300 steps'
-  config.train.duration = '8 epochs'
-  config.train.batch_size = 128
-  config.train.ema_decay = 0.998
+  config.optimizer.warmup = '200 steps'
+  config.train.duration = '5 epochs'
+  config.train.label_smoothing = 0.0
+  config.train.batch_size = 64
+  config.train.ema_decay = 0.995
   config.train.log_every = '100 steps'
-  config.train.eval_every = '2 epochs'
+  config.train.eval_every = '1 epochs'
   config.train.monitor = 'exact_match'
   config.evaluate.batch_size = 128
   config.evaluate.metrics = ('exact_match', 'word_f1')

@@ -1,4 +1,4 @@
-"""The captioner in PyTorch (eager, float32): the same sizes and the same sums as mmlm's, and its decoder for `generate`.
+"""The captioner in PyTorch (eager, float32), the same sums as mmlm's, and its decoder for `generate` of transformers.
 
 Axes: B batch, S places of the grid, C channels of the grid, T time, D width, V vocabulary.
 """
@@ -34,9 +34,9 @@ class Size(NamedTuple):
     """The sizes of a completed config of mmlm; `grid` is (places, channels)."""
     encoder, head = config.model.encoders.image, config.model.head
     if (head.kv_heads, head.ffn_dim, head.gated, head.pre_norm, head.tied) != (0, 0, False, True, True):
-      raise SystemExit('the peer has pre-norm blocks with tied embeddings, a feed-forward width of 4 D and plain heads only')
+      raise SystemExit('the peer knows pre-norm blocks, tied embeddings, a feed-forward width of 4 D and plain heads')
     return cls(
-      grid[1], grid[0], config.model.dim, encoder.layers, encoder.heads, head.layers, head.heads, vocabulary,
+      *reversed(grid), config.model.dim, encoder.layers, encoder.heads, head.layers, head.heads, vocabulary,
       config.data.max_length, config.model.dropout, encoder.grid_dropout,
     )  # fmt: skip
 

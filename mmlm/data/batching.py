@@ -1,7 +1,7 @@
 """Which examples stand in which batch: length buckets with fixed shapes, as a pure function of (seed, epoch).
 
-Because a plan is pure, the position in the data is one number, the count of batches consumed: it does not depend on how many
-workers load them, and the ids in any batch can be told afterwards.
+Because a plan is pure, the position in the data is one number, the count of batches consumed: it does not depend on how
+many workers load them, and the ids in any batch can be told afterwards.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,9 @@ class Batch(NamedTuple):
 class TrainPlan:
   """Batch number -> Batch, for an endless stream of epochs.
 
-  Each epoch is shuffled, cut into buckets and batches, and the batches are shuffled. What does not fill a batch of its bucket goes
-  with the next longer one, so that an epoch has one partial batch at most; every example counts once in each epoch.
+  Each epoch is shuffled, cut into buckets and batches, and the batches are shuffled. What does not fill a batch of its
+  bucket goes with the next longer one, so that an epoch has one partial batch at most; every example counts once in
+  each epoch.
 
   Args:
     lengths: [N] tokens of each example.
@@ -63,7 +64,8 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batc
 def _bucket_of(lengths, buckets) -> np.ndarray:
   found = np.searchsorted(buckets, lengths)
   if not len(lengths) or found.max() >= len(buckets):
-    raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
+    longest = max(lengths, default=0)
+    raise UserError(f'{len(lengths)} examples, the longest of {longest} tokens, in buckets {tuple(buckets)}.')
   return found
 
 
@@ -78,14 +80,13 @@ def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray
 
 def stack(rows: list[np.ndarray | None], count: int) -> tuple[np.ndarray, np.ndarray]:
   """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool)."""
-  first = next((row for row in rows if row is not None), None)
-  if first is None:
+  found = {i: row for i, row in enumerate(rows) if row is not None}
+  if not found:
     raise UserError('a batch in which no example has the modality: its shape is not known.')
-  values = np.zeros((count, *first.shape), first.dtype)
-  present = np.zeros(count, bool)
-  for i, row in enumerate(rows):
-    if row is not None:
-      if row.shape != first.shape:
-        raise UserError(f'arrays of shapes {first.shape} and {row.shape} in one batch: add a resize to the ops.')
-      values[i], present[i] = row, True
+  shape, *others = dict.fromkeys(row.shape for row in found.values())
+  if others:
+    raise UserError(f'arrays of shapes {shape} and {others[0]} in one batch: add a resize to the ops.')
+  values, present = np.zeros((count, *shape), next(iter(found.values())).dtype), np.zeros(count, bool)
+  for i, row in found.items():
+    values[i], present[i] = row, True
   return values, present

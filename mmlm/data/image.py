@@ -47,16 +47,6 @@ def decode(example, rng, mode: Literal['RGB', 'L'] = 'RGB'):
     raise UserError(f"The picture of example '{example.get('id')}' can't be decoded ({error}).") from error
 
 
-def _image_op(change):
-  """The op that replaces example['image'] [H, W, C] by `change(image, rng, options...)`."""
-  @functools.wraps(change)
-  def op(example, rng, **options):
-    if example.get('image') is None:
-      return example
-    return {**example, 'image': change(example['image'], rng, **options)}
-  return op
-
-
 def _pillow(array):
   if array.dtype != np.uint8:
     raise UserError(f'A picture op that needs uint8 got {array.dtype}: put normalize last.')
@@ -76,32 +66,27 @@ def _crop(array, top, left, h, w):
   return array[top:top + h, left:left + w]
 
 
-@_image_op
 def resize(image, rng, h: int, w: int | None = None):
   """To exactly h x w pixels (w = h by default), antialiased, aspect not kept."""
   return _resized(image, h, w or h)
 
 
-@_image_op
 def resize_small(image, rng, n: int):
   """The smaller side to n pixels, aspect kept, antialiased."""
   scale = n / min(image.shape[:2])
   return _resized(image, *(max(n, round(side * scale)) for side in image.shape[:2]))
 
 
-@_image_op
 def center_crop(image, rng, n: int):
   return _crop(image, *((side - n) // 2 for side in image.shape[:2]), n, n)
 
 
-@_image_op
 def random_crop(image, rng, n: int, pad: int = 0):
   """n x n pixels at a uniform place, after `pad` pixels of zeros at every edge."""
   image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
   return _crop(image, *(rng.integers(max(side - n, 0) + 1) for side in image.shape[:2]), n, n)
 
 
-@_image_op
 def random_resized_crop(image, rng, n: int, min_area: float | int = 0.08):
   """n x n pixels from a rectangle of uniform area in [min_area, 1] and log-uniform aspect in [3/4, 4/3]
   (Szegedy et al. 2015).
@@ -109,12 +94,10 @@ def random_resized_crop(image, rng, n: int, min_area: float | int = 0.08):
   height, width = image.shape[:2]
   area = height * width * rng.uniform(min_area, 1)
   aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-  h, w = (max(1, round(side)) for side in ((area / aspect) ** 0.5, (area * aspect) ** 0.5))
-  h, w = min(h, height), min(w, width)
+  h, w = min(height, max(1, round((area / aspect) ** 0.5))), min(width, max(1, round((area * aspect) ** 0.5)))
   return _resized(_crop(image, rng.integers(height - h + 1), rng.integers(width - w + 1), h, w), n, n)
 
 
-@_image_op
 def flip(image, rng, p: float | int = 0.5):
   """Mirrored left to right with probability p."""
   return image[:, ::-1] if rng.random() < p else image
@@ -145,7 +128,6 @@ _AUGMENTS = (
     (0.45, True, _affine(1, 0, 'w', 0, 1, 0)), (0.45, True, _affine(1, 0, 0, 0, 1, 'h')))
 
 
-@_image_op
 def randaugment(image, rng, layers: int = 2, magnitude: float | int = 9, fill: int = 128):
   """RandAugment (Cubuk et al. 2020): `layers` of its 14 ops, drawn uniformly, at `magnitude` of 10; holes get grey
   `fill`.
@@ -158,7 +140,6 @@ def randaugment(image, rng, layers: int = 2, magnitude: float | int = 9, fill: i
   return np.atleast_3d(picture)
 
 
-@_image_op
 def normalize(image, rng, mean: Literal['imagenet', 'half'] | float | int | tuple = 'imagenet',
               std: float | int | tuple = 1.0):
   """uint8 to float32 (x / 255 - mean) / std; `mean` and `std` are numbers, one a channel, or `mean` names both ('half'
@@ -170,5 +151,15 @@ def normalize(image, rng, mean: Literal['imagenet', 'half'] | float | int | tupl
   return (image * np.float32(1 / 255) - mean) / std
 
 
-OPS = {op.__name__: op for op in (decode, resize, resize_small, center_crop, random_crop, random_resized_crop, flip,
-                                  randaugment, normalize)}
+def _image_op(change):
+  """The op that replaces example['image'] [H, W, C] by `change(image, rng, options...)`."""
+  @functools.wraps(change)
+  def op(example, rng, **options):
+    if example.get('image') is None:
+      return example
+    return {**example, 'image': change(example['image'], rng, **options)}
+  return op
+
+
+CHANGES = (resize, resize_small, center_crop, random_crop, random_resized_crop, flip, randaugment, normalize)
+OPS = {'decode': decode} | {change.__name__: _image_op(change) for change in CHANGES}

@@ -4,16 +4,20 @@
     {"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}
 """
 
+import copy
 import hashlib
 import json
+import os
 import pathlib
 import sys
 
 from mmlm.data.datasets import progress
 from mmlm.data.image import decode_picture
-from mmlm.data.sources import Subset
 from mmlm.errors import UserError
 from mmlm.runs import read_json, write_json
+
+# The kinds of the fields of a line; what is null, empty or not there is absent.
+KINDS = {'id': (str, int), 'image': str, 'text': str, 'label': (int, float), 'target': (str, list)}
 
 
 class ManifestSource:
@@ -27,11 +31,10 @@ class ManifestSource:
   def __init__(self, path, require=('image', 'targets')):
     self.path = pathlib.Path(path)
     try:
-      lines = self.path.read_text(encoding='utf-8').splitlines()
-    except OSError as error:
-      raise UserError(f'{path}: {error.strerror}. A manifest looks like this:\n{__doc__}') from None
-    except UnicodeDecodeError as error:
-      raise UserError(f'{path}: not UTF-8 (byte {error.start}).') from None
+      lines = self.path.read_text(encoding='utf-8').split('\n')
+    except (OSError, UnicodeDecodeError) as error:
+      reason = getattr(error, 'strerror', 'not UTF-8')
+      raise UserError(f'{path}: {reason}. A manifest looks like this:\n{__doc__}') from None
     self.rows, errors, seen = [], [], {}
     for number, line in enumerate(lines, 1):
       if not line.strip():
@@ -44,8 +47,7 @@ class ManifestSource:
       except ValueError as error:
         errors.append(f'{path}, line {number}: {error}')
     if errors:
-      more = f'\n... {len(errors)} errors in all' if len(errors) > 5 else ''
-      raise UserError('\n'.join(errors[:5]) + more)
+      raise UserError('\n'.join(errors[:5] + [f'... {len(errors)} errors in all'] * (len(errors) > 5)))
     if not self.rows:
       raise UserError(f'{path}: no example in it.')
 
@@ -53,10 +55,8 @@ class ManifestSource:
     return len(self.rows)
 
   def __getitem__(self, i) -> dict:
-    row = dict(self.rows[i])
-    if 'image' in row:
-      row['image'] = pathlib.Path(row['image']).read_bytes()
-    return row
+    row = self.rows[i]
+    return row | {'image': pathlib.Path(row['image']).read_bytes()} if 'image' in row else dict(row)
 
 
 def _example(line, folder, require) -> dict:
@@ -67,68 +67,61 @@ def _example(line, folder, require) -> dict:
     raise ValueError(f'bad JSON at column {error.colno} ({error.msg})') from None
   if not isinstance(row, dict):
     raise ValueError('not a JSON object')
-  if not isinstance(row.get('id'), (str, int)) or row['id'] == '':
-    raise ValueError("no 'id'")
-  for key, kind in (('image', str), ('text', str), ('label', (int, float))):
-    if not isinstance(row.get(key), kind) and row.get(key) is not None:
-      raise ValueError(f'{key!r} must be {"a number" if key == "label" else "a text"}, not {row[key]!r}')
-  example = {'id': str(row['id'])} | {key: row[key] for key in ('text', 'label') if row.get(key) is not None}
-  if row.get('image'):
+  row['target'] = row.get('target', row.get('targets'))
+  row = {key: row[key] for key in KINDS if row.get(key) not in (None, '')}
+  for key in ('id', *('target' if field == 'targets' else field for field in require)):
+    if key not in row:
+      raise ValueError(f'no {key!r}')
+  for key, value in row.items():
+    if not isinstance(value, KINDS[key]):
+      raise ValueError(f'{key!r} must be {"a number" if key == "label" else "a text"}, not {value!r}')
+  example = {key: str(value) if key == 'id' else value for key, value in row.items() if key != 'target'}
+  if 'image' in row:
     example['image'] = str(folder / row['image'])
-    if not (folder / row['image']).is_file():
+    if not os.path.isfile(example['image']):
       raise ValueError(f'there is no file {row["image"]} (looked in {folder})')
-  if (target := row.get('target', row.get('targets'))) is not None:
-    example['targets'] = tuple(target if isinstance(target, list) else [target])
-    if not all(isinstance(text, str) and text.strip() for text in example['targets'] or ['']):
+  if 'target' in row:
+    example['targets'] = (row['target'],) if isinstance(row['target'], str) else tuple(row['target'])
+    if not example['targets'] or not all(isinstance(text, str) and text.strip() for text in example['targets']):
       raise ValueError("'target' must be a text, or a list of texts, none of them empty")
-  for field in require:
-    if field not in example:
-      raise ValueError(f"no {'target' if field == 'targets' else field!r}")
   return example
-
-
-def _pictures(source) -> dict:
-  return {row['id']: pathlib.Path(row['image']) for row in source.rows if 'image' in row}
 
 
 def fingerprint(source: ManifestSource) -> str:
   """Changes with the manifest and with the size or time of any picture."""
   digest = hashlib.sha256(source.path.read_bytes())
-  for path in _pictures(source).values():
-    stat = path.stat()
+  for path in (row['image'] for row in source.rows if 'image' in row):
+    stat = os.stat(path)
     digest.update(f'{path}|{stat.st_size}|{stat.st_mtime_ns}\n'.encode())
   return digest.hexdigest()[:16]
 
 
-def broken_pictures(source: ManifestSource, cache_dir) -> dict:
-  """Id -> reason of the pictures that can't be decoded. Remembered in `cache_dir` until the manifest or a
-  file changes.
-  """
-  paths = _pictures(source)
-  cache = pathlib.Path(cache_dir) / f'checked-{fingerprint(source)}.json'
-  if cache.exists():
-    return read_json(cache)
+def _broken(source) -> dict:
+  """Id -> reason of the pictures that can't be decoded."""
   broken = {}
-  for name, path in progress(paths.items(), f'checking the pictures of {source.path.name}'):
+  for row in progress([row for row in source.rows if 'image' in row], f'checking the pictures of {source.path.name}'):
     try:
-      decode_picture(path.read_bytes())
+      decode_picture(pathlib.Path(row['image']).read_bytes())
     except (ValueError, OSError) as error:
-      broken[name] = f'{path}: {error}'
-  write_json(cache, broken)
+      broken[row['id']] = f'{row["image"]}: {error}'
   return broken
 
 
 def check_pictures(source: ManifestSource, cache_dir, skip_broken=False):
-  """`source`, or with skip_broken the part of it that can be decoded; otherwise a broken picture raises
-  UserError.
+  """`source`, or with skip_broken the part of it that can be decoded; otherwise a broken picture raises UserError.
+
+  The verdict is remembered in `cache_dir` until the manifest or a picture changes.
   """
-  broken = broken_pictures(source, cache_dir)
-  if not broken:
+  cache = pathlib.Path(cache_dir) / f'checked-{fingerprint(source)}.json'
+  if not cache.exists():
+    write_json(cache, _broken(source))
+  if not (broken := read_json(cache)):
     return source
-  listed = '\n'.join(f'  {name}: {reason}' for name, reason in list(broken.items())[:5])
+  listed = ''.join(f'\n  {name}: {reason}' for name, reason in list(broken.items())[:5])
+  listed = f'{source.path}: {len(broken)} of {len(source)} pictures are broken:{listed}'
   if not skip_broken or len(broken) == len(source):
-    raise UserError(f'{source.path}: {len(broken)} of {len(source)} pictures are broken:\n{listed}\n'
-                    'Replace them, or leave them out with --skip_broken.')
-  print(f'{source.path}: left out {len(broken)} of {len(source)}, the picture is broken:\n{listed}',
-        file=sys.stderr)
-  return Subset(source, [i for i, row in enumerate(source.rows) if row['id'] not in broken])
+    raise UserError(f'{listed}\nReplace them, or leave them out with --skip_broken.')
+  print(f'{listed}\nThey are left out.', file=sys.stderr)
+  whole = copy.copy(source)
+  whole.rows = [row for row in source.rows if row['id'] not in broken]
+  return whole

@@ -28,7 +28,13 @@ def apply_ops(ops, example: dict, rng) -> dict:
 
 
 def _parse(text):
-  name, args, kwargs = _call(text)
+  """'name' or 'name(literals)' to the op with its options bound."""
+  try:
+    call = ast.parse(text.strip() if '(' in text else f'{text.strip()}()', mode='eval').body
+    name, args = call.func.id, [ast.literal_eval(arg) for arg in call.args]
+    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+  except (SyntaxError, ValueError, AttributeError):
+    raise UserError(f"Can't read the op {text!r}: write it like 'flip' or 'resize(64)'.") from None
   if name not in OPS:
     raise UserError(f'Unknown op {text!r}. Nearest: {nearest(name, OPS)!r} of {sorted(OPS)}.')
   _, _, *parameters = inspect.signature(OPS[name]).parameters.values()  # all but the example and the generator
@@ -48,16 +54,3 @@ def _fits(value, kind) -> bool:
   if kinds := typing.get_args(kind):
     return any(_fits(value, each) for each in kinds)
   return isinstance(value, kind) if isinstance(kind, type) else value == kind
-
-
-def _call(text):
-  """'name' or 'name(literals)' to name, arguments and keyword arguments."""
-  try:
-    match ast.parse(text.strip(), mode='eval').body:
-      case ast.Name(name):
-        return name, [], {}
-      case ast.Call(ast.Name(name), args, keywords):
-        return name, [ast.literal_eval(a) for a in args], {k.arg: ast.literal_eval(k.value) for k in keywords}
-  except (SyntaxError, ValueError):
-    pass
-  raise UserError(f"Can't read the op {text!r}: write it like 'flip' or 'resize(64)'.")

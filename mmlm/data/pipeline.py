@@ -27,7 +27,8 @@ class Table(NamedTuple):
     return np.array([max(len(a), len(b)) for a, b in zip(self.targets, self.texts)], int)
 
   def select(self, rows) -> 'Table':
-    return Table([self.ids[i] for i in rows], self.records[rows], [self.targets[i] for i in rows], [self.texts[i] for i in rows])
+    ids, targets, texts = ([column[i] for i in rows] for column in (self.ids, self.targets, self.texts))
+    return Table(ids, self.records[rows], targets, texts)
 
 
 class Loader:
@@ -45,7 +46,8 @@ class Loader:
     return self.__dict__ | {'finish': None}
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
-    examples = [self._example(i, np.random.default_rng((self.seed, number, row))) for row, i in enumerate(batch.indices)]
+    rng = lambda row: np.random.default_rng((self.seed, number, row))
+    examples = [self._example(i, rng(row)) for row, i in enumerate(batch.indices)]
     out = {'weight': np.zeros(self.batch_size, np.float32)}
     out['weight'][: len(examples)] = 1
     out['target'], out['target_mask'] = self._tokens(self.table.targets, batch)
@@ -71,34 +73,18 @@ class Loader:
     return batching.pad([rows[i] for i in batch.indices], batch.length, self.batch_size)
 
 
-class _Numbered:
-  """Grain's random-access source of loaded batches: item i is batch start + i of the plan."""
-
-  def __init__(self, plan, loader, start, stop):
-    self.plan, self.loader, self.start, self.stop = plan, loader, start, stop
-
-  def __len__(self):
-    return self.stop - self.start
-
-  def __getitem__(self, item):
-    number = self.start + item
-    return self.loader(number, self.plan[number])
-
-
 @contextlib.contextmanager
 def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
   """Yields an iterator over the batches start..stop of a plan, loaded ahead by threads or `workers` processes.
 
   The order is the plan's for any number of workers, so the position to save is the number of batches consumed.
   """
-  dataset = grain.MapDataset.source(_Numbered(plan, loader, start, stop))
-  options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
-  dataset = dataset.to_iter_dataset(options)
+  dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4))
   if workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
   iterator = iter(dataset)
   try:
     yield map(loader.finish, iterator) if loader.finish else iterator
   finally:
-    if hasattr(iterator, 'close'):
-      iterator.close()
+    getattr(iterator, 'close', lambda: None)()

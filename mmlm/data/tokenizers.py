@@ -4,8 +4,8 @@ Kinds: 'bpe' (byte-level, knows every text), 'unigram' (Kudo 2018), 'word' (spli
 'char'. Ids 0 to 3 are <pad>, <bos>, <eos>, <unk>.
 """
 
-import difflib
 import io
+import itertools
 import json
 import pathlib
 
@@ -14,22 +14,19 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmlm.errors import UserError
 from mmlm.runs import write_atomic
+from mmlm.trees import nearest
 
 SPECIALS = ('< pad >', '< bos >', '< eos >', '< unk >')  # with spaces, so that none is a piece of text
 PAD, BOS, EOS, UNK = range(4)
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 
 
-def _words():
-  return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-
-
 # kind: (pre-tokenizer, decoder; None joins with spaces).
 _KINDS = {
-    'bpe': lambda: (pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()),
-    'unigram': lambda: (pre_tokenizers.Metaspace(), decoders.Metaspace()),
-    'word': lambda: (_words(), None),
-    'char': lambda: (pre_tokenizers.Split(hf.Regex('(?m).'), 'isolated'), decoders.Fuse()),
+  'bpe': (pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()),
+  'unigram': (pre_tokenizers.Metaspace(), decoders.Metaspace()),
+  'word': (pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]), None),
+  'char': (pre_tokenizers.Split(hf.Regex('(?m).'), 'isolated'), decoders.Fuse()),
 }
 
 
@@ -61,14 +58,12 @@ class Tokenizer:
     return self.decode_batch([ids])[0]
 
   def decode_batch(self, rows) -> list[str]:
-    rows = [[int(i) for i in row] for row in rows]
-    rows = [row[:row.index(EOS)] if EOS in row else row for row in rows]
+    rows = [list(itertools.takewhile(lambda i: i != EOS, map(int, row))) for row in rows]
     texts = self._hf.decode_batch(rows, skip_special_tokens=True)
     return [text.removeprefix(' ') for text in texts] if self.kind == 'bpe' else texts
 
   def save(self, path):
-    saved = {'kind': self.kind, 'tokenizer': json.loads(self._text)}
-    write_atomic(path, json.dumps(saved, ensure_ascii=False) + '\n')
+    write_atomic(path, json.dumps({'kind': self.kind, 'tokenizer': json.loads(self._text)}, ensure_ascii=False) + '\n')
 
   @classmethod
   def load(cls, path) -> 'Tokenizer':
@@ -89,8 +84,7 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   Texts are normalised to NFC, stripped, and lower-cased on request. `min_frequency` is ignored by 'unigram'.
   """
   if kind not in _KINDS:
-    near = difflib.get_close_matches(str(kind), _KINDS, 1, cutoff=0)[0]
-    raise UserError(f'No kind of tokenizer {kind!r}; did you mean {near!r}? There are: {", ".join(_KINDS)}.')
+    raise UserError(f'No kind of tokenizer {kind!r}; did you mean {nearest(kind, _KINDS)!r}, of {list(_KINDS)}?')
   least = len(SPECIALS) + (len(_BYTES) if kind == 'bpe' else 1)
   if vocab_size < least:
     raise UserError(f'A tokenizer of kind {kind!r} needs a vocabulary of at least {least}, not {vocab_size}.')
@@ -98,13 +92,10 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   if not any(text.strip() for text in texts):
     raise UserError("A tokenizer can't be trained: there is no text.")
   tokenizer = hf.Tokenizer(models.BPE() if kind == 'bpe' else models.WordLevel(unk_token=SPECIALS[UNK]))
-  steps = [normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase
-  tokenizer.normalizer = normalizers.Sequence(steps)
-  tokenizer.pre_tokenizer, decoder = _KINDS[kind]()
-  if decoder:
-    tokenizer.decoder = decoder
-  options = {'vocab_size': vocab_size, 'min_frequency': min_frequency, 'special_tokens': list(SPECIALS),
-             'show_progress': False}
+  tokenizer.normalizer = normalizers.Sequence(
+    [normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
+  tokenizer.pre_tokenizer, tokenizer.decoder = _KINDS[kind]
+  options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
   if kind == 'unigram':
     tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
     tokenizer.add_special_tokens(list(SPECIALS))

@@ -5,8 +5,6 @@ generated, P prompt tokens, V vocabulary, C candidates of a row.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mmlm.errors import UserError
+from mmlm.trees import nearest
 
 METHODS = ('greedy', 'sample', 'beam')
 
@@ -30,34 +29,29 @@ class SearchOptions:
   temperature: float = 1.0  # for 'sample' only, as the next two; temperature, then top_k, then top_p
   top_k: int = 0  # draw among this many likeliest tokens; 0 is all
   top_p: float = 1.0  # draw in the smallest set that holds this mass: the nucleus of Holtzman et al. (2020)
-  seed: int = 0  # of the draws when `search` is handed no key
   pad_id: int = 0  # never generated; fills what follows the end
   bos_id: int = 1  # the default prompt; never generated unless it is also the end token
   eos_id: int = 2
 
   def __post_init__(self):
     if self.method not in METHODS:
-      near = difflib.get_close_matches(str(self.method), METHODS, 1, 0)
-      raise UserError(f'decoding: method={self.method!r} is not one of {METHODS}; did you mean {near[0]!r}?')
-    sampled = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
-    for wrong, what in (
-        (self.max_length < 1, f'max_length={self.max_length} must be at least 1'),
-        (not 0 <= self.min_length <= self.max_length,
-         f'min_length={self.min_length} must lie between 0 and max_length={self.max_length}'),
-        (self.beam_size < 1, f'beam_size={self.beam_size} must be at least 1'),
-        (self.n_best < 1, f'n_best={self.n_best} must be at least 1'),
-        (self.method == 'beam' and self.n_best > self.beam_size,
-         f'n_best={self.n_best} is more than beam_size={self.beam_size}: widen the beam'),
-        (self.method == 'greedy' and self.n_best > 1,
-         f'n_best={self.n_best} needs method beam or sample: greedy gives one hypothesis'),
-        (not self.temperature > 0, f'temperature={self.temperature} must be above 0; for 0 use greedy'),
-        (self.top_k < 0, f'top_k={self.top_k} must be at least 0 (0 is all)'),
-        (not 0 < self.top_p <= 1, f'top_p={self.top_p} must lie in (0, 1]'),
-        (self.method != 'sample' and sampled,
-         f'temperature, top_k and top_p need method sample, not {self.method}'),
-        (min(self.pad_id, self.bos_id, self.eos_id) < 0, 'pad_id, bos_id and eos_id must be at least 0'),
-        (self.pad_id == self.eos_id, f'pad_id and eos_id are both {self.pad_id}: they must differ')):
-      if wrong:
+      near = nearest(self.method, METHODS)
+      raise UserError(f'decoding: method={self.method!r} is not one of {METHODS}; did you mean {near!r}?')
+    for ok, what in (
+      (self.max_length >= 1, f'max_length={self.max_length} must be at least 1'),
+      (0 <= self.min_length <= self.max_length, f'min_length={self.min_length} is not in 0 to {self.max_length}'),
+      (self.beam_size >= 1, f'beam_size={self.beam_size} must be at least 1'),
+      (self.n_best >= 1, f'n_best={self.n_best} must be at least 1'),
+      (self.method == 'sample' or self.n_best <= rows(self),
+       f'n_best={self.n_best} is more than what is kept: beam_size={self.beam_size} with method beam, 1 with greedy'),
+      (self.temperature > 0, f'temperature={self.temperature} must be above 0; for 0 use greedy'),
+      (self.top_k >= 0, f'top_k={self.top_k} must be at least 0 (0 is all)'),
+      (0 < self.top_p <= 1, f'top_p={self.top_p} must lie in (0, 1]'),
+      (self.method == 'sample' or (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0),
+       f'temperature, top_k and top_p need method sample, not {self.method}'),
+      (min(self.pad_id, self.bos_id, self.eos_id) >= 0, 'pad_id, bos_id and eos_id must be at least 0'),
+      (self.pad_id != self.eos_id, f'pad_id and eos_id are both {self.pad_id}: they must differ')):
+      if not ok:
         raise UserError(f'decoding: {what}')
 
   @property
@@ -95,8 +89,7 @@ def rows(options: SearchOptions) -> int:
   return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
 
 
-def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=None, prompt_length=None,
-           active=None) -> SearchResult:
+def search(step, cache, options: SearchOptions, rng=None, prompt=None, prompt_length=None, active=None) -> SearchResult:
   """Generates after `prompt` until nothing that is left could change the result.
 
   Args:
@@ -104,6 +97,7 @@ def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=
     cache: tree for R = B * rows(options) rows. Leaves with axes have R first and follow their hypotheses;
       scalars are left alone. It must hold P + max_length - 1 positions.
     rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
+      Key 0 when None.
     prompt: [B, P] int tokens, padded; bos_id alone when None (B is then read from the cache).
     prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
     active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
@@ -116,25 +110,19 @@ def search(step: Callable, cache: Any, options: SearchOptions, rng=None, prompt=
   prompt_length = jnp.full(len(prompt), prompt.shape[1]) if prompt_length is None else prompt_length
   active = jnp.ones(len(prompt), bool) if active is None else active
   beams = options.method == 'beam' and width > 1
-  keys = _row_keys(rng, options, len(prompt), width) if options.method == 'sample' else None
+  keys = _row_keys(rng, len(prompt), width) if options.method == 'sample' else None
 
   def body(state: State) -> State:
     logits, cache = step(state.feed.reshape(-1), state.cache)
     logits = logits.astype(jnp.float32)
-    if beams:
-      new, parents = _extend_beams(logits, state, options)
-    else:
-      new, parents = _extend_rows(logits, state, options, keys), None
+    new, parents = _extend_beams(logits, state, options) if beams else _extend_rows(logits, state, options, keys)
     forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
     hold = forced | ~state.alive  # [B, K]; the cache need not wait: its rows are equal or done with
     following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
     return State(
-        position=state.position + 1,
-        feed=jnp.where(forced, following, new.feed),
-        alive=jnp.where(hold, state.alive, new.alive),
-        live=_where(hold, state.live, new.live),
-        pool=_where(hold[:, :1], state.pool, new.pool),
-        cache=_reorder(cache, parents) if beams else cache)
+      state.position + 1, jnp.where(forced, following, new.feed), jnp.where(hold, state.alive, new.alive),
+      _where(hold, state.live, new.live), _where(hold[:, :1], state.pool, new.pool),
+      _reorder(cache, parents) if beams else cache)
 
   state = lax.while_loop(lambda s: s.alive.any(), body, _start(cache, prompt, active, options, beams))
   return _result(state, options)
@@ -188,16 +176,12 @@ def _start(cache, prompt, active, options, beams) -> State:
 
   # All beams start equal: only the first may grow, or the same hypothesis would fill the beam.
   first = jnp.where(jnp.arange(width) > 0, -jnp.inf, 0.0) if beams else jnp.zeros(width)
-  return State(
-      position=jnp.zeros((), jnp.int32),
-      feed=jnp.broadcast_to(prompt[:, :1], (batch, width)),
-      alive=jnp.broadcast_to(active[:, None], (batch, width)),
-      live=empty(width, first),
-      pool=empty(options.n_best if beams else 0, -jnp.inf),
-      cache=jax.tree.map(jnp.asarray, cache))
+  feed, alive = (jnp.broadcast_to(column, (batch, width)) for column in (prompt[:, :1], active[:, None]))
+  pool = empty(options.n_best if beams else 0, -jnp.inf)
+  return State(jnp.zeros((), jnp.int32), feed, alive, empty(width, first), pool, jax.tree.map(jnp.asarray, cache))
 
 
-def _extend_rows(logits, state, options, keys) -> State:
+def _extend_rows(logits, state, options, keys) -> tuple[State, None]:
   """One token more for each row on its own: the likeliest, or one drawn with `keys` [R]."""
   lengths = state.live.lengths.reshape(-1)  # [R]
   if keys is None:
@@ -212,13 +196,12 @@ def _extend_rows(logits, state, options, keys) -> State:
   gain = jnp.take_along_axis(values, choice, 1)[:, 0] - jax.nn.logsumexp(logits, -1)
   live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
   alive = (token != options.eos_id) & (live.lengths < options.max_length)
-  return state._replace(feed=token, alive=alive, live=live)
+  return state._replace(feed=token, alive=alive, live=live), None
 
 
 def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
   """The K best ways to go on; those among the K best that end join the pool. Also the parents [B, K]."""
-  width = options.beam_size
-  batch = len(state.feed)
+  batch, width = state.feed.shape
   # Of a row at most K go on and one ends; of 2K candidates at most K end, so K are left to go on.
   values, ids = _candidates(logits, min(width + 1, logits.shape[1]), state.live.lengths.reshape(-1), options)
   gains = values - jax.nn.logsumexp(logits, -1, keepdims=True)  # [R, C]
@@ -265,17 +248,15 @@ def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
 def _result(state, options) -> SearchResult:
   found = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, state.live)
   scores = _scores(found, options)
-  valid = found.log_probs > -jnp.inf
-  cut = ~(valid & (found.tokens == options.eos_id).any(-1))
-  best = jnp.lexsort((-scores, cut))[:, :options.n_best]
+  ended = (found.tokens == options.eos_id).any(-1) & (found.log_probs > -jnp.inf)
+  # What is missing is taken from the empty places of the pool, which stand before dead beams.
+  best = jnp.lexsort((-scores, ~ended))[:, :options.n_best]
   tokens, lengths, log_probs = _pick(found, best)
-  valid = _at(valid, best)
-  return SearchResult(jnp.where(valid[..., None], tokens, options.pad_id), jnp.where(valid, lengths, 0),
-                      _at(scores, best), log_probs)
+  return SearchResult(tokens, lengths, _at(scores, best), log_probs)
 
 
-def _row_keys(rng, options, batch, width) -> jax.Array:
-  rng = jax.random.key(options.seed) if rng is None else rng
+def _row_keys(rng, batch, width) -> jax.Array:
+  rng = jax.random.key(0) if rng is None else rng
   keys = rng if rng.ndim else jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
   return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(width)).reshape(-1)
 

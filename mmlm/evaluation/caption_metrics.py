@@ -84,6 +84,11 @@ def mean_value(sums: np.ndarray) -> np.ndarray:
   return sums[..., 0] / sums[..., 1]
 
 
+def _mean_of(score: Callable) -> Callable:
+  """The statistics [N, 2] of a metric that is the mean of score(tokens, references of the example)."""
+  return lambda hypotheses, references: _mean_statistics(list(map(score, hypotheses, references)))
+
+
 def _longest_common_subsequence(first, second) -> int:
   """Bit-parallel (Hyyro 2004): bit j of `row` falls to 0 where the length grows at second[j]."""
   places = collections.defaultdict(int)
@@ -96,15 +101,12 @@ def _longest_common_subsequence(first, second) -> int:
   return (full ^ row).bit_count()
 
 
-def rouge_statistics(hypotheses, references) -> np.ndarray:
-  """[N, 2]: ROUGE-L (Lin 2004) with beta 1.2; precision and recall are each the best over the references."""
-  scores, weight = [], 1.2**2
-  for tokens, group in zip(hypotheses, references, strict=True):
-    common = [_longest_common_subsequence(tokens, reference) for reference in group]
-    precision = max(common) / max(1, len(tokens))
-    recall = max(c / max(1, len(reference)) for c, reference in zip(common, group))
-    scores.append((1 + weight) * precision * recall / (recall + weight * precision) if precision else 0)
-  return _mean_statistics(scores)
+def _rouge_l(tokens, group) -> float:
+  """ROUGE-L (Lin 2004) with beta 1.2; precision and recall are each the best over the references."""
+  common, weight = [_longest_common_subsequence(tokens, reference) for reference in group], 1.2**2
+  precision = max(common) / max(1, len(tokens))
+  recall = max(c / max(1, len(reference)) for c, reference in zip(common, group))
+  return (1 + weight) * precision * recall / (recall + weight * precision) if precision else 0.0
 
 
 def _tf_idf(grams, idf, unseen) -> tuple[dict, list]:
@@ -141,18 +143,13 @@ def cider_statistics(hypotheses, references, sigma: float = 6.0) -> np.ndarray:
   return _mean_statistics(scores)
 
 
-def exact_statistics(hypotheses, references) -> np.ndarray:
-  return _mean_statistics([bool(tokens) and tokens in group
-                           for tokens, group in zip(hypotheses, references, strict=True)])
+_exact = lambda tokens, group: bool(tokens) and tokens in group
 
 
-def word_f1_statistics(hypotheses, references) -> np.ndarray:
-  """[N, 2]: the best F1 of two bags of words, 2 |shared| / (|hypothesis| + |reference|), over references."""
-  def f1(tokens, reference):
-    shared = (collections.Counter(tokens) & collections.Counter(reference)).total()
-    return 2 * shared / max(1, len(tokens) + len(reference))
-  return _mean_statistics([max(f1(tokens, reference) for reference in group)
-                           for tokens, group in zip(hypotheses, references, strict=True)])
+def _word_f1(tokens, group) -> float:
+  """The best F1 of two bags of words, 2 |shared| / (|hypothesis| + |reference|), over references."""
+  shared = lambda reference: (collections.Counter(tokens) & collections.Counter(reference)).total()
+  return max(2 * shared(reference) / max(1, len(tokens) + len(reference)) for reference in group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,23 +161,21 @@ class Metric:
 
 
 METRICS = {
-  **{f'bleu_{n}': Metric(f'corpus BLEU-{n}, closest reference length, PTB tokens, lower case (coco-caption)',
-                         bleu_statistics, functools.partial(bleu_value, order=n))
-     for n in range(1, ORDER + 1)},
-  'rouge_l': Metric('mean ROUGE-L F, beta 1.2, best precision and best recall over references (coco-caption)',
-                    rouge_statistics),
-  'cider_d': Metric('mean CIDEr-D, n 1 to 4, sigma 6, x10, idf of the evaluated references (coco-caption)',
-                    cider_statistics),
+  **{f'bleu_{n}': Metric(
+    f'corpus BLEU-{n}, closest reference length, PTB tokens, lower case (coco-caption)', bleu_statistics,
+    functools.partial(bleu_value, order=n)) for n in range(1, ORDER + 1)},
+  'rouge_l': Metric(
+    'mean ROUGE-L F, beta 1.2, best precision and best recall over references (coco-caption)', _mean_of(_rouge_l)),
+  'cider_d': Metric(
+    'mean CIDEr-D, n 1 to 4, sigma 6, x10, idf of the evaluated references (coco-caption)', cider_statistics),
   'meteor': Metric('METEOR 1.5, English parameters (coco-caption)', meteor_statistics, meteor_value),
-  'exact_match': Metric('fraction whose tokens equal those of a reference', exact_statistics),
-  'word_f1': Metric('mean over examples of the best F1 over references of bags of words', word_f1_statistics),
-}
+  'exact_match': Metric('fraction whose tokens equal those of a reference', _mean_of(_exact)),
+  'word_f1': Metric('mean over examples of the best F1 over references of bags of words', _mean_of(_word_f1))}
 
 
-def score_texts(hypotheses: list[str], references: list, names, samples: int = 1000, seed: int = 0):
-  """Scores N texts by the metrics of METRICS called `names`.
+def score_texts(hypotheses: list[str], references: list, names, samples: int = 1000) -> dict:
+  """Scores N texts by metrics of METRICS: {name: {'value', 'low', 'high'}} with 95 % bootstrap intervals.
 
-  Returns {name: {'value', 'low', 'high'}} with 95 % bootstrap intervals, and {name: [N] single values}.
   A metric that this machine cannot compute is left out and the reason printed.
   """
   if unknown := sorted(set(names) - set(METRICS)):
@@ -188,15 +183,11 @@ def score_texts(hypotheses: list[str], references: list, names, samples: int = 1
   hypotheses = [tokenize_caption(text) for text in hypotheses]
   references = [[tokenize_caption(text) for text in group] for group in references]
   count = functools.lru_cache(maxsize=None)(lambda statistics: statistics(hypotheses, references))
-  scores, single = {}, {}
+  scores = {}
   for name in names:
-    metric = METRICS[name]
     try:
-      statistics = count(metric.statistics)
+      interval = bootstrap_interval(count(METRICS[name].statistics), METRICS[name].value, samples)
+      scores[name] = dict(zip(('value', 'low', 'high'), interval))
     except Unavailable as reason:
       print(reason)
-      continue
-    scores[name] = dict(zip(['value', 'low', 'high'],
-                            bootstrap_interval(statistics, metric.value, samples, seed)))
-    single[name] = metric.value(statistics)
-  return scores, single
+  return scores

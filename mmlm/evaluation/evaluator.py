@@ -1,11 +1,10 @@
 """Evaluation: the loss of a split, the predictions of a split, and the scores of predictions."""
 
-import time
-
 import jax
 import numpy as np
 
 from mmlm.data import batching
+from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.decoding.search import SearchOptions
 from mmlm.evaluation.caption_metrics import score_texts
@@ -28,12 +27,10 @@ class Evaluator:
     loss = sums[0] / sums[1]
     return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
 
-  def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, progress: str = '') -> list[dict]:
+  def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, name: str = '') -> list[dict]:
     """One row an example of the table, in its order: id, hypothesis, score and, when several are asked for, n_best."""
     rows: list = [None] * len(loader.table.ids)
-    began = said = time.monotonic()
-    done = 0
-    for batch, indices in _batches(loader, buckets, workers):
+    for batch, indices in _batches(loader, buckets, workers, name):
       found = jax.device_get(self._generate(params, batch))
       for row, i in enumerate(indices):
         texts = self.tokenizer.decode_batch(found['tokens'][row])
@@ -41,18 +38,14 @@ class Evaluator:
         rows[i] = {'id': loader.table.ids[i], 'hypothesis': texts[0], 'score': scores[0]}
         if len(texts) > 1:
           rows[i]['n_best'] = list(zip(texts, scores))
-      done += len(indices)
-      if progress and (time.monotonic() - said > 5 or done == len(rows)):
-        said = time.monotonic()
-        print(f'{progress}: {done}/{len(rows)}, {done / (said - began):.0f} examples/s', flush=True)
     return rows
 
 
-def _batches(loader: Loader, buckets, workers):
-  """(batch, rows of the table) for every example once."""
+def _batches(loader: Loader, buckets, workers, name=''):
+  """(batch, rows of the table) for every example once; with a name, progress is printed."""
   plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)
   with stream(plan, loader, 0, len(plan), workers) as batches:
-    for batch, part in zip(batches, plan):
+    for batch, part in zip(batches, progress(plan, f'{name}: batches') if name else plan):
       yield batch, part.indices
 
 
@@ -66,5 +59,5 @@ def shuffle_inputs(table: Table, seed: int = 0) -> Table:
 
 def score(predictions: list[dict], metrics: tuple, samples: int) -> dict:
   """{metric: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples."""
-  hypotheses = [row['hypothesis'] for row in predictions]
-  return score_texts(hypotheses, [row['references'] for row in predictions], metrics, samples)[0]
+  hypotheses, references = ([row[key] for row in predictions] for key in ('hypothesis', 'references'))
+  return score_texts(hypotheses, references, metrics, samples)

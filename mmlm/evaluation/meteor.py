@@ -19,20 +19,14 @@ class Unavailable(Exception):
   """This metric cannot be computed on this machine; the text says what is missing."""
 
 
-def _program() -> pathlib.Path:
-  spec = importlib.util.find_spec('pycocoevalcap')
-  folders = list(spec.submodule_search_locations or []) if spec else []
-  jars = [jar for folder in folders if (jar := pathlib.Path(folder) / 'meteor' / 'meteor-1.5.jar').is_file()]
-  if not jars:
+def meteor_statistics(hypotheses, references) -> np.ndarray:
+  """The aligner's 23 counts of each example, [N, 23]; raises Unavailable without Java or pycocoevalcap."""
+  if not (package := importlib.util.find_spec('pycocoevalcap')):
     raise Unavailable('METEOR is left out: `pip install pycocoevalcap==1.2` to have it')
   if not shutil.which('java'):
     raise Unavailable('METEOR is left out: it needs Java, and there is no `java` on the PATH')
-  return jars[0]
-
-
-def meteor_statistics(hypotheses, references) -> np.ndarray:
-  """The aligner's 23 counts of each example, [N, 23]; raises Unavailable without Java or pycocoevalcap."""
-  command = ['java', '-Xmx2G', '-jar', str(_program()), '-', '-', '-stdio', '-l', 'en', '-norm']
+  jar = pathlib.Path(package.submodule_search_locations[0], 'meteor', 'meteor-1.5.jar')
+  command = ['java', '-Xmx2G', '-jar', str(jar), '-', '-', '-stdio', '-l', 'en', '-norm']
   clean = lambda tokens: ' '.join(tokens).replace('|||', '')
   lines = [' ||| '.join(['SCORE', *map(clean, group), clean(hypothesis)]) + '\n'
            for hypothesis, group in zip(hypotheses, references, strict=True)]

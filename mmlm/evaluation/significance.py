@@ -35,6 +35,5 @@ def mean_and_spread(values) -> dict:
   count, mean = len(values), float(values.mean())
   if count < 2:
     return {'mean': mean, 'sd': None, 'n': count, 'low': None, 'high': None}
-  deviation = float(values.std(ddof=1))
-  half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
-  return {'mean': mean, 'sd': deviation, 'n': count, 'low': mean - half, 'high': mean + half}
+  low, high = map(float, stats.t.interval(0.95, count - 1, mean, stats.sem(values)))
+  return {'mean': mean, 'sd': float(values.std(ddof=1)), 'n': count, 'low': low, 'high': high}

@@ -3,33 +3,17 @@
 Axes: B pictures, H height, W width (pixels, or cells after a stride), C channels.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-class Stage(NamedTuple):
-  """One row of the table of stages: `repeats` blocks, of which the first has the stride."""
-
-  repeats: int
-  kernel: int
-  stride: int
-  expansion: int
-  width: int
-
-
-# Tan & Le 2019, Table 1 (B0), less the stem and the head.
+# Tan & Le 2019, Table 1 (B0), less the stem and the head. A stage is (repeats, kernel, stride, expansion, width): so
+# many blocks, of which the first has the stride.
 LITE0 = (
-  Stage(1, 3, 1, 1, 16),
-  Stage(2, 3, 2, 6, 24),
-  Stage(2, 5, 2, 6, 40),
-  Stage(3, 3, 2, 6, 80),
-  Stage(3, 5, 1, 6, 112),
-  Stage(4, 5, 2, 6, 192),
-  Stage(1, 3, 1, 6, 320),
-)
+  (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+  (1, 3, 1, 6, 320))
 
 
 class Depthwise(nn.Module):
@@ -92,25 +76,22 @@ class EfficientNetLite0(nn.Module):
   the folded weights.
 
   Attributes:
-    stages: the table of blocks.
+    stages: the table of blocks, as LITE0.
     stem: channels of the first convolution.
     head: channels of the last, and of the output.
     dtype: of the computation; parameters are float32.
   """
 
-  stages: tuple[Stage, ...] = LITE0
+  stages: tuple[tuple[int, ...], ...] = LITE0
   stem: int = 32
   head: int = 1280
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    conv = nn.Conv(self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv')
-    x = nn.relu6(conv(images))
-    number = 0
-    for repeats, kernel, stride, expansion, width in self.stages:
-      for i in range(repeats):
-        name = f'block{number:02d}'
-        x = Block(kernel, stride if i == 0 else 1, expansion, width, self.dtype, name=name)(x)
-        number += 1
+    x = nn.relu6(nn.Conv(self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv')(images))
+    blocks = [(kernel, stride if i == 0 else 1, expansion, width)
+              for repeats, kernel, stride, expansion, width in self.stages for i in range(repeats)]
+    for number, block in enumerate(blocks):
+      x = Block(*block, self.dtype, name=f'block{number:02d}')(x)
     return nn.relu6(nn.Dense(self.head, dtype=self.dtype, name='head_conv')(x))

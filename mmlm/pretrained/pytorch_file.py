@@ -19,8 +19,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 DTYPES = {
   'DoubleStorage': '<f8', 'FloatStorage': '<f4', 'HalfStorage': '<f2', 'LongStorage': '<i8',
-  'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1', 'ByteStorage': '<u1', 'BoolStorage': '?',
-}  # fmt: skip
+  'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1', 'ByteStorage': '<u1', 'BoolStorage': '?'}
 
 
 class _Storage(NamedTuple):
@@ -33,7 +32,7 @@ class _Tensor(NamedTuple):
   storage: _Storage
   offset: int
   shape: tuple[int, ...]
-  strides: tuple[int, ...]  # in elements
+  strides: tuple[int, ...]  # in elements, as the offset
 
 
 class _Unpickler(pickle.Unpickler):
@@ -41,16 +40,14 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     # Functions are made anew each time, so that no pickle can alter what the next one sees.
-    match module, name:
-      case 'collections', 'OrderedDict':
-        return collections.OrderedDict
-      case 'torch._utils', '_rebuild_tensor_v2':
-        return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
-      case 'torch._utils', '_rebuild_parameter':
-        return lambda tensor, *_: tensor
-      case 'torch', _ if name in DTYPES:
-        return DTYPES[name]
-    raise UserError(f'it asks for {module}.{name}, which weights do not need: do not trust this file')
+    known = {
+      'collections.OrderedDict': collections.OrderedDict,
+      'torch._utils._rebuild_tensor_v2': lambda *args: _Tensor(*args[:4]),
+      'torch._utils._rebuild_parameter': lambda tensor, *_: tensor}
+    known |= {f'torch.{storage}': dtype for storage, dtype in DTYPES.items()}
+    if f'{module}.{name}' not in known:
+      raise UserError(f'it asks for {module}.{name}, which weights do not need: do not trust this file')
+    return known[f'{module}.{name}']
 
   def persistent_load(self, pid: Any) -> _Storage:
     kind, dtype, key, _, count, view = pid
@@ -59,26 +56,24 @@ class _Unpickler(pickle.Unpickler):
     return _Storage(key, dtype, count)
 
 
-def _cut(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+def _cut(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
+  """A copy: numpy refuses a view that leaves its buffer, and none of untrusted strides leaves this function."""
   (key, dtype, _), offset, shape, strides = tensor
-  flat = storages[key].view(dtype)
-  if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
-    raise ValueError(f'impossible shape {shape} with strides {strides}')
-  last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
-  if math.prod(shape) > flat.size or (0 not in shape and last >= flat.size):
-    raise ValueError(f'shape {shape} with strides {strides} at {offset} leaves its storage of {flat.size}')
-  strides = [s * flat.itemsize for s in strides]
-  # A copy: strided views of untrusted numbers stay in here.
-  return np.array(np.lib.stride_tricks.as_strided(flat[offset:], shape, strides))
+  buffer, size = storages[key], np.dtype(dtype).itemsize
+  if math.prod(shape) * size > len(buffer):  # numbers repeated by strides of 0
+    raise ValueError(f'shape {shape} is more than its storage of {len(buffer)} bytes')
+  if 0 in shape:
+    return np.zeros(shape, dtype)
+  return np.ndarray(shape, dtype, buffer, offset * size, [stride * size for stride in strides]).copy()
 
 
-def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
+def _read_storage(file: BinaryIO, storage: _Storage) -> bytes:
   count = int.from_bytes(file.read(8), 'little', signed=True)
   size = storage.count * np.dtype(storage.dtype).itemsize
   raw = file.read(size) if 0 <= size <= os.fstat(file.fileno()).st_size else b''
   if count != storage.count or len(raw) != size:
     raise ValueError(f'storage {storage.key} lacks some of its {storage.count} elements: cut or damaged')
-  return np.frombuffer(raw, np.uint8)
+  return raw
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -107,6 +102,5 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with open(path, 'rb') as file:
       return _read(file)
   except Exception as e:  # a damaged pickle can raise nearly anything
-    clear = isinstance(e, (UserError, ValueError, OSError))
-    reason = e if clear else f'it is cut or damaged ({type(e).__name__}: {e})'
-    raise UserError(f'cannot read weights from {path}: {reason}') from e
+    damaged = '' if isinstance(e, UserError | ValueError | OSError) else f'it is cut or damaged: {type(e).__name__}: '
+    raise UserError(f'cannot read weights from {path}: {damaged}{e}') from e

@@ -1,8 +1,7 @@
 """Flickr8k (Hodosh et al. 2013): 8,000 photos, five English captions each and, when at hand, five Chinese
 ones (Li et al. 2016).
 
-Official split: train 6,000, dev 1,000, test 1,000. The source folder may be laid out in three ways, see
-LAYOUTS.
+Official split: train 6,000, dev 1,000, test 1,000. The source folder may be laid out in three ways, see HOW.
 """
 
 import collections
@@ -17,20 +16,8 @@ from mmlm.data.datasets import progress
 from mmlm.data.image import decode_picture
 from mmlm.errors import UserError
 
-LAYOUTS = """\
-  (a) captions_en.tsv (split, image, index, caption; captions_zh.tsv beside it adds Chinese) and
-  images_<split>.zip
-  (b) Flickr8k.token.txt, Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt and a folder of *.jpg
-  (c) dataset_flickr8k.json (Karpathy's) and a folder of *.jpg"""
-HOW = f"""\
-Get Flickr8k_Dataset.zip and Flickr8k_text.zip (a form at the University of Illinois, or the copy at
-https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k), unpack both into one folder, then
-  ./launch.sh prepare flickr8k --source FOLDER
-Chinese captions: captions_zh.tsv in that folder (split, image, index, kind, caption), made from
-https://github.com/li-xirong/flickr8kcn
-FOLDER may be laid out as
-{LAYOUTS}"""
 SPLITS = ('train', 'dev', 'test')
+F = tfds.features
 
 
 class Flickr8k(tfds.core.GeneratorBasedBuilder):
@@ -42,16 +29,26 @@ class Flickr8k(tfds.core.GeneratorBasedBuilder):
 
   name = 'flickr8k'
   VERSION = tfds.core.Version('1.0.0')
+  FIELDS = {'id': 'id', 'image': 'image', 'targets': 'captions_en'}
+  HOW = """\
+Get Flickr8k_Dataset.zip and Flickr8k_text.zip (a form at the University of Illinois, or the copy at
+https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k), unpack both into one folder, then
+  ./launch.sh prepare flickr8k --source FOLDER
+Chinese captions: captions_zh.tsv in that folder (split, image, index, kind, caption), made from
+https://github.com/li-xirong/flickr8kcn
+FOLDER may be laid out as
+  (a) captions_en.tsv (split, image, index, caption; captions_zh.tsv beside it adds Chinese) and images_<split>.zip
+  (b) Flickr8k.token.txt, Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt and a folder of *.jpg
+  (c) dataset_flickr8k.json (Karpathy's) and a folder of *.jpg"""
 
   def __init__(self, *, source, skip_broken=False, **kwargs):
     self.source, self.skip_broken, self.skipped = pathlib.Path(source), skip_broken, []
     super().__init__(**kwargs)
 
   def _info(self):
-    text = tfds.features.Text
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-        'id': text(), 'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-        'captions_en': tfds.features.Sequence(text()), 'captions_zh': tfds.features.Sequence(text())}))
+    image, captions = F.Image(shape=(None, None, 3), encoding_format='jpeg'), F.Sequence(F.Text())
+    features = {'id': F.Text(), 'image': image, 'captions_en': captions, 'captions_zh': captions}
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
     names, english, read = read_layout(self.source)
@@ -68,35 +65,31 @@ class Flickr8k(tfds.core.GeneratorBasedBuilder):
           raise ValueError('no caption')
         data = read(name)
         decode_picture(data)
+        yield name, {'id': name, 'image': data, 'captions_en': english[name], 'captions_zh': chinese.get(name, [])}
       except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         if not self.skip_broken:
-          raise UserError(f'{self.source}: the picture {name} ({split}) is unusable ({error}). '
-                          'Replace it, or leave such pictures out with --skip_broken.') from None
+          raise UserError(f'{self.source}: the picture {name} ({split}) is unusable ({error}). Replace it, or leave '
+                          'such pictures out with --skip_broken.') from None
         print(f'{self.name} {split}: left out {name} ({error})', file=sys.stderr)
         self.skipped.append(name)
-        continue
-      yield name, {'id': name, 'image': data, 'captions_en': english[name],
-                   'captions_zh': chinese.get(name, [])}
 
 
 def read_layout(source) -> tuple:
   """(names of each split, English captions of each name, function from a name to its bytes). UserError: no
   known layout.
   """
-  for marker, reader in (('captions_en.tsv', _read_tsv), ('Flickr8k.token.txt', _read_original),
-                         ('dataset_flickr8k.json', _read_karpathy)):
-    if found := next(iter(sorted(source.rglob(marker))), None):
-      return reader(source, found)
-  raise UserError(f'{source}: no Flickr8k here (looked for captions_en.tsv, Flickr8k.token.txt and '
-                  f'dataset_flickr8k.json, also in folders below).\n{HOW}')
+  for name, read in LAYOUTS.items():
+    for path in sorted(source.rglob(name)):
+      return read(source, path)
+  raise UserError(f'{source}: no Flickr8k here (looked for {", ".join(LAYOUTS)}, and below).\n{Flickr8k.HOW}')
 
 
 def _rows(path, columns):
   """Tab-separated rows below a header as dicts; quotes are literal."""
-  lines = path.read_text(encoding='utf-8').splitlines()
-  if lines[:1] != ['\t'.join(columns)]:
+  header, *lines = path.read_text(encoding='utf-8').splitlines() or ['']
+  if header != '\t'.join(columns):
     raise UserError(f'{path}, line 1: the header must be {", ".join(columns)}, separated by tabs.')
-  for number, line in enumerate(lines[1:], 2):
+  for number, line in enumerate(lines, 2):
     cells = line.split('\t')
     if len(cells) != len(columns):
       raise UserError(f'{path}, line {number}: {len(cells)} columns instead of {len(columns)}.')
@@ -111,7 +104,7 @@ def _read_tsv(source, path):
       captions[row['image']].append(row['caption'])
   archives = [zipfile.ZipFile(archive) for archive in sorted(path.parent.glob('images_*.zip'))]
   if not archives:
-    raise UserError(f'{path.parent}: captions_en.tsv is there, images_<split>.zip is not.\n{HOW}')
+    raise UserError(f'{path.parent}: captions_en.tsv is there, images_<split>.zip is not.\n{Flickr8k.HOW}')
   where = {member: archive for archive in archives for member in archive.namelist()}
   return {split: list(found) for split, found in names.items()}, captions, lambda name: where[name].read(name)
 
@@ -124,7 +117,7 @@ def _read_original(source, path):
   for split in SPLITS:
     listing = path.with_name(f'Flickr_8k.{split}Images.txt')
     if not listing.is_file():
-      raise UserError(f'{listing}: not there, but it says which pictures are in the split {split!r}.\n{HOW}')
+      raise UserError(f'{listing}: not there, but it says which pictures are in the split {split!r}.\n{Flickr8k.HOW}')
     names[split] = listing.read_text(encoding='utf-8').split()
   return names, captions, _folder_reader(source)
 
@@ -140,8 +133,11 @@ def _read_karpathy(source, path):
 def _folder_reader(source):
   pictures = {path.name: path for path in source.rglob('*.jpg')}
   if not pictures:
-    raise UserError(f'{source}: the captions are there, but no *.jpg in this folder or below.\n{HOW}')
+    raise UserError(f'{source}: the captions are there, but no *.jpg in this folder or below.\n{Flickr8k.HOW}')
   return lambda name: pictures[name].read_bytes()
+
+
+LAYOUTS = {'captions_en.tsv': _read_tsv, 'Flickr8k.token.txt': _read_original, 'dataset_flickr8k.json': _read_karpathy}
 
 
 def _chinese(source):

@@ -26,7 +26,6 @@ The config 'tiny' is the same of 200 letters in 4 faces, for tests and smoke run
 """
 
 import collections
-import dataclasses
 import functools
 import hashlib
 import io
@@ -42,19 +41,16 @@ from mmlm.data.datasets import progress
 
 SIDE, SIZE, BASELINE = 32, 22, 24
 MIN_FACES = 8
+F = tfds.features
 FACES = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-BoldOblique', 'DejaVuSans-Oblique',
          'DejaVuSansMono', 'DejaVuSansMono-Bold', 'DejaVuSansMono-BoldOblique', 'DejaVuSansMono-Oblique',
          'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-BoldItalic', 'DejaVuSerif-Italic',
          'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralBolIta', 'STIXGeneralItalic')
 VALID_FACE = 'DejaVuSans-BoldOblique'
 TEST_FACES = ('DejaVuSerif-Italic', 'DejaVuSansMono-Oblique')
+# Faces, and how many characters: the first so many letters; None: every character.
+FORMS = {'full': (FACES, None), 'tiny': (('DejaVuSans', 'DejaVuSerif-Bold', VALID_FACE, TEST_FACES[0]), 200)}
 LIMITS = {'valid': 1500, 'test_faces': 3000, 'test_characters': 1000}
-
-
-@dataclasses.dataclass
-class PicturesConfig(tfds.core.BuilderConfig):
-  faces: tuple = FACES
-  characters: int | None = None  # the first so many letters; None: every character
 
 
 class UnicodePictures(tfds.core.GeneratorBasedBuilder):
@@ -62,18 +58,15 @@ class UnicodePictures(tfds.core.GeneratorBasedBuilder):
 
   name = 'unicode_pictures'
   VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [
-      PicturesConfig(name='full'),
-      PicturesConfig(name='tiny', characters=200,
-                     faces=('DejaVuSans', 'DejaVuSerif-Bold', VALID_FACE, TEST_FACES[0]))]
+  FIELDS, HOW = {'id': 'id', 'image': 'image', 'targets': 'caption'}, ''
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in FORMS]
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-        'id': tfds.features.Text(), 'image': tfds.features.Image(shape=(SIDE, SIDE, 1)),
-        'caption': tfds.features.Text()}))
+    features = {'id': F.Text(), 'image': F.Image(shape=(SIDE, SIDE, 1)), 'caption': F.Text()}
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    splits = make_splits(self.builder_config.faces, self.builder_config.characters)
+    splits = make_splits(*FORMS[self.builder_config.name])
     return {split: self._generate_examples(split, pictures) for split, pictures in splits.items()}
 
   def _generate_examples(self, split, pictures):
@@ -89,22 +82,18 @@ def make_splits(faces=FACES, characters=None) -> dict:
   codes = _codes()
   if characters:
     codes = [code for code in codes if unicodedata.category(chr(code)) in ('Ll', 'Lu')][:characters]
-  everything = {(code, face): picture for face in faces for code, picture in _render(face, codes)}
   splits = {split: {} for split in ('train', *LIMITS)}
-  for (code, face), picture in everything.items():
-    known, seen = _hash(code) % 20 != 0, face != VALID_FACE and face not in TEST_FACES
-    if seen:
-      splits['train' if known else 'test_characters'][code, face] = picture
-    elif known:
-      splits['valid' if face == VALID_FACE else 'test_faces'][code, face] = picture
-  trained = collections.defaultdict(set)
-  for (code, _), picture in splits['train'].items():
-    trained[code].add(picture)
-  for split in ('valid', 'test_faces'):
-    splits[split] = {key: picture for key, picture in splits[split].items() if picture not in trained[key[0]]}
+  held_out = {VALID_FACE: 'valid'} | dict.fromkeys(TEST_FACES, 'test_faces')
+  for face in faces:
+    for code, picture in _render(face, codes):
+      if _hash(code) % 20:
+        splits[held_out.get(face, 'train')][code, face] = picture
+      elif face not in held_out:
+        splits['test_characters'][code, face] = picture
+  trained = {(code, picture) for (code, _), picture in splits['train'].items()}
   for split, limit in LIMITS.items():
-    kept = sorted(splits[split], key=lambda key: _hash(*key))[:limit]
-    splits[split] = {key: splits[split][key] for key in kept}
+    unseen = [(key, picture) for key, picture in splits[split].items() if (key[0], picture) not in trained]
+    splits[split] = dict(sorted(unseen, key=lambda item: _hash(*item[0]))[:limit])
   return splits
 
 
