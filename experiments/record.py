@@ -1,36 +1,30 @@
 """Writes the scores of finished runs into results/<table>.json and renders the tables again.
 
-  python experiments/record.py flickr8k runs/flickr8k              one run: bootstrap intervals over the examples
-  python experiments/record.py flickr8k runs/s0 runs/s1 runs/s2    seeds of one config: mean, spread, Student's interval
+  python -m experiments.record flickr8k runs/flickr8k              one run: bootstrap intervals over the examples
+  python -m experiments.record flickr8k runs/s0 runs/s1 runs/s2    seeds of one config: mean, spread, Student's interval
 
 The table is a file of this folder (flickr8k.py): dataset, metrics, published numbers. Every score file of the runs gives its rows.
 """
 
 import argparse
-import importlib.util
-import json
+import importlib
 import pathlib
 import platform
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from experiments.tables import add_rows, write_tables
+from mmlm.errors import UserError
+from mmlm.evaluation.caption_metrics import METRICS
+from mmlm.evaluation.significance import mean_and_spread
+from mmlm.runs import read_json, read_jsonl
 
-from mmlm.errors import UserError  # noqa: E402
-from mmlm.evaluation.caption_metrics import METRICS  # noqa: E402
-from mmlm.evaluation.significance import mean_and_spread  # noqa: E402
-from mmlm.reports.tables import add_rows, write_tables  # noqa: E402
-from mmlm.runs import read_json, read_jsonl  # noqa: E402
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def load_table(name: str):
-  path = ROOT / 'experiments' / f'{name}.py'
-  if not path.is_file():
-    raise UserError(f'no table {path}.')
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  if not (ROOT / 'experiments' / f'{name}.py').is_file():
+    raise UserError(f'no table experiments/{name}.py.')
+  return importlib.import_module(f'experiments.{name}')
 
 
 def row_name(score: dict) -> str:
@@ -46,10 +40,15 @@ def hardware(environment: dict) -> str:
   return f'{count} CPU cores ({platform.machine()})' if devices['platform'] == 'cpu' else f'{count} x {devices["kind"]}'
 
 
+def scores_of(folder: pathlib.Path) -> dict:
+  """{(split, row): score file} of the newest step of each."""
+  files = sorted(map(read_json, (folder / 'scores').glob('*.json')), key=lambda score: score['step'])
+  return {(score['split'], row_name(score)): score for score in files}
+
+
 def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
   """One row a metric for each (split, decoding, shuffled) that all runs have; the newest step of each."""
-  runs = [{(s['split'], row_name(s)): s for s in sorted(map(read_json, (f / 'scores').glob('*.json')), key=lambda s: s['step'])}
-          for f in folders]  # fmt: skip
+  runs = [scores_of(folder) for folder in folders]
   environment = read_json(folders[0] / 'environment.json')
   seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
   rows = []
@@ -60,12 +59,14 @@ def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
         continue
       spread = mean_and_spread([f['value'] * factor for f in found])
       interval = [found[0]['low'] * factor, found[0]['high'] * factor] if len(found) == 1 else [spread['low'], spread['high']]
+      interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
+      command = f'./launch.sh train {table.CONFIG} --workdir runs/x && ./launch.sh evaluate runs/x'
       rows.append({
         'row': key[1], 'dataset': table.DATASET, 'split': key[0], 'metric': title, 'definition': METRICS[metric].definition,
         'published': None if 'shuffled' in key[1] else published, 'source': source, 'ours': spread['mean'],
-        'spread': spread['sd'], 'n': spread['n'], 'interval': interval, 'config': read_json(folders[0] / 'config.json')['name'],
-        'command': f'./launch.sh train {table.CONFIG} && ./launch.sh evaluate' + (' --greedy' if 'greedy' in key[1] else ''),
-        'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': seconds,
+        'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval), 'config': table.CONFIG,
+        'command': command + (' --greedy' if 'greedy' in key[1] else ''), 'commit': environment['commit'],
+        'hardware': hardware(environment), 'seconds': seconds,
       })  # fmt: skip
   return rows
 
@@ -86,7 +87,7 @@ def main():
       raise UserError('the runs have no score file in common: ./launch.sh evaluate them first.')
     add_rows(ROOT / 'experiments' / 'results' / f'{arguments.table}.json', rows)
     write_tables(ROOT)
-  except (UserError, FileNotFoundError, json.JSONDecodeError) as error:
+  except (UserError, FileNotFoundError) as error:
     print(f'record: {error}', file=sys.stderr)
     sys.exit(2)
   print(f'{len(rows)} rows of {arguments.table}')

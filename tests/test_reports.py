@@ -7,9 +7,9 @@ import re
 import pytest
 from PIL import Image
 
+from experiments import tables
 from mmlm import runs
 from mmlm.errors import UserError
-from mmlm.reports import tables
 from mmlm.reports.html import SAMPLE, write_report
 
 EVIL = '<script>alert("x")</script>'

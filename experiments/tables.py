@@ -1,6 +1,6 @@
 """Tables of measured results, experiments/results/*.json, in experiments/README.md and blocks of README.md.
 
-A results file is a list of rows with the keys of KEYS. `python -m mmlm.reports.tables` renders both pages.
+A results file is a list of rows with the keys of KEYS. `python -m experiments.tables` renders both pages.
 """
 
 import math
@@ -98,7 +98,7 @@ def _origin_table(rows) -> str:
 
 def results_page(results: dict) -> str:
   """Markdown of experiments/README.md from {name: rows}."""
-  parts = ['# Measured results\n\nFrom `results/*.json`, by `python -m mmlm.reports.tables`.\n']
+  parts = ['# Measured results\n\nFrom `results/*.json`, by `python -m experiments.tables`.\n']
   for name, rows in results.items():
     definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
     parts.append(f'\n## {name}\n\n{result_table(rows)}\n{"".join(definitions)}\n{_origin_table(rows)}')
@@ -129,7 +129,7 @@ def write_tables(root):
 
 if __name__ == '__main__':
   try:
-    write_tables(pathlib.Path(__file__).resolve().parents[2])
+    write_tables(pathlib.Path(__file__).resolve().parents[1])
   except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
