@@ -50,6 +50,7 @@ def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
   """One row a metric for each (split, decoding, shuffled) that all runs have; the newest step of each."""
   runs = [scores_of(folder) for folder in folders]
   environment = read_json(folders[0] / 'environment.json')
+  seeds = ' '.join(f'--config.seed={read_json(folder / "config.json")["seed"]}' for folder in folders)
   seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
   rows = []
   for key in sorted(set.intersection(*(set(scores) for scores in runs))):
@@ -60,7 +61,7 @@ def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
       spread = mean_and_spread([f['value'] * factor for f in found])
       interval = [found[0]['low'] * factor, found[0]['high'] * factor] if len(found) == 1 else [spread['low'], spread['high']]
       interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
-      command = f'./launch.sh train {table.CONFIG} --workdir runs/x && ./launch.sh evaluate runs/x'
+      command = f'./launch.sh train {table.CONFIG} --workdir runs/x {seeds} && ./launch.sh evaluate runs/x'
       rows.append({
         'row': key[1], 'dataset': table.DATASET, 'split': key[0], 'metric': title, 'definition': METRICS[metric].definition,
         'published': None if 'shuffled' in key[1] else published, 'source': source, 'ours': spread['mean'],

@@ -75,19 +75,38 @@ def _table(header, rows) -> str:
   return ''.join('| ' + ' | '.join(map(escape, line)) + ' |\n' for line in lines)
 
 
+def _ours(row) -> str:
+  spread = '' if row['spread'] is None else f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
+  return _format(row['ours']) + spread
+
+
+def _interval(row) -> str:
+  return ' to '.join(_format(v, row['ours']) for v in row['interval'] or ())
+
+
 def result_table(rows) -> str:
   """Markdown: what was published beside what was measured."""
   lines = []
   for row in rows:
-    ours = _format(row['ours'])
-    if row['spread'] is not None:
-      ours += f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
     published = '' if row['published'] is None else f'{row["published"]:g}'
     source = f' ({row["source"]})' if published and row['source'] else ''
-    interval = ' to '.join(_format(v, row['ours']) for v in row['interval'] or ())
     data = f'{row["dataset"]} {row["split"]}'
-    lines.append([row['row'], data, row['metric'], published + source, ours, interval])
+    lines.append([row['row'], data, row['metric'], published + source, _ours(row), _interval(row)])
   return _table(['', 'data', 'metric', 'published', 'ours', '95 % interval'], lines)
+
+
+def summary_table(rows) -> str:
+  """Markdown, a line for each system: what was published first, then ours with its [95 % interval], a column a metric."""
+  metrics = list(dict.fromkeys(row['metric'] for row in rows))
+  lines = {}
+  for row in rows:
+    if row['published'] is not None:
+      lines.setdefault((row['source'] or 'published', row['dataset'], row['split']), {})[row['metric']] = f'{row["published"]:g}'
+  for row in rows:
+    text = _ours(row) + (f' [{_interval(row)}]' if row['interval'] else '')
+    lines.setdefault((f'ours, {row["row"]}', row['dataset'], row['split']), {})[row['metric']] = text
+  return _table(['', 'data', *metrics], [[who, f'{data} {split}', *(line.get(m, '') for m in metrics)]
+                                         for (who, data, split), line in lines.items()])  # fmt: skip
 
 
 def _origin_table(rows) -> str:
@@ -113,7 +132,7 @@ def _fill(text: str, results: dict, path) -> str:
   for _, name, _ in blocks:
     if name not in results:
       raise UserError(f'{path}: the block results:{name} has no experiments/results/{name}.json.')
-  return _BLOCK.sub(lambda match: f'{match[1]}\n{result_table(results[match[2]])}\n{match[3]}', text)
+  return _BLOCK.sub(lambda match: f'{match[1]}\n{summary_table(results[match[2]])}\n{match[3]}', text)
 
 
 def write_tables(root):

@@ -36,15 +36,15 @@ GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_
 def environment() -> dict:
   """What environment.json holds."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy', 'tokenizers')
-  root = pathlib.Path(__file__).parent.parent
   try:
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True).stdout.strip()
+    describe = ['git', '-C', str(configs.ROOT), 'describe', '--always', '--dirty']
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
   except OSError:  # there is no git
     commit = None
   return {
     'command': ' '.join(sys.argv),
     'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
-    'commit': commit or None,
+    'commit': commit,
     'python': platform.python_version(),
     'versions': {name: importlib.metadata.version(name) for name in packages},
     'devices': describe_devices(),
@@ -72,10 +72,8 @@ def _claim(folder: pathlib.Path, config) -> None:
     # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
   elif path.exists():
-    lines = [
-      line for line in differences(runs.read_json(path), wanted)
-      if not line.startswith(tuple(f'{key}' for key in configs.NOT_PART_OF_THE_RUN))
-    ]  # fmt: skip
+    lines = differences(runs.read_json(path), wanted)
+    lines = [line for line in lines if not line.startswith(configs.NOT_PART_OF_THE_RUN)]
     if lines:
       raise UserError(
         f'{folder} holds a run of another config. It differs in\n  ' + '\n  '.join(lines) + '\n'

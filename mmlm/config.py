@@ -6,8 +6,10 @@ may be set is what stands here, and for the parts chosen by name (encoders, fusi
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import inspect
+import math
 import pathlib
 import re
 import traceback
@@ -128,13 +130,11 @@ def parse_arg(arg: str, **spec):
     key, _, text = part.partition('=')
     if key not in spec:
       raise UserError(f'unknown argument {key!r} after the colon. Nearest: {nearest(key, spec)!r}.')
-    if isinstance(spec[key], bool):
-      values[key] = text.lower() in ('', '1', 'true', 'yes')
-    else:
-      try:
-        values[key] = type(spec[key])(text)
-      except ValueError:
-        raise UserError(f'argument {key}={text!r}: expected {type(spec[key]).__name__}.') from None
+    kind = type(spec[key])
+    try:
+      values[key] = text.lower() in ('', '1', 'true', 'yes') if kind is bool else kind(text)
+    except ValueError:
+      raise UserError(f'argument {key}={text!r}: expected {kind.__name__}.') from None
   return values
 
 
@@ -167,10 +167,8 @@ def _one_line(error) -> str:
 
 # Groups whose keys are the user's, or those of the part that they name.
 OPEN = ('data.fields', 'data.splits', 'model.encoders', 'model.fusion', 'model.head')
-AT_LEAST_ONE = (
-  'data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'evaluate.batch_size', 'evaluate.average',
-)  # fmt: skip
-BELOW_ONE = ('model.dropout', 'train.label_smoothing', 'train.ema_decay')
+COUNTS = ('data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'evaluate.batch_size', 'evaluate.average')
+FRACTIONS = ('model.dropout', 'train.label_smoothing', 'train.ema_decay')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -197,12 +195,10 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
   model.head = _complete_part('model.head', model.head, HEADS, dropping)
   for key in ('optimizer.warmup', 'train.duration', 'train.log_every', 'train.eval_every'):
     parse_duration(_get(config, key), key)
-  for key in AT_LEAST_ONE:
-    if _get(config, key) < 1:
-      raise UserError(f'{key}={_get(config, key)}: expected 1 or more.')
-  for key in BELOW_ONE:
-    if not 0 <= _get(config, key) < 1:
-      raise UserError(f'{key}={_get(config, key)}: expected 0 or more, and less than 1.')
+  for key in (*COUNTS, *FRACTIONS):
+    value, wanted = _get(config, key), '1 or more' if key in COUNTS else '0 or more, and less than 1'
+    if not (value >= 1 if key in COUNTS else 0 <= value < 1):
+      raise UserError(f'{key}={value}: expected {wanted}.')
   if model.dtype not in DTYPES:
     raise UserError(f'model.dtype={model.dtype!r}. Nearest: {nearest(model.dtype, DTYPES)!r} of {DTYPES}.')
   splits = config.data.splits
@@ -243,9 +239,7 @@ def _nearest_key(name: str, config: ConfigDict | None = None) -> str:
 
 
 def _get(config, key: str):
-  for part in key.split('.'):
-    config = config[part]
-  return config
+  return functools.reduce(lambda node, part: node[part], key.split('.'), config)
 
 
 # Fields that the model itself hands to its parts.
@@ -325,25 +319,15 @@ def to_steps(text: str, key: str, batch_size: int, steps_per_epoch: int) -> int:
   """A duration in training steps, rounded up."""
   amount, unit = parse_duration(text, key)
   steps = {'steps': amount, 'epochs': amount * steps_per_epoch, 'examples': amount / batch_size}[unit]
-  return -int(-steps // 1)
+  return math.ceil(steps)
 
 
 def from_dict(values: dict) -> ConfigDict:
   """A config read back from config.json: JSON has lists where configs have tuples."""
-  config = default_config().unlock()
-
-  def merge(node, values):
-    for key, value in values.items():
-      if isinstance(value, dict) and isinstance(node.get(key), ConfigDict):
-        merge(node[key], value)
-      else:
-        node[key] = _tuples(value)
-
-  merge(config, values)
-  return config
+  return ConfigDict(_tuples(values))
 
 
 def _tuples(value):
   if isinstance(value, list):
-    return tuple(_tuples(v) for v in value)
+    return tuple(map(_tuples, value))
   return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value

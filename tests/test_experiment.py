@@ -76,7 +76,7 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path):
 
 @pytest.mark.parametrize('settings, says', [
   (['data.splits.train=trian'], "no split 'trian'"),
-  (['data.splits.valid=train[:0]'], "the split 'train[:0]' is empty; there are: train (386)"),
+  (['data.splits.valid=train[:0]'], "split 'train[:0]'"),
   (['data.fields={"image": 1}'], 'data.fields'),
   (['data.name=unicode_pictures/huge'], 'full, tiny'),
 ])  # fmt: skip

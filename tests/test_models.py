@@ -4,7 +4,6 @@ Axes: B batch, K rows an example, R = B * K, T time, S memory, H heads, G groups
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from mmlm.models.heads import TransformerDecoder
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import Transformer
-from mmlm.trees import flat
+from mmlm.trees import flat, name_of
 
 B, K, T, S, D, V = 2, 2, 5, 4, 16, 9
 close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
@@ -283,48 +282,59 @@ def test_gradients_of_a_causal_stack_do_not_flow_backwards():
 # Scan, remat, half precision
 
 
-@pytest.fixture(scope='module')
-def stacks():
-  """{(scan, remat): (params, output, gradient)} of a stack with dropout off, and {...}: the same with dropout on."""
-  x, memory = normal(0, B, T, D), normal(1, B, S, D)
-  found = {}
-  for scan, remat in itertools.product((False, True), repeat=2):
-    module = Transformer(2, dict(heads=2, ffn_dim=8, dropout=0.3), scan, remat)
-    if not remat:
-      params = initial(module, x, memory=memory)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, memory=memory)['params']
-
-    @jax.jit
-    def value_and_grad(params, module=module):
-      def loss(params, train):
-        rngs = {'dropout': jax.random.key(0)}
-        out = module.apply({'params': params}, x, memory=memory, train=train, rngs=rngs)
-        return (out * normal(2, B, T, D)).sum(), out
-
-      return [jax.value_and_grad(functools.partial(loss, train=train), has_aux=True)(params) for train in (False, True)]
-
-    found[scan, remat] = (shapes, params, value_and_grad(params))
-  return found
+def stack(scan=False, remat=False):
+  return Transformer(2, dict(heads=2, ffn_dim=8, dropout=0.3), scan, remat)
 
 
-@pytest.mark.parametrize('scan', [False, True])
-def test_remat_changes_neither_names_nor_loss_nor_gradient(stacks, scan):
-  (plain_shapes, _, plain), (shapes, _, found) = stacks[scan, False], stacks[scan, True]
-  assert {name: x.shape for name, x in flat(plain_shapes).items()} == {name: x.shape for name, x in flat(shapes).items()}
-  jax.tree.map(functools.partial(close, atol=1e-4), plain, found)
-  (still, _), (dropped, _) = found
-  assert abs(still[0] - dropped[0]) > 1e-3  # dropout was on
+STACK_INPUTS = (normal(0, B, T, D), None, normal(1, B, S, D))
 
 
-def test_scan_is_the_same_stack_and_trains_every_layer(stacks):
-  _, params, ((scanned, grads), _) = stacks[True, False]
-  unrolled = {f'block_{i}': jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(2)} | {'norm': params['norm']}
-  module = Transformer(2, dict(heads=2, ffn_dim=8))
-  out = jax.jit(module.apply)({'params': unrolled}, normal(0, B, T, D), memory=normal(1, B, S, D))
-  close(scanned[1], out)
-  for name, gradient in flat(grads['blocks']).items():
+@pytest.fixture(scope='module', params=[False, True], ids=['blocks', 'scan'])
+def gradients(request):
+  """(scan, parameters, and with dropout on, without remat and with it: loss and gradient)."""
+  params = initial(stack(request.param), *STACK_INPUTS)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def value_and_grad(params, remat):
+    apply = stack(request.param, remat).apply
+    loss = lambda p: (apply({'params': p}, *STACK_INPUTS, train=True, rngs={'dropout': jax.random.key(0)}) ** 3).sum()
+    return jax.value_and_grad(loss)(params)
+
+  return request.param, params, value_and_grad(params, False), value_and_grad(params, True)
+
+
+def test_remat_changes_neither_names_nor_loss_nor_gradient(gradients):
+  scan, params, *found = gradients
+  shapes = jax.eval_shape(stack(scan, True).init, jax.random.key(0), *STACK_INPUTS)['params']
+  assert {name: x.shape for name, x in flat(params).items()} == {name: x.shape for name, x in flat(shapes).items()}
+  jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-3), *found)
+  assert ('blocks' in params) == scan
+
+
+def test_every_layer_learns(gradients):
+  scan, _, (_, gradient), _ = gradients
+  for name, values in flat(gradient).items():
     if not name.endswith('key/bias'):  # it moves all scores alike: its gradient is 0
-      assert np.abs(gradient).reshape(2, -1).max(1).min() > 1e-4, name
+      layers = values if scan and name.startswith('blocks') else values[None]
+      assert np.abs(layers).reshape(len(layers), -1).max(1).min() > 1e-3, name
+
+
+def test_scan_is_the_same_stack():
+  params = initial(stack(True), *STACK_INPUTS)
+  unrolled = {f'block_{i}': jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(2)} | {'norm': params['norm']}
+  scanned = jax.jit(stack(True).apply)({'params': params}, *STACK_INPUTS)
+  close(scanned, jax.jit(stack().apply)({'params': unrolled}, *STACK_INPUTS))
+
+
+def test_scanned_layers_start_and_drop_differently():
+  x, module = np.zeros((1, 1, 64), np.float32), stack(True)
+  kernel = jax.jit(lambda key: module.init(key, x)['params']['blocks']['ffn']['up']['kernel'])(jax.random.key(0))
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.1
+  # Each layer adds ones, some dropped: 0, 1 or 2 of them where the layers draw apart, else 0 or 2.
+  added = lambda path, x: np.full(x.shape, float(name_of(path).endswith(('scale', 'down/bias'))), np.float32)
+  params = jax.tree_util.tree_map_with_path(added, initial(module, x))
+  out = jax.jit(functools.partial(module.apply, train=True))({'params': params}, x, rngs={'dropout': jax.random.key(0)})
+  assert len(np.unique(np.round(out, 3))) == 3
 
 
 def test_half_precision_computes_in_it_and_keeps_parameters_in_single():

@@ -188,7 +188,8 @@ def test_a_batch_holds_what_the_plan_says(batches):
     assert batch['weight'].tolist() == [1.0] * n + [0.0] * (8 - n) and batch['weight'].dtype == np.float32
     for key, rows in (('target', loader.table.targets), ('text', loader.table.texts)):
       assert batch[key].shape == batch[f'{key}_mask'].shape == (8, length)
-      assert [row[mask].tolist() for row, mask in zip(batch[key], batch[f'{key}_mask'])] == [rows[i] for i in indices] + [[]] * (8 - n)
+      found = [row[mask].tolist() for row, mask in zip(batch[key], batch[f'{key}_mask'])]
+      assert found == [rows[i] for i in indices] + [[]] * (8 - n)
     assert batch['image'].shape == (8, 8, 8, 3) and batch['image'].dtype == np.float32
     assert np.all(batch['image'][n:] == 0) and batch['image_mask'].tolist() == [True] * n + [False] * (8 - n)
   assert min(len(plan[number].indices) for number in range(8)) == 4  # there was padding to look at

@@ -138,7 +138,8 @@ def test_every_optimizer_with_every_schedule_descends(name, schedule):
 def test_adamw_is_optax_s_with_clipped_gradients_and_masked_decay():
   config = options(learning_rate=0.1, warmup='2 steps', epsilon=0.5, weight_decay=0.3, clip_norm=1.5)
   params = {'a': {'kernel': normal(0, 3, 2), 'bias': normal(1, 2)}, 'norm': {'scale': normal(2, 2)}}
-  gradients = [jax.tree.map(lambda x, i=i: size * normal(i, *x.shape), params) for i, size in enumerate((5, 0.1, 9, 0.3))]
+  random = lambda seed, size: jax.tree.map(lambda x: size * normal(seed, *x.shape), params)
+  gradients = [random(seed, size) for seed, size in enumerate((5, 0.1, 9, 0.3))]
 
   mask = {'a': {'kernel': True, 'bias': False}, 'norm': {'scale': False}}
   adamw = optax.adamw(make_schedule(config, 200, 1, 1), 0.9, 0.98, 0.5, weight_decay=0.3, mask=mask)

@@ -4,6 +4,7 @@ Axes: B batch, T time.
 """
 
 import contextlib
+import signal
 from typing import NamedTuple
 
 import grain
@@ -82,7 +83,9 @@ def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
   dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4))
   if workers:
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    # Ctrl-C reaches every process of the terminal: the main one still needs batches to come to a good end.
+    dataset = dataset.mp_prefetch(options, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
   iterator = iter(dataset)
   try:
     yield map(loader.finish, iterator) if loader.finish else iterator

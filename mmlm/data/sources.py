@@ -50,7 +50,7 @@ class TfdsSource:
     row = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
-      value = _read(self._leaves[name], name, _follow(row, path.split('/')))
+      value = _read(self._leaves[name], name, _follow(row, path))
       if name == 'targets':
         value = (value,) if isinstance(value, str) else tuple(value)
         if not value or not all(isinstance(text, str) for text in value):
@@ -85,7 +85,11 @@ def _undecoded(features):
   return {key: skip(feature) for key, feature in features.items() if isinstance(feature, F.Image | F.FeaturesDict)}
 
 
-def _follow(value, keys):
-  for key in keys:
-    value = [item[key] for item in value] if isinstance(value, list) else value[key]
-  return value
+def _follow(value, path):
+  """The value at a path, or a list of them; a key may hold a slash itself ('image/filename' of coco_captions)."""
+  if isinstance(value, list):
+    return [_follow(item, path) for item in value]
+  if path in value:
+    return value[path]
+  key = max((key for key in value if path.startswith(f'{key}/')), key=len)
+  return _follow(value[key], path.removeprefix(f'{key}/'))

@@ -3,9 +3,11 @@
 A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state, random key) and `meta` (JSON).
 """
 
+import contextlib
 import errno
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -54,19 +56,16 @@ class Checkpoints:
       items['ema'] = ocp.args.StandardSave(state.ema)
     value = metrics.get(self.monitor, math.nan)
     value = value if math.isfinite(value) else -self._sign * math.inf
-    with self._disk_errors():
+    with _disk_errors(self.folder):
       self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics={self.monitor: value})
 
   def wait(self):
-    with self._disk_errors():
+    with _disk_errors(self.folder):
       self._manager.wait_until_finished()
 
   def close(self):
     self.wait()
     self._manager.close()
-
-  def _disk_errors(self):
-    return _DiskErrors(self.folder)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest step that can be read, and its meta; None when there is no step.
@@ -148,22 +147,18 @@ class Checkpoints:
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
 
 
-class _DiskErrors:
+@contextlib.contextmanager
+def _disk_errors(folder):
   """Turns a full disk into a message."""
-
-  def __init__(self, folder):
-    self.folder = folder
-
-  def __enter__(self):
-    pass
-
-  def __exit__(self, kind, error, trace):
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or (error is not None and ('No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error))):
-      raise UserError(
-        f'no space left on the disk of {self.folder}: the newest checkpoint was not written, older ones are whole. '
-        'Free some space and start the same command again: it goes on from the last one.'
-      ) from None
+  try:
+    yield
+  except Exception as error:  # orbax and tensorstore have their own kinds
+    if getattr(error, 'errno', None) != errno.ENOSPC and not re.search('No space left|RESOURCE_EXHAUSTED', str(error)):
+      raise
+    raise UserError(
+      f'no space left on the disk of {folder}: the newest checkpoint was not written, older ones are whole. '
+      'Free some space and start the same command again: it goes on from the last one.'
+    ) from None
 
 
 def _first_line(error) -> str:
