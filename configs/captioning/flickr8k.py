@@ -3,6 +3,9 @@
   ./launch.sh prepare flickr8k --source FOLDER
   ./launch.sh train configs/captioning/flickr8k.py --workdir runs/flickr8k
   ./launch.sh evaluate runs/flickr8k
+
+33 minutes of training on 2 CPU cores, after 5 minutes for the grids (1.8 GB in data/features). Test, one seed: BLEU-4 22.0, CIDEr-D
+0.544; all scores with their intervals: experiments/README.md. `:language=zh` trains on the Chinese captions.
 """
 
 from mmlm.config import default_config, parse_arg, smoke
