@@ -185,6 +185,30 @@ def test_interrupted_at_every_step(whole, tmp_path):
   assert stops == TOTAL and equal(run.restored()[0], whole.restored()[0]) and run.metrics() == whole.metrics()
 
 
+def test_a_loader_that_dies_of_the_same_signal(whole, tmp_path):
+  """Ctrl-C reaches all processes of a terminal; whoever waits for one that died of it has nothing new to save."""
+
+  def dies(number):
+    if number == 5:
+      os.kill(os.getpid(), signal.SIGINT)
+      raise RuntimeError('Worker process was terminated unexpectedly')
+
+  with pytest.raises(loop.Interrupted, match='goes on from the last checkpoint'):
+    Toy(tmp_path, at=dies).train()
+  run = Toy(tmp_path)
+  assert run.steps() == [3]
+  run.train()
+  assert equal(run.restored()[0], whole.restored()[0]) and run.metrics() == whole.metrics()
+
+
+def test_a_loader_that_dies_of_itself_is_no_interruption(tmp_path):
+  def dies(number):
+    raise RuntimeError('Worker process was terminated unexpectedly')
+
+  with pytest.raises(RuntimeError, match='Worker process'):
+    Toy(tmp_path, at=dies).train()
+
+
 def test_signals_do_what_they_did_before_once_training_is_over(whole, tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   Toy(tmp_path, total=1).train()

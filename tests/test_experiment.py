@@ -11,6 +11,7 @@ from conftest import ROOT
 from PIL import Image
 from test_cli import done, read_jsonl, refused
 
+from mmlm import commands
 from mmlm.data import prepare
 
 FILES = sorted(ROOT.glob('configs/*/*.py'))
@@ -25,6 +26,12 @@ def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   prepare.prepare('unicode_pictures/tiny', None, folder)
   return folder
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+  """METEOR's program needs seconds to start; it is left out where there is none."""
+  monkeypatch.setattr('mmlm.evaluation.meteor.shutil.which', lambda name: None)
 
 
 def through(spec, folder, data, *settings):
@@ -58,6 +65,22 @@ def test_the_smoke_form_goes_from_training_to_the_report(path, data, tmp_path):
   assert str(folder / 'report.html') in done('report', folder)
   page = (folder / 'report.html').read_text()
   assert 'data:image/png;base64' in page and rows[0]['references'][0] in page
+
+
+def test_the_quick_start(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(commands, 'QUICK_START', f'{commands.QUICK_START}:smoke')
+  monkeypatch.chdir(tmp_path)
+  said = done(f'--config.data.dir={data}', '--config.parallel.strategy=jit', *FEWER)
+  folder = tmp_path / 'runs' / 'unicode_pictures'
+  assert '6/6 100 %' in said and 'exact_match' in said and 'inputs shuffled' in said
+  rows = read_jsonl(folder / 'predictions' / f'test_faces[:8]-{_step(folder)}.jsonl')
+  assert all(f'  {row["references"][0]:<48} {row["hypothesis"]}\n' in said for row in rows)
+  assert said.splitlines()[-1] == 'Report: runs/unicode_pictures/report.html' and (folder / 'report.html').exists()
+
+
+def _step(folder):
+  (step,) = {int(p.stem.rpartition('-')[2]) for p in (folder / 'scores').iterdir() if 'shuffled' not in p.name}
+  return step
 
 
 def test_grids_on_disk_are_those_of_the_network(data, tmp_path):
@@ -94,7 +117,7 @@ def test_random_ops_cannot_act_on_grids_from_disk(data, tmp_path):
   assert 'cannot be used with cached grids' in said and 'model.encoders.image.cache' in said
 
 
-class Catalogue(tfds.core.GeneratorBasedBuilder):
+class CocoLike(tfds.core.GeneratorBasedBuilder):
   """As sets of the TFDS catalogue look: pictures with several captions in a Sequence of dicts."""
 
   VERSION = tfds.core.Version('1.1.0')
@@ -116,8 +139,8 @@ class Catalogue(tfds.core.GeneratorBasedBuilder):
 
 def test_a_set_of_the_catalogue_by_a_config_alone(tmp_path):
   tfds.disable_progress_bar()
-  Catalogue(data_dir=str(tmp_path / 'data'), file_format='array_record').download_and_prepare()
-  spec = f'{ROOT}/configs/captioning/catalogue.py:name=catalogue,id=image/filename'
+  CocoLike(data_dir=str(tmp_path / 'data'), file_format='array_record').download_and_prepare()
+  spec = f'{ROOT}/configs/captioning/catalogue.py:name=coco_like,id=image/filename'
   small = ['--config.model.dim=32', '--config.model.head.layers=1', '--config.train.duration=3 steps', '--config.train.batch_size=16',
            '--config.evaluate.batch_size=8', '--config.tokenizer.min_frequency=1', '--config.evaluate.bootstrap_samples=10',
            '--config.data.buckets=(40,)', '--config.train.monitor=bleu_1']  # fmt: skip
@@ -127,6 +150,6 @@ def test_a_set_of_the_catalogue_by_a_config_alone(tmp_path):
   assert all(row['references'] == ['a red square', 'A square, bright'] for row in rows)
   tokens = (tmp_path / 'run' / 'tokenizer.json').read_text()
   assert '"bright"' in tokens and '"A"' not in tokens
-  shutil.move(tmp_path / 'data' / 'catalogue', tmp_path / 'data' / 'moved')
+  shutil.move(tmp_path / 'data' / 'coco_like', tmp_path / 'data' / 'moved')
   said = refused('evaluate', tmp_path / 'run')
-  assert "No data set 'catalogue'" in said and 'moved' in said and 'array_record' in said
+  assert "No data set 'coco_like'" in said and 'moved' in said and 'array_record' in said

@@ -149,7 +149,13 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
   loop = _Loop(parts, parallel, checkpoints, log, meta)
   try:
     with _StopSignals() as stop:
-      loop.run(state, start, stop)
+      try:
+        loop.run(state, start, stop)
+      except RuntimeError:
+        if stop.received is None:
+          raise
+        # Ctrl-C also reached a loader process that was only starting.
+        raise Interrupted('Interrupted. The same command goes on from the last checkpoint.') from None
   finally:
     log.close()
     checkpoints.close()
