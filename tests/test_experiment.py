@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -12,12 +14,17 @@ from PIL import Image
 from test_cli import done, read_jsonl, refused
 
 from mmlm import commands
+from mmlm import config as configs
 from mmlm.data import prepare
+from mmlm.data.batching import Batch
+from mmlm.experiment import Experiment
+from mmlm.pretrained.features import BACKBONES
 
-FILES = sorted(ROOT.glob('configs/*/*.py'))
-# A frozen network needs seconds for each hundred pictures: a few are enough.
-FEW = {'train': 'train[:32]', 'valid': 'valid[:8]', 'test': 'test_faces[:8]'}
-FEWER = [f'--config.data.splits.{part}={split}' for part, split in FEW.items()]
+QUICK_START = commands.QUICK_START
+FILES = sorted(path for path in ROOT.glob('configs/*/*.py') if path != ROOT / QUICK_START)
+# A frozen network needs seconds for each hundred pictures: a few are enough, and validation shares those of the test.
+FEW = ['--config.data.splits.train=train[:32]', '--config.data.splits.valid=test_faces[:8]',
+       '--config.data.splits.test=test_faces[:8]', '--config.parallel.strategy=jit']  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -34,67 +41,79 @@ def no_java(monkeypatch):
   monkeypatch.setattr('mmlm.evaluation.meteor.shutil.which', lambda name: None)
 
 
-def through(spec, folder, data, *settings):
-  """Trains, evaluates, predicts and reports -> (what training printed, rows of the scores, rows of the predictions)."""
-  said = done('train', spec, '--workdir', folder, f'--config.data.dir={data}', '--config.parallel.strategy=jit', *settings)
-  done('evaluate', folder)
-  scores = {p.stem: json.loads(p.read_text()) for p in (folder / 'scores').iterdir()}
-  (plain,) = (name for name in scores if f'{name}-shuffled' in scores)
-  return said, scores, read_jsonl(folder / 'predictions' / f'{plain}.jsonl')
-
-
 def png(value, side=32) -> bytes:
   file = io.BytesIO()
   Image.new('RGB', (side, side), (value, 40, 80)).save(file, 'PNG')
   return file.getvalue()
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_the_smoke_form_goes_from_training_to_the_report(path, data, tmp_path):
-  folder = tmp_path / 'run'
-  said, scores, rows = through(f'{path}:smoke', folder, data, *FEWER)
-  assert '32 examples' in said and '6 steps in all' in said and '6/6 100 %' in said
+def check(folder, training, picture):
+  """What stands in the folder of a smoke run that was evaluated; then a prediction and a report from it."""
+  assert '32 examples' in training and '6 steps in all' in training and '6/6 100 %' in training
   assert [row['step'] for row in read_jsonl(folder / 'metrics.jsonl') if row['kind'] == 'valid'] == [3, 6]
+  scores = {p.stem: json.loads(p.read_text()) for p in (folder / 'scores').iterdir()}
+  (plain,) = (name for name in scores if f'{name}-shuffled' in scores)
   assert len(scores) == 2 and all(s['n'] == 8 and s['scores'] for s in scores.values())
   assert all(0 <= v['low'] <= v['value'] <= v['high'] for s in scores.values() for v in s['scores'].values())
+  rows = read_jsonl(folder / 'predictions' / f'{plain}.jsonl')
   assert len({row['id'] for row in rows}) == 8
   assert all(row['references'][0].startswith('latin ') and isinstance(row['hypothesis'], str) for row in rows)
-  (tmp_path / 'mine.png').write_bytes(png(200))
-  said = done('predict', folder, '--input', tmp_path / 'mine.png')
-  assert said.startswith('mine.png\t')
+  picture.write_bytes(png(200))
+  assert done('predict', folder, '--input', picture).startswith(f'{picture.name}\t')
   assert str(folder / 'report.html') in done('report', folder)
   page = (folder / 'report.html').read_text()
   assert 'data:image/png;base64' in page and rows[0]['references'][0] in page
+  return rows
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_the_smoke_form_goes_from_training_to_the_report(path, data, tmp_path):
+  folder = tmp_path / 'run'
+  said = done('train', f'{path}:smoke', '--workdir', folder, f'--config.data.dir={data}', *FEW)
+  said_then = done('evaluate', folder)
+  assert 'bleu_4' in said_then and 'METEOR is left out' in said_then
+  check(folder, said, tmp_path / 'mine.png')
 
 
 def test_the_quick_start(data, tmp_path, monkeypatch):
-  monkeypatch.setattr(commands, 'QUICK_START', f'{commands.QUICK_START}:smoke')
+  """Everything with one word; also from another folder than the project's."""
+  monkeypatch.setattr(commands, 'QUICK_START', f'{QUICK_START}:smoke')
   monkeypatch.chdir(tmp_path)
-  said = done(f'--config.data.dir={data}', '--config.parallel.strategy=jit', *FEWER)
-  folder = tmp_path / 'runs' / 'unicode_pictures'
-  assert '6/6 100 %' in said and 'exact_match' in said and 'inputs shuffled' in said
-  rows = read_jsonl(folder / 'predictions' / f'test_faces[:8]-{_step(folder)}.jsonl')
+  said = done(f'--config.data.dir={data}', *FEW)
+  assert said.splitlines()[-1] == 'Report: runs/unicode_pictures/report.html'
+  rows = check(tmp_path / 'runs' / 'unicode_pictures', said, tmp_path / 'mine.png')
   assert all(f'  {row["references"][0]:<48} {row["hypothesis"]}\n' in said for row in rows)
-  assert said.splitlines()[-1] == 'Report: runs/unicode_pictures/report.html' and (folder / 'report.html').exists()
+  assert 'inputs shuffled' in said and 'exact_match' in said
 
 
-def _step(folder):
-  (step,) = {int(p.stem.rpartition('-')[2]) for p in (folder / 'scores').iterdir() if 'shuffled' not in p.name}
-  return step
+class Blocks(nn.Module):
+  """A frozen network of one layer."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Conv(4, (8, 8), strides=8, padding='VALID', use_bias=False)(x)
 
 
-def test_grids_on_disk_are_those_of_the_network(data, tmp_path):
-  """One training with the grids computed in every step gives the numbers of one with the grids from disk."""
-  spec = f'{ROOT}/configs/captioning/manifest.py:smoke'
-  same = ['--config.train.duration=2 steps', '--config.data.train_ops=("decode","resize(64)","normalize")',
-          '--config.data.eval_ops=("decode","resize(64)","normalize")', '--config.train.monitor=loss', f'--config.data.dir={data}',
-          '--config.parallel.strategy=jit', '--config.train.log_every=1 steps', *FEWER]  # fmt: skip
-  losses = []
-  for cache in (True, False):
-    folder = tmp_path / str(cache)
-    done('train', spec, '--workdir', folder, f'--config.model.encoders.image.cache={cache}', *same)
-    losses.append([row['loss'] for row in read_jsonl(folder / 'metrics.jsonl')])
-  assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
+  params = Blocks().init(jax.random.key(0), np.zeros((1, 16, 16, 3)))['params']
+  monkeypatch.setitem(BACKBONES, 'efficientnet_lite0', (Blocks, lambda: params))
+  ops = '("decode","resize(16)","flip","normalize")'
+  settings = {'data.dir': str(tmp_path), 'data.train_ops': ops, 'data.eval_ops': ops.replace('"flip",', ''), 'parallel.strategy': 'jit'}
+  smoke = configs.load_config(f'{ROOT}/configs/captioning/manifest.py:smoke')
+
+  def batches(cache, train):
+    experiment = Experiment(configs.override(smoke, settings | {'model.encoders.image.cache': cache}), tmp_path)
+    loader = experiment.loader('train[:70]', experiment.table('train[:70]', True), 8, train)
+    grids = [np.asarray(loader(n, Batch(np.arange(8) + 8 * n, 40))['image'], np.float32) for n in range(8)]
+    return np.concatenate(grids) if cache == 'True' else np.asarray(experiment.backbone.grid(np.concatenate(grids)), np.float32)
+
+  wanted, turned = batches('False', False), batches('True', True)
+  assert wanted.shape == (64, 4, 4) and np.array_equal(batches('True', False), wanted)
+  as_it_is = (turned == wanted).all((1, 2))
+  assert 16 < as_it_is.sum() < 48
+  (path,) = (tmp_path / 'features').iterdir()
+  mirrored = np.load(path)[:64, 1].astype(np.float32)
+  assert np.array_equal(turned[~as_it_is], mirrored[~as_it_is]) and not np.array_equal(mirrored, wanted)
 
 
 @pytest.mark.parametrize('settings, says', [
@@ -140,16 +159,21 @@ class CocoLike(tfds.core.GeneratorBasedBuilder):
 def test_a_set_of_the_catalogue_by_a_config_alone(tmp_path):
   tfds.disable_progress_bar()
   CocoLike(data_dir=str(tmp_path / 'data'), file_format='array_record').download_and_prepare()
-  spec = f'{ROOT}/configs/captioning/catalogue.py:name=coco_like,id=image/filename'
-  small = ['--config.model.dim=32', '--config.model.head.layers=1', '--config.train.duration=3 steps', '--config.train.batch_size=16',
-           '--config.evaluate.batch_size=8', '--config.tokenizer.min_frequency=1', '--config.evaluate.bootstrap_samples=10',
-           '--config.data.buckets=(40,)', '--config.train.monitor=bleu_1']  # fmt: skip
-  said, scores, rows = through(spec, tmp_path / 'run', tmp_path / 'data', *small)
+  folder, ops = tmp_path / 'run', '("decode","resize(32)","normalize")'
+  said = done(
+    'train', f'{ROOT}/configs/captioning/catalogue.py:name=coco_like,id=image/filename', '--workdir', folder,
+    f'--config.data.dir={tmp_path / "data"}', '--config.model.encoders.image.name=vit', '--config.model.encoders.image.layers=1',
+    '--config.model.head.layers=1', '--config.model.dim=16', '--config.train.duration=3 steps', '--config.train.batch_size=16',
+    '--config.tokenizer.min_frequency=1', f'--config.data.train_ops={ops}', f'--config.data.eval_ops={ops}',
+    '--config.data.buckets=(40,)', '--config.train.monitor=loss', '--config.evaluate.batch_size=8', '--config.parallel.strategy=jit',
+  )  # fmt: skip
   assert 'train: 32 examples' in said  # two captions a picture
+  done('evaluate', folder, '--greedy', '--config.evaluate.metrics=bleu_1', '--config.evaluate.bootstrap_samples=10')
+  rows = read_jsonl(folder / 'predictions' / 'test-3-greedy.jsonl')
   assert {row['id'] for row in rows} == {f'{i}.png' for i in range(24, 28)}
   assert all(row['references'] == ['a red square', 'A square, bright'] for row in rows)
-  tokens = (tmp_path / 'run' / 'tokenizer.json').read_text()
+  tokens = (folder / 'tokenizer.json').read_text()
   assert '"bright"' in tokens and '"A"' not in tokens
   shutil.move(tmp_path / 'data' / 'coco_like', tmp_path / 'data' / 'moved')
-  said = refused('evaluate', tmp_path / 'run')
+  said = refused('evaluate', folder)
   assert "No data set 'coco_like'" in said and 'moved' in said and 'array_record' in said

@@ -59,7 +59,7 @@ def test_dot_product_attention_by_hand(groups, backend, monkeypatch):
   @jax.jit
   def attend(query, key, value):
     arguments = ((None, False), (keys, False), (pairs, False), (None, True), (keys, True))
-    return [dot_product_attention(query, key, value, mask, causal) for mask, causal in arguments]
+    return [dot_product_attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask, causal) for mask, causal in arguments]
 
   every = np.ones((B, T, T), bool)
   seens = (every, every & keys[:, None], pairs, every & causal, causal & keys[:, None])

@@ -20,47 +20,43 @@ class DecodeStep(NamedTuple):
 
 
 def dot_product_attention(query, key, value, mask=None, causal=False):
-  """[B, T, H, E], [B, S, G, E], [B, S, G, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
+  """[B, T, H, E], [B, G, S, E], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
 
-  On a GPU half precision goes through cuDNN's fused kernel where its shape allows it, the rest through `jax.nn`. On a CPU two
-  batched products over [B G] are faster than the einsums of `jax.nn`.
+  Keys and values come with their heads first, so that a cache is read as it lies. On a GPU half precision goes through cuDNN's
+  fused kernel where its shape allows it, the rest through `jax.nn`; on a CPU two batched products over [B G] are faster.
   """
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
   if jax.default_backend() == 'cpu':
     return _batched_products(query, key, value, mask, causal)
   fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
-  mask = None if mask is None else mask[:, None]
   return jax.nn.dot_product_attention(
-    query, key, value, mask=mask, is_causal=causal, implementation='cudnn' if fused else None
-  )
+    query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
+    implementation='cudnn' if fused else None,
+  )  # fmt: skip
 
 
 def _batched_products(query, key, value, mask, causal):
   batch, queries, heads, size = query.shape
-  keys, groups = key.shape[1:3]
-  members = heads // groups
-  query = query.reshape(batch, queries, groups, members, size).transpose(0, 2, 3, 1, 4)  # [B, G, M, T, E]
-  query = (query * size**-0.5).reshape(batch * groups, members * queries, size)
-  key, value = (x.transpose(0, 2, 1, 3).reshape(batch * groups, keys, size) for x in (key, value))
-  scores = jnp.matmul(query, key.swapaxes(1, 2), preferred_element_type=jnp.float32)
-  scores = scores.reshape(batch, groups * members, queries, keys)
+  groups, keys = key.shape[1:3]
+  query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
+  scores = jnp.einsum('bgte,bgse->bgts', query, key, preferred_element_type=jnp.float32)
+  scores = scores.reshape(batch, heads, queries, keys)
   if causal:
     seen = jnp.tril(jnp.ones((1, queries, keys), bool))
     mask = seen if mask is None else seen & mask
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, -1e30)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  out = jnp.matmul(weights.reshape(batch * groups, members * queries, keys), value)
-  out = out.reshape(batch, groups, members, queries, size).transpose(0, 3, 1, 2, 4)
-  return out.reshape(batch, queries, heads, size)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, groups, -1, keys)
+  out = jnp.einsum('bgts,bgse->bgte', weights, value)
+  return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
 
 class MultiHeadAttention(nn.Module):
   """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row; keys and values of the past stand in the collection 'cache' [R, length, G, E],
-  those of the memory in the collection 'memory' [B, S, G, E], computed when that collection is mutable. Rows that share an
+  With a `DecodeStep` the query is one token a row; keys and values of the past stand in the collection 'cache' [R, G, length, E],
+  those of the memory in the collection 'memory' [B, G, S, E], computed when that collection is mutable. Rows that share an
   example (beams) read the same memory: it is never copied.
   """
 
@@ -76,37 +72,26 @@ class MultiHeadAttention(nn.Module):
     groups = self.kv_heads or self.heads
     dense = lambda heads, name: nn.DenseGeneral((heads, size), dtype=self.dtype, name=name)
     query = dense(self.heads, 'query')(x)  # [B, T, H, E]
-    if memory is None and step is None:
-      key, value = dense(groups, 'key')(x), dense(groups, 'value')(x)
-      if self.rotary:
-        positions = jnp.arange(x.shape[1])
-        query, key = rotate(query, positions), rotate(key, positions)
-      out = dot_product_attention(query, key, value, mask, causal)
-    elif memory is None:
-      out = self._attend_cache(query, dense(groups, 'key')(x), dense(groups, 'value')(x), step)
+    heads_first = lambda name, y: dense(groups, name)(y).swapaxes(1, 2)  # [B, S, D] -> [B, G, S, E]
+    if memory is not None:
+      project = lambda: (heads_first('key', memory), heads_first('value', memory))
+      key, value = project() if step is None else self.variable('memory', 'key_value', project).value
+      folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # [R, 1, H, E] -> [B, K, H, E]
+      out = dot_product_attention(folded, key, value, mask).reshape(query.shape)
     else:
-      key, value = self._memory(memory, dense, groups, step)
-      rows = query.shape
-      folded = query.reshape(key.shape[0], -1, *rows[2:])  # [R, 1, H, E] -> [B, K, H, E]
-      out = dot_product_attention(folded, key, value, mask).reshape(rows)
+      key, value = heads_first('key', x), heads_first('value', x)
+      if self.rotary:
+        positions = jnp.arange(x.shape[1]) if step is None else step.index[None]
+        query, key = rotate(query, positions), rotate(key.swapaxes(1, 2), positions).swapaxes(1, 2)
+      if step is not None:
+        key, value, mask = self._past(key, value, step)
+      out = dot_product_attention(query, key, value, mask, causal and step is None)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 
-  def _attend_cache(self, query, key, value, step):
-    if self.rotary:
-      position = step.index[None]
-      query, key = rotate(query, position), rotate(key, position)
-    shape = (key.shape[0], step.length, *key.shape[2:])
-    past_key = self.variable('cache', 'past_key', jnp.zeros, shape, key.dtype)
-    past_value = self.variable('cache', 'past_value', jnp.zeros, shape, value.dtype)
-    start = (0, step.index, 0, 0)
-    past_key.value = jax.lax.dynamic_update_slice(past_key.value, key, start)
-    past_value.value = jax.lax.dynamic_update_slice(past_value.value, value, start)
-    seen = jnp.broadcast_to(jnp.arange(step.length) <= step.index, (key.shape[0], step.length))
-    return dot_product_attention(query, past_key.value, past_value.value, seen)
-
-  def _memory(self, memory, dense, groups, step):
-    project = lambda: (dense(groups, 'key')(memory), dense(groups, 'value')(memory))
-    if step is None:
-      return project()
-    stored = self.variable('memory', 'key_value', project)
-    return stored.value
+  def _past(self, key, value, step):
+    """Writes this step's [R, G, 1, E] -> keys and values of all positions, and which of them are past."""
+    rows, groups, _, size = key.shape
+    past = [self.variable('cache', f'past_{n}', jnp.zeros, (rows, groups, step.length, size), key.dtype) for n in ('key', 'value')]
+    for stored, new in zip(past, (key, value)):
+      stored.value = jax.lax.dynamic_update_slice(stored.value, new, (0, 0, step.index, 0))
+    return *(stored.value for stored in past), jnp.broadcast_to(jnp.arange(step.length) <= step.index, (rows, step.length))
