@@ -140,6 +140,17 @@ def test_losses_are_those_of_the_shifted_target_whatever_fills_the_batch(setup):
   np.testing.assert_array_equal(weights, [T, 3, 2, 0, 0])
 
 
+def test_dropout_is_on_exactly_where_there_is_a_key():
+  config = model_config(encoders=('text',), layers=1)
+  config.unlock().dropout = 0.5
+  model, batch = build_model(config, vocab_size=V, max_length=8), example_batch()
+  params = Setup(encoders=('text',), layers=1).params
+  losses = jax.jit(lambda rng: TASK.losses(model, params, batch, rng=rng)[0])
+  off, on, other = (losses(rng) for rng in (None, jax.random.key(1), jax.random.key(2)))
+  assert np.all(off != on) and np.all(on != other)
+  np.testing.assert_array_equal(on, losses(jax.random.key(1)))
+
+
 # Decoding
 
 
@@ -201,7 +212,7 @@ def test_beams_share_the_memory(setup, scan):
     assert {x.shape[0] for x in jax.tree.leaves(variables['memory'])} == {B}
     assert {x.shape[0] for x in jax.tree.leaves(variables['cache'])} == {4 * B}
   layers = (2,) if scan else ()
-  assert {x.shape for x in jax.tree.leaves(steps[0]['memory'])} == {(B, *layers, 4 + S, 2, 4)}
+  assert {x.shape for x in jax.tree.leaves(steps[0]['memory'])} == {(B, *layers, 2, 4 + S, 4)}
 
 
 def test_generation_is_compiled_for_a_model_without_a_memory():

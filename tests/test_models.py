@@ -17,7 +17,7 @@ from mmlm.models.encoders import EfficientNetGrid, TextEncoder, VisionTransforme
 from mmlm.models.heads import TransformerDecoder
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
-from mmlm.models.transformer import Transformer
+from mmlm.models.transformer import Transformer, TransformerBlock
 from mmlm.trees import flat, name_of
 
 B, K, T, S, D, V = 2, 2, 5, 4, 16, 9
@@ -141,8 +141,8 @@ def test_a_patch_is_projected_alone_and_in_reading_order():
   params = initial(module, images)
   out = jax.jit(module.apply)({'params': params}, images)
   assert out.shape == (1, 6, D)
-  patch = images[0, 4:8, 8:12].ravel()
-  close(out[0, 5], patch @ params['projection']['kernel'] + params['projection']['bias'])
+  patches = np.stack([images[0, y : y + 4, x : x + 4].ravel() for y in (0, 4) for x in (0, 4, 8)])
+  close(out[0], patches @ params['projection']['kernel'] + params['projection']['bias'])
 
 
 # Dropout
@@ -171,6 +171,35 @@ def test_dropout_bytes_are_independent():
   out = Dropout(0.5).apply({}, np.ones(40000, np.float32), True, rngs={'dropout': jax.random.key(0)})
   correlation = np.corrcoef((np.asarray(out) == 0).reshape(-1, 4).T)
   assert np.abs(correlation - np.eye(4)).max() < 0.05
+
+
+# Blocks
+
+
+@pytest.mark.parametrize('pre_norm, gated, activation', [(True, True, 'silu'), (False, False, 'relu'), (False, True, 'gelu')])
+def test_a_block_by_hand(pre_norm, gated, activation):
+  x, memory = normal(0, B, T, D), normal(1, B, S, D)
+  module = TransformerBlock(4, ffn_dim=24, gated=gated, activation=activation, pre_norm=pre_norm)
+  params = initial(module, x, memory=memory)
+
+  def by_hand(x):
+    dense = lambda name, y: y @ params['ffn'][name]['kernel'] + params['ffn'][name]['bias']
+    act = getattr(jax.nn, activation)
+    layers = {
+      'self': lambda y: MultiHeadAttention(4).apply({'params': params['self_attention']}, y),
+      'cross': lambda y: MultiHeadAttention(4).apply({'params': params['cross_attention']}, y, memory=memory),
+      'ffn': lambda y: dense('down', act(dense('up', y)) * (dense('gate', y) if gated else 1)),
+    }
+    for name, layer in layers.items():
+      norm = params[f'{name}_norm']
+      normed = lambda y, norm=norm: jax.nn.standardize(y, epsilon=1e-6) * norm['scale'] + norm['bias']
+      x = x + layer(normed(x)) if pre_norm else normed(x + layer(x))
+    return x
+
+  close(jax.jit(module.apply)({'params': params}, x, memory=memory), jax.jit(by_hand)(x))
+  assert ('gate' in params['ffn']) == gated
+  stack = jax.eval_shape(Transformer(1, dict(heads=2, pre_norm=pre_norm)).init, jax.random.key(0), x)['params']
+  assert ('norm' in stack) == pre_norm  # post-norm ends in a norm already
 
 
 # The decoder: each configuration is compiled once and asked many questions
@@ -230,6 +259,13 @@ def test_steps_with_a_cache_give_the_teacher_forced_logits(decoder):
   full, cached = decoder.run(decoder.inputs[0], values, mask & np.array([[1, 1, 1, 1], [1, 0, 1, 0]], bool))
   assert full.std() > 0.3
   close(cached, full, atol=1e-4)
+
+
+@every_decoder
+def test_only_an_untied_output_has_parameters(decoder):
+  tied = decoder.module.tied
+  assert ('output' in decoder.params) != tied
+  assert tied or decoder.params['output']['kernel'].shape == (D, V)
 
 
 @every_decoder

@@ -242,6 +242,11 @@ def test_an_error_of_an_op_names_the_example(workers):
     load(loader, 0, 3, workers)
 
 
+def test_an_error_that_names_no_example_is_given_its_name():
+  with pytest.raises(UserError, match=r"^Example 'photo-\d': A crop of 20 x 20"):
+    load(make_loader(('decode', 'center_crop(20)')), 0, 1)
+
+
 def test_an_unexpected_error_of_an_op_names_the_example_too():
   def op(example, rng):
     return {'image': np.ones(4) / [1] if example['id'] != 'photo-6' else example['nothing']}
