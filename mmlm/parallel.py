@@ -3,8 +3,10 @@
 A function that runs under `Parallel` sees the rows of its own device and asks this module for sums over all of them.
 """
 
+import collections
 import contextvars
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -23,6 +25,28 @@ def all_sum(tree):
 def own_key(rng):
   """A random key of this device."""
   return jax.random.fold_in(rng, jax.lax.axis_index(AXIS)) if _inside_pmap.get() else rng
+
+
+def side_by_side(fn, batches):
+  """(batch, fn(batch) on the host) for each batch, in order.
+
+  On one CPU device several batches run at once: the many small products of decoding leave its cores waiting for each other
+  (two batches at once are 1.3 to 1.4 times as fast on two cores).
+  """
+  several = jax.default_backend() == 'cpu' and jax.local_device_count() == 1
+  at_once = min(4, os.cpu_count() or 1) if several else 1
+  compute = lambda batch: jax.device_get(fn(batch))
+  running = collections.deque()
+  with ThreadPoolExecutor(at_once) as pool:
+    for batch in batches:
+      running.append((batch, pool.submit(compute, batch)))
+      if len(running) == 1:
+        running[0][1].result()  # before the others start: it compiles
+      elif len(running) > at_once:
+        batch, future = running.popleft()
+        yield batch, future.result()
+    for batch, future in running:
+      yield batch, future.result()
 
 
 def _traced_inside(fn):

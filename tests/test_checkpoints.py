@@ -115,7 +115,7 @@ class _Watched:
   def _batches(self, batches):
     for number, batch in enumerate(batches, self.number):
       self.at(number)
-      yield batch | {'image': batch['image'] * np.float32(np.inf)} if number == self.bad else batch
+      yield batch | {'image': np.full_like(batch['image'], np.inf)} if number == self.bad else batch
 
   def __exit__(self, *error):
     return self.inner.__exit__(*error)

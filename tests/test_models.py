@@ -59,7 +59,7 @@ def test_dot_product_attention_by_hand(groups, backend, monkeypatch):
   @jax.jit
   def attend(query, key, value):
     arguments = ((None, False), (keys, False), (pairs, False), (None, True), (keys, True))
-    return [dot_product_attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask, causal) for mask, causal in arguments]
+    return [dot_product_attention(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask, causal) for mask, causal in arguments]
 
   every = np.ones((B, T, T), bool)
   seens = (every, every & keys[:, None], pairs, every & causal, causal & keys[:, None])
@@ -230,14 +230,15 @@ class Decoder:
     return self.module.apply({'params': self.params}, tokens, repeated), self._steps(tokens, memory)
 
   def _steps(self, tokens, memory):
-    first = DecodeStep(jnp.zeros((), jnp.int32), T)
+    own = jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, T))  # no row changes places
+    first = DecodeStep(jnp.zeros((), jnp.int32), own)
     step = functools.partial(self.module.apply, method='step')
     _, made = step({'params': self.params}, tokens[:, 0], memory, first, mutable=['cache', 'memory'])
     kept = {'params': self.params, 'memory': made.get('memory', {})}
 
     def body(cache, inputs):
       index, token = inputs
-      logits, new = step({**kept, 'cache': cache}, token, memory, DecodeStep(index, T), mutable=['cache'])
+      logits, new = step({**kept, 'cache': cache}, token, memory, DecodeStep(index, own), mutable=['cache'])
       return new['cache'], logits
 
     start = jax.tree.map(jnp.zeros_like, made['cache'])

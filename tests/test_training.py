@@ -131,7 +131,8 @@ def test_every_optimizer_with_every_schedule_descends(name, schedule):
   distance = lambda params: sum(float(np.square(p - g).sum()) for p, g in zip(*map(jax.tree.leaves, (params, goal))))
   start = jax.tree.map(np.zeros_like, goal)
   gradient = lambda params: jax.tree.map(lambda p, g: 2 * (p - g), params, goal)
-  params, _ = run_updates(config, start, [gradient] * 200)
+  params, state = run_updates(config, start, [gradient] * 200)
+  assert {x.dtype.name for x in jax.tree.leaves(state)} <= {'float32', 'int32'}
   assert distance(params) < 0.03 * distance(start)
 
 

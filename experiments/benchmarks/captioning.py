@@ -39,7 +39,7 @@ from mmlm.data.tokenizers import BOS, EOS, PAD  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
 from mmlm.experiment import Experiment  # noqa: E402
 from mmlm.models.multimodal import build_model  # noqa: E402
-from mmlm.parallel import Parallel  # noqa: E402
+from mmlm.parallel import Parallel, side_by_side  # noqa: E402
 from mmlm.runs import write_json  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
 from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
@@ -114,8 +114,7 @@ class Generator:
     self.generate = Parallel('jit').rows(generate)
 
   def __call__(self, batches: list) -> int:
-    for batch in batches:
-      found = jax.device_get(self.generate(self.params, batch))
+    for _, found in side_by_side(functools.partial(self.generate, self.params), batches):
       if not (found['lengths'] == STEPS).all():
         raise SystemExit('a caption does not have all steps')
     return sum(int(batch['weight'].sum()) for batch in batches)
@@ -186,7 +185,7 @@ def against_peer(kind: str, options) -> list[dict]:
   rows = []
   for name, (settings, vocabulary) in (SMOKE_SIZES if options.smoke else SIZES).items():
     config = config_of(FLICKR8K, settings)
-    batches = random_batches(config, vocabulary, (2 if options.smoke else 16) if kind == 'train' else 2)
+    batches = random_batches(config, vocabulary, 2 if options.smoke else 16)
     size = Size.of(config, vocabulary, GRID)
     model = build_model(config.model, vocabulary, config.data.max_length)
     if kind == 'train':

@@ -94,8 +94,8 @@ def search(step, cache, options: SearchOptions, rng=None, prompt=None, prompt_le
 
   Args:
     step: (tokens [R], cache) -> (logits [R, V], cache). It closes over whatever all rows of an example share.
-    cache: tree for R = B * rows(options) rows. Leaves with axes have R first and follow their hypotheses;
-      scalars are left alone. It must hold P + max_length - 1 positions.
+    cache: tree for R = B * rows(options) rows. Leaves whose first axis is R follow their hypotheses, all others
+      are left alone. It must hold P + max_length - 1 positions.
     rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
       Key 0 when None.
     prompt: [B, P] int tokens, padded; bos_id alone when None (B is then read from the cache).
@@ -136,16 +136,18 @@ def penalty(lengths, alpha: float):
 def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
   """`lax.top_k` of [R, V], ties to the lower index too.
 
-  On the CPU the maxima of blocks are ranked first, then only the k best blocks are searched: twice as fast.
+  On the CPU the maxima of blocks are ranked first, then only the k best blocks, and what fills no block, are searched: twice
+  as fast.
   """
-  blocks = -(-x.shape[1] // block)
-  if jax.default_backend() != 'cpu' or blocks < 2 * k:
+  size, vocabulary = x.shape
+  whole = vocabulary - vocabulary % block
+  if jax.default_backend() != 'cpu' or whole < 2 * k * block:
     return lax.top_k(x, k)
-  padded = jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1])), constant_values=-jnp.inf)
-  best = lax.top_k(padded.reshape(len(x), blocks, block).max(-1), k)[1]  # [R, k]
+  best = lax.top_k(x[:, :whole].reshape(size, -1, block).max(-1), k)[1]  # [R, k]
   # In order of index, or equal values would be ranked by their block's maximum.
-  where = (jnp.sort(best)[..., None] * block + jnp.arange(block)).reshape(len(x), -1)
-  values, ranks = lax.top_k(jnp.take_along_axis(x, where, 1, mode='fill', fill_value=-jnp.inf), k)
+  where = (jnp.sort(best)[..., None] * block + jnp.arange(block)).reshape(size, -1)
+  where = jnp.concatenate([where, jnp.broadcast_to(jnp.arange(whole, vocabulary), (size, vocabulary - whole))], 1)
+  values, ranks = lax.top_k(jnp.take_along_axis(x, where, 1, mode='promise_in_bounds'), k)
   return values, jnp.take_along_axis(where, ranks, 1)
 
 
@@ -264,7 +266,8 @@ def _row_keys(rng, batch, width) -> jax.Array:
 def _reorder(cache, parents):
   """Rows of [R, ...] from their parents [B, K]; a plain gather was the fastest of twelve ways on the CPU."""
   flat = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
-  return jax.tree.map(lambda x: x.at[flat].get(mode='promise_in_bounds') if x.ndim else x, cache)
+  follows = lambda x: x.ndim and len(x) == len(flat)
+  return jax.tree.map(lambda x: x.at[flat].get(mode='promise_in_bounds') if follows(x) else x, cache)
 
 
 def _append(h: Hypotheses, token, log_probs) -> Hypotheses:

@@ -1,5 +1,7 @@
 """Evaluation: the loss of a split, the predictions of a split, and the scores of predictions."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -8,6 +10,7 @@ from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.decoding.search import SearchOptions
 from mmlm.evaluation.caption_metrics import score_texts
+from mmlm.parallel import side_by_side
 
 
 class Evaluator:
@@ -22,16 +25,15 @@ class Evaluator:
   def loss(self, params, loader: Loader, buckets: tuple, workers: int = 0) -> dict:
     """{'loss': nats a token, 'perplexity'} over a table with targets; `params` are replicated."""
     sums = np.zeros(2)
-    for batch, _ in _batches(loader, buckets, workers):
-      sums += [float(np.sum(part)) for part in jax.device_get(self._losses(params, batch))]
+    for _, parts in _computed(functools.partial(self._losses, params), loader, buckets, workers):
+      sums += [float(np.sum(part)) for part in parts]
     loss = sums[0] / sums[1]
     return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
 
   def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, name: str = '') -> list[dict]:
     """One row an example of the table, in its order: id, hypothesis, score and, when several are asked for, n_best."""
     rows: list = [None] * len(loader.table.ids)
-    for batch, indices in _batches(loader, buckets, workers, name):
-      found = jax.device_get(self._generate(params, batch))
+    for indices, found in _computed(functools.partial(self._generate, params), loader, buckets, workers, name):
       for row, i in enumerate(indices):
         texts = self.tokenizer.decode_batch(found['tokens'][row])
         scores = [float(score) for score in found['scores'][row]]
@@ -41,12 +43,12 @@ class Evaluator:
     return rows
 
 
-def _batches(loader: Loader, buckets, workers, name=''):
-  """(batch, rows of the table) for every example once; with a name, progress is printed."""
+def _computed(fn, loader: Loader, buckets, workers, name=''):
+  """(rows of the table, fn of their batch) for every example once; with a name, progress is printed."""
   plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)
   with stream(plan, loader, 0, len(plan), workers) as batches:
-    for batch, part in zip(batches, progress(plan, f'{name}: batches') if name else plan):
-      yield batch, part.indices
+    for (_, found), part in zip(side_by_side(fn, batches), progress(plan, f'{name}: batches') if name else plan):
+      yield part.indices, found
 
 
 def shuffle_inputs(table: Table, seed: int = 0) -> Table:

@@ -13,17 +13,28 @@ from mmlm.models.embeddings import rotate
 
 
 class DecodeStep(NamedTuple):
-  """One step of decoding: every row stands at position `index` (a scalar array) of a cache of `length` positions."""
+  """One step of decoding: every row stands at position `index` (a scalar array) of a cache of L positions.
+
+  `writers` [B, K, L] says which of the K rows of its example wrote the keys and values that a row has at each position. Beams
+  that change places change these numbers only: the cache itself is never reordered.
+  """
 
   index: jax.Array
-  length: int
+  writers: jax.Array
+
+  def seen(self):
+    """[B, K, L K]: the places of a cache that a row may see."""
+    batch, rows, length = self.writers.shape
+    past = (jnp.arange(length) <= self.index)[:, None]
+    return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(batch, rows, length * rows)
 
 
 def dot_product_attention(query, key, value, mask=None, causal=False):
-  """[B, T, H, E], [B, G, S, E], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
+  """[B, T, H, E], [B, G, E, S], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
 
-  Keys and values come with their heads first, so that a cache is read as it lies. On a GPU half precision goes through cuDNN's
-  fused kernel where its shape allows it, the rest through `jax.nn`; on a CPU two batched products over [B G] are faster.
+  Keys and values come as the two products of the equation read them, so that a cache is read as it lies. On a GPU half precision
+  goes through cuDNN's fused kernel where its shape allows it, the rest through `jax.nn`; on a CPU two batched products over
+  [B G] are faster.
   """
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
@@ -31,16 +42,16 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
     return _batched_products(query, key, value, mask, causal)
   fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   return jax.nn.dot_product_attention(
-    query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
+    query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
     implementation='cudnn' if fused else None,
   )  # fmt: skip
 
 
 def _batched_products(query, key, value, mask, causal):
   batch, queries, heads, size = query.shape
-  groups, keys = key.shape[1:3]
+  groups, keys = value.shape[1:3]
   query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
-  scores = jnp.einsum('bgte,bgse->bgts', query, key, preferred_element_type=jnp.float32)
+  scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, queries, keys)
   if causal:
     seen = jnp.tril(jnp.ones((1, queries, keys), bool))
@@ -55,9 +66,9 @@ def _batched_products(query, key, value, mask, causal):
 class MultiHeadAttention(nn.Module):
   """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row; keys and values of the past stand in the collection 'cache' [R, G, length, E],
-  those of the memory in the collection 'memory' [B, G, S, E], computed when that collection is mutable. Rows that share an
-  example (beams) read the same memory: it is never copied.
+  With a `DecodeStep` the query is one token a row; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
+  collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that collection is mutable. Rows that share an
+  example (beams) read the same memory and the same past: neither is ever copied.
   """
 
   heads: int
@@ -72,26 +83,27 @@ class MultiHeadAttention(nn.Module):
     groups = self.kv_heads or self.heads
     dense = lambda heads, name: nn.DenseGeneral((heads, size), dtype=self.dtype, name=name)
     query = dense(self.heads, 'query')(x)  # [B, T, H, E]
-    heads_first = lambda name, y: dense(groups, name)(y).swapaxes(1, 2)  # [B, S, D] -> [B, G, S, E]
+    keys, values = dense(groups, 'key'), dense(groups, 'value')  # [B, S, D] -> [B, S, G, E]
     if memory is not None:
-      project = lambda: (heads_first('key', memory), heads_first('value', memory))
+      project = lambda: (keys(memory).transpose(0, 2, 3, 1), values(memory).swapaxes(1, 2))
       key, value = project() if step is None else self.variable('memory', 'key_value', project).value
-      folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # [R, 1, H, E] -> [B, K, H, E]
-      out = dot_product_attention(folded, key, value, mask).reshape(query.shape)
     else:
-      key, value = heads_first('key', x), heads_first('value', x)
+      key, value = keys(x), values(x)
       if self.rotary:
         positions = jnp.arange(x.shape[1]) if step is None else step.index[None]
-        query, key = rotate(query, positions), rotate(key.swapaxes(1, 2), positions).swapaxes(1, 2)
+        query, key = rotate(query, positions), rotate(key, positions)
       if step is not None:
-        key, value, mask = self._past(key, value, step)
-      out = dot_product_attention(query, key, value, mask, causal and step is None)
+        key, value = (y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value))  # [B, K, G, E]
+      key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+      if step is not None:
+        key, value = self._past('key', key, -1, step), self._past('value', value, -2, step)
+        mask, causal = step.seen(), False
+    folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
+    out = dot_product_attention(folded, key, value, mask, causal).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 
-  def _past(self, key, value, step):
-    """Writes this step's [R, G, 1, E] -> keys and values of all positions, and which of them are past."""
-    rows, groups, _, size = key.shape
-    past = [self.variable('cache', f'past_{n}', jnp.zeros, (rows, groups, step.length, size), key.dtype) for n in ('key', 'value')]
-    for stored, new in zip(past, (key, value)):
-      stored.value = jax.lax.dynamic_update_slice(stored.value, new, (0, 0, step.index, 0))
-    return *(stored.value for stored in past), jnp.broadcast_to(jnp.arange(step.length) <= step.index, (rows, step.length))
+  def _past(self, name, new, axis, step):
+    """Writes what the K rows of this step have on `axis` -> what all L K places of the cache have."""
+    past = self.variable('cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis))
+    past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, step.index * new.shape[axis], axis)
+    return past.value

@@ -54,19 +54,21 @@ class TextGeneration:
     """Hypotheses [B, N, T] for a batch, by the search that `options` name."""
     variables = {'params': params}
     memory = model.apply(variables, batch, method='encode')
-    length = options.max_length
-    tokens = jnp.zeros(len(batch['weight']) * rows(options), jnp.int32)
-    start = DecodeStep(jnp.zeros((), jnp.int32), length)
-    _, made = model.apply(variables, tokens, memory, start, method='step', mutable=['cache', 'memory'])
+    examples, width = len(batch['weight']), rows(options)
+    own = jnp.arange(examples * width, dtype=jnp.int32) % width  # the number of each row [R] among those of its example
+    writers = jnp.broadcast_to(own[:, None], (len(own), options.max_length))
+    at = lambda index, writers: DecodeStep(index, writers.reshape(examples, width, -1))
+    start = jnp.zeros((), jnp.int32)
+    _, made = model.apply(variables, own, memory, at(start, writers), method='step', mutable=['cache', 'memory'])
     # Projected keys and values of the memory stand beside the search: one copy an example, whatever the beam.
     variables['memory'] = made.get('memory', {})
 
     def step(tokens, cache):
-      at = DecodeStep(cache['index'], length)
-      logits, new = model.apply(
-        {**variables, 'cache': cache['layers']}, tokens, memory, at, method='step', mutable=['cache']
-      )
-      return logits, {'index': cache['index'] + 1, 'layers': new['cache']}
+      index, writers = cache['index'], cache['writers'].at[:, cache['index']].set(own)
+      now = {**variables, 'cache': cache['layers']}
+      logits, new = model.apply(now, tokens, memory, at(index, writers), method='step', mutable=['cache'])
+      return logits, {'index': index + 1, 'writers': writers, 'layers': new['cache']}
 
-    cache = {'index': start.index, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}
-    return search(step, cache, options, rng, active=batch['weight'] > 0)
+    cache = {'index': start, 'writers': writers, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}
+    prompt = jnp.full((examples, 1), options.bos_id)
+    return search(step, cache, options, rng, prompt, active=batch['weight'] > 0)
