@@ -1,6 +1,7 @@
 """What a person can ask for: train, evaluate, predict, prepare, report, and the quick start without arguments."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from mmlm import runs
 from mmlm.data import batching
 from mmlm.data import prepare as data
 from mmlm.data.manifest import ManifestSource, check_pictures
-from mmlm.data.pipeline import Table, stream
+from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
 from mmlm.evaluation.caption_metrics import METRICS
 from mmlm.evaluation.evaluator import score, shuffle_inputs
@@ -26,7 +27,7 @@ from mmlm.reports.html import write_report
 from mmlm.training import loop
 from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, initial_state
-from mmlm.trees import count, differences, nearest
+from mmlm.trees import count, differences, one_of
 
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
@@ -42,14 +43,10 @@ def environment() -> dict:
   except OSError:  # there is no git
     commit = None
   return {
-    'command': ' '.join(sys.argv),
-    'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
-    'commit': commit,
-    'python': platform.python_version(),
-    'versions': {name: importlib.metadata.version(name) for name in packages},
-    'devices': describe_devices(),
-    'cpu_count': os.cpu_count(),
-  }
+    'command': ' '.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'commit': commit,
+    'python': platform.python_version(), 'versions': {name: importlib.metadata.version(name) for name in packages},
+    'devices': describe_devices(), 'cpu_count': os.cpu_count(),
+  }  # fmt: skip
 
 
 def _announce() -> dict:
@@ -72,13 +69,11 @@ def _claim(folder: pathlib.Path, config) -> None:
     # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
   elif path.exists():
-    lines = differences(runs.read_json(path), wanted)
-    lines = [line for line in lines if not line.startswith(configs.NOT_PART_OF_THE_RUN)]
+    lines = [line for line in differences(runs.read_json(path), wanted) if not line.startswith(configs.NOT_PART_OF_THE_RUN)]
     if lines:
-      raise UserError(
-        f'{folder} holds a run of another config. It differs in\n  ' + '\n  '.join(lines) + '\n'
-        'Give another --workdir, or the settings of that run.'
-      )
+      listed = ''.join(f'\n  {line}' for line in lines)
+      raise UserError(f'{folder} holds a run of another config. It differs in{listed}\n'
+                      'Give another --workdir, or the settings of that run.')  # fmt: skip
   elif folder.exists() and any(folder.iterdir()):
     raise UserError(f'{folder} is not empty and holds no run (no config.json). Give another --workdir.')
   runs.write_json(path, wanted)
@@ -88,10 +83,11 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   """Trains CONFIG in --workdir, or goes on with the run that is there."""
   settings = settings | ({'data.skip_broken': 'True'} if skip_broken else {})
   config = configs.override(configs.load_config(config_path), settings)
-  folder = pathlib.Path(workdir)
-  experiment = Experiment(config, folder)
+  experiment = Experiment(config, workdir)
+  folder = experiment.folder
   (split,) = experiment.splits('train')
-  experiment.source(split), [experiment.source(s) for s in experiment.splits('valid')]
+  for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
+    experiment.source(name)
   experiment.search_options()
   _claim(folder, config)
   runs.write_json(folder / 'environment.json', _announce())
@@ -110,8 +106,8 @@ def _training_parts(experiment: Experiment, split: str):
   table = experiment.table(split, with_targets=True)
   plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed)
   loader = experiment.loader(split, table, batch_size, train=True)
-  steps = lambda text, key: configs.to_steps(text, key, batch_size, plan.steps_per_epoch)
-  total = steps(config.train.duration, 'train.duration')
+  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', batch_size, plan.steps_per_epoch)
+  total = steps('duration')
   with stream(plan, loader, 0, 1) as first:
     params = experiment.initial_params(next(first))
   rate = make_schedule(config.optimizer, total, batch_size, plan.steps_per_epoch)
@@ -122,41 +118,32 @@ def _training_parts(experiment: Experiment, split: str):
     return losses.sum(), weights.sum()
 
   options = StepOptions(make_optimizer(config.optimizer, rate, params), loss, config.train.accumulate, config.train.ema_decay)
-  schedule = loop.Schedule(
-    total, max(1, steps(config.train.log_every, 'train.log_every')),
-    max(1, steps(config.train.eval_every, 'train.eval_every')), config.train.patience,
-  )  # fmt: skip
   print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
-    options=options,
-    learning_rate=rate,
+    options=options, learning_rate=rate, validate=validate,
     stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
     ids=lambda number: [table.ids[i] for i in plan[number].indices],
-    validate=validate,
-    schedule=schedule,
-  )
+    schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience),
+  )  # fmt: skip
   return parts, initial_state(params, options, config.seed)
 
 
 def _validation(experiment: Experiment):
   config, evaluator = experiment.config, experiment.evaluator(**GREEDY)
-  size, limit, monitor = config.evaluate.batch_size, config.data.max_valid_examples, config.train.monitor
-  splits = experiment.splits('valid')
-  prefixes = [f'{split}/' if len(splits) > 1 else '' for split in splits]
-  known = [f'{prefix}{name}' for prefix in prefixes for name in ('loss', 'perplexity', *METRICS)]
-  if monitor not in known:
-    raise UserError(f'train.monitor={monitor!r}: no such validation score. Nearest: {nearest(monitor, known)!r}.')
-  metric = monitor.rpartition('/')[2]
-  loaders = [experiment.loader(split, experiment.table(split, True, limit), size) for split in splits]
+  size, limit, splits = config.evaluate.batch_size, config.data.max_valid_examples, experiment.splits('valid')
+  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
+  scores = [prefix + name for prefix in names for name in ('loss', 'perplexity', *METRICS)]
+  metric = one_of('train.monitor', config.train.monitor, scores).rpartition('/')[2]
+  loaders = {split: experiment.loader(split, experiment.table(split, True, limit), size) for split in splits}
 
   def validate(params) -> dict:
     params, values = experiment.parallel.replicate(params), {}
-    for split, prefix, loader in zip(splits, prefixes, loaders):
-      found = evaluator.loss(params, loader, experiment.buckets, config.data.workers)
+    for prefix, split in names.items():
+      found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
       if metric in METRICS:
         rows = _decode(experiment, evaluator, params, split, limit)
         found |= {name: s['value'] for name, s in score(rows, (metric,), 1).items()}
-      values |= {f'{prefix}{name}': value for name, value in found.items()}
+      values |= {prefix + name: value for name, value in found.items()}
     return values
 
   return validate
@@ -183,25 +170,26 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   _announce()
   changes = GREEDY if greedy else {}
   evaluator, decoding = experiment.evaluator(**changes), config.decoding.to_dict() | changes
+  method = '' if decoding['method'] == config.decoding.method else f'-{decoding["method"]}'
+  splits = splits or experiment.splits('test')
+  params, step = _params(experiment, experiment.loader(splits[0], experiment.table(splits[0], False), config.evaluate.batch_size))
   written = []
-  params = None
-  for split in splits or experiment.splits('test'):
-    if params is None:
-      params, step = _best_params(experiment, split)
-    for shuffled in (False, True) if config.evaluate.shuffled else (False,):
-      began = time.monotonic()
-      tag = f'{_file_name(split)}-{step}' + _decoding_tag(decoding, config) + ('-shuffled' if shuffled else '')
-      rows = _decode(experiment, evaluator, params, split, shuffled=shuffled, progress=tag)
-      scores = score(rows, config.evaluate.metrics or experiment.task.metrics, config.evaluate.bootstrap_samples)
-      result = {
-        'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
-        'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
-        'seconds': round(time.monotonic() - began, 1),
-      }  # fmt: skip
-      runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
-      runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
-      written.append(result)
-      _print_scores(result)
+  for split, shuffled in itertools.product(splits, (False, True) if config.evaluate.shuffled else (False,)):
+    began = time.monotonic()
+    tag = f'{_file_name(split)}-{step}{method}' + ('-shuffled' if shuffled else '')
+    rows = _decode(experiment, evaluator, params, split, shuffled=shuffled, progress=tag)
+    scores = score(rows, config.evaluate.metrics or experiment.task.metrics, config.evaluate.bootstrap_samples)
+    result = {
+      'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
+      'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
+      'seconds': round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
+    runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
+    written.append(result)
+    print(f'{split} ({decoding["method"]}){", inputs shuffled" if shuffled else ""}, {len(rows)} examples, step {step}:')
+    for metric, s in scores.items():
+      print(f'  {metric:<12} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
   return written
 
 
@@ -209,26 +197,9 @@ def _file_name(split: str) -> str:
   return pathlib.Path(split).stem if split.endswith('.jsonl') else split.replace('/', '_')
 
 
-def _decoding_tag(decoding: dict, config) -> str:
-  return '' if decoding['method'] == config.decoding.method else f'-{decoding["method"]}'
-
-
-def _print_scores(result: dict):
-  name = f'{result["split"]} ({result["decoding"]["method"]})' + (', inputs shuffled' if result['shuffled'] else '')
-  print(f'{name}, {result["n"]} examples, step {result["step"]}:')
-  for metric, s in result['scores'].items():
-    print(f'  {metric:<12} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
-
-
-def _best_params(experiment: Experiment, split: str):
-  """Replicated parameters of the chosen checkpoint, and its step; `split` gives a batch for the shapes."""
-  table = experiment.table(split, False).select(np.arange(1))
-  loader = experiment.loader(split, table, experiment.config.evaluate.batch_size)
-  return _params_for(experiment, loader)
-
-
-def _params_for(experiment, loader):
-  with stream([batching.Batch(np.arange(1), experiment.buckets[0])], loader, 0, 1) as batches:
+def _params(experiment: Experiment, loader):
+  """Replicated parameters of the chosen checkpoint, and its step; the first example of `loader` gives the shapes."""
+  with stream([batching.Batch(np.arange(1), experiment.buckets[-1])], loader, 0, 1) as batches:
     abstract = experiment.abstract_params(next(batches))
   options, checkpoints = experiment.config.evaluate, experiment.checkpoints()
   params, step = checkpoints.params(abstract, options.checkpoint, options.average)
@@ -240,14 +211,11 @@ def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]
   """Captions for a picture, a folder of pictures, or a manifest; prints them, and writes JSON lines to --output."""
   experiment = Experiment.of_run(workdir, settings)
   source = inputs_of(input, experiment.modalities)
-  texts = [example.get('text', '') for example in source]
-  table = Table([example['id'] for example in source], np.arange(len(source)), [[]] * len(source),
-                experiment.tokenizer.encode_batch(texts))  # fmt: skip
-  table = experiment.fitting(table, input)
+  table = experiment.fitting(experiment.task.table(source, experiment.tokenizer, with_targets=False), input)
   devices = experiment.parallel.devices
   size = min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices)
   loader = experiment.loader_of(source, table, size)
-  params, _ = _params_for(experiment, loader)
+  params, _ = _params(experiment, loader)
   rows = experiment.evaluator().predict(params, loader, experiment.buckets)
   for row in rows:
     print(f'{row["id"]}\t{row["hypothesis"]}')
@@ -264,22 +232,19 @@ def inputs_of(path: str, modalities: tuple) -> list[dict]:
   if path.suffix == '.jsonl':
     examples = [*ManifestSource(path, require=modalities)]
   else:
-    examples = _pictures(path, modalities)
+    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+    for ok, what in (
+      (path.exists(), 'no such file or folder.'),
+      (files, f'no picture ({", ".join(sorted(PICTURES))}) in this folder.'),
+      (modalities == ('image',), f'this model reads {", ".join(modalities)}: give a manifest (JSON lines) with these fields.'),
+    ):
+      if not ok:
+        raise UserError(f'--input {path}: {what}')
+    examples = [{'id': str(file.relative_to(path)) if path.is_dir() else file.name, 'image': file.read_bytes()} for file in files]
   for example in examples:
     if example.get('image') == b'':  # elsewhere this means that an example has none
       raise UserError(f'--input {path}: the picture of {example["id"]!r} has zero bytes.')
   return examples
-
-
-def _pictures(path: pathlib.Path, modalities: tuple) -> list[dict]:
-  if not path.exists():
-    raise UserError(f'--input {path}: no such file or folder.')
-  files = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
-  if not files:
-    raise UserError(f'--input {path}: no picture ({", ".join(sorted(PICTURES))}) in this folder.')
-  if modalities != ('image',):
-    raise UserError(f'--input {path}: this model reads {", ".join(modalities)}: give a manifest (JSON lines) with these fields.')
-  return [{'id': str(file.relative_to(path) if path.is_dir() else file.name), 'image': file.read_bytes()} for file in files]
 
 
 def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: dict) -> None:
@@ -294,25 +259,16 @@ def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: 
 
 
 def report(workdir: str, settings: dict) -> None:
-  """Writes report.html into a run folder."""
+  """Writes report.html into a run folder, with the pictures of its validation and test examples."""
   experiment = Experiment.of_run(workdir, settings)
-  path = write_report(experiment.folder, pictures_of(experiment))
-  print(f'Report: {path}')
-
-
-def pictures_of(experiment: Experiment):
-  """id -> encoded picture of the run's test and validation examples, or None."""
-  places = {}
-  for part in ('valid', 'test'):
-    for split in experiment.splits(part):
-      source = experiment.source(split)
-      places |= {source[i]['id']: (source, i) for i in range(len(source))}
+  sources = [experiment.source(split) for part in ('valid', 'test') for split in experiment.splits(part)]
+  places = {source[i]['id']: (source, i) for source in sources for i in range(len(source))}
 
   def picture(identity):
-    source, i = places.get(identity, (None, 0))
-    return source[i].get('image') if source else None
+    source, i = places.get(identity, ([{}], 0))
+    return source[i].get('image')
 
-  return picture
+  print(f'Report: {write_report(experiment.folder, picture)}')
 
 
 def quick_start(workdir: str, settings: dict):

@@ -23,7 +23,7 @@ from mmlm.parallel import Parallel
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
 from mmlm.tasks import TASKS
 from mmlm.training.checkpoints import Checkpoints
-from mmlm.trees import nearest
+from mmlm.trees import one_of
 
 
 class Experiment:
@@ -36,23 +36,16 @@ class Experiment:
 
   def __init__(self, config, folder):
     self.config, self.folder = config, pathlib.Path(folder)
-    if config.task not in TASKS:
-      raise UserError(f'task={config.task!r}. Nearest: {nearest(config.task, TASKS)!r} of {sorted(TASKS)}.')
-    self.task = TASKS[config.task]
+    self.task = TASKS[one_of('task', config.task, TASKS)]
     for name in config.evaluate.metrics:
-      if name not in METRICS:
-        raise UserError(f'evaluate.metrics: unknown metric {name!r}. Nearest: {nearest(name, METRICS)!r}.')
+      one_of('evaluate.metrics', name, METRICS)
     self.modalities = tuple(config.model.encoders)
     self.parallel = Parallel(config.parallel.strategy)
-    for key in ('train.batch_size', 'evaluate.batch_size'):
-      size = config[key.split('.')[0]].batch_size
-      if size % self.parallel.devices:
-        raise UserError(f'{key}={size} does not divide by {self.parallel.devices} devices.')
-    if config.train.batch_size % (config.train.accumulate * self.parallel.devices):
-      raise UserError(
-        f'train.batch_size={config.train.batch_size} does not divide by train.accumulate={config.train.accumulate} '
-        f'times {self.parallel.devices} devices.'
-      )
+    for part, accumulate in (('train', config.train.accumulate), ('evaluate', 1)):
+      size, devices = config[part].batch_size, self.parallel.devices
+      if size % (devices * accumulate):
+        times = f' times train.accumulate={accumulate}' if accumulate > 1 else ''
+        raise UserError(f'{part}.batch_size={size} does not divide by {devices} devices{times}.')
 
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
@@ -103,7 +96,16 @@ class Experiment:
     data, source = self.config.data, self.source(split)
     if not (self.backbone and self.config.model.encoders.image.cache):
       return self.loader_of(source, table, batch_size, train)
-    source = self.backbone.cached(source, self._fingerprint(split), data.eval_ops, self._mirrored(), data.dir)
+    # Mirroring is the one random op that can act before a grid that lies on disk.
+    if tuple(op for op in data.train_ops if op != 'flip') != tuple(data.eval_ops):
+      raise UserError(
+        f"data.train_ops={data.train_ops} cannot be used with cached grids: they may differ from data.eval_ops by 'flip' "
+        'alone. Set model.encoders.image.cache to False to compute the grids in every step.'
+      )
+    name = f'{data.name}/{split}'
+    if data.name == 'manifest':
+      name = f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
+    source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed)
 
   def loader_of(self, source, table: Table, batch_size: int, train: bool = False) -> Loader:
@@ -111,23 +113,6 @@ class Experiment:
     ops = parse_ops(self.config.data.train_ops if train else self.config.data.eval_ops)
     finish = self.backbone.batch if self.backbone else None
     return Loader(source, table, self.modalities, ops, batch_size, self.config.seed, finish)
-
-  def _fingerprint(self, split):
-    data = self.config.data
-    if data.name == 'manifest':
-      return f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
-    return f'{data.name}/{split}'
-
-  def _mirrored(self) -> bool:
-    """Whether training mirrors pictures. No other random op can act before a grid that lies on disk."""
-    data = self.config.data
-    rest = tuple(op for op in data.train_ops if op != 'flip')
-    if rest != tuple(data.eval_ops):
-      raise UserError(
-        f"data.train_ops={data.train_ops} cannot be used with cached grids: they may differ from data.eval_ops by 'flip' "
-        'alone. Set model.encoders.image.cache to False to compute the grids in every step.'
-      )
-    return 'flip' in data.train_ops
 
   @functools.cached_property
   def buckets(self) -> tuple:
@@ -142,8 +127,7 @@ class Experiment:
     path = self.folder / 'tokenizer.json'
     if not path.exists():
       (split,) = self.splits('train')
-      options = self.config.tokenizer
-      train_tokenizer(self.task.texts_to_learn(self.source(split)), **options.to_dict()).save(path)
+      train_tokenizer(self.task.texts_to_learn(self.source(split)), **self.config.tokenizer.to_dict()).save(path)
     return Tokenizer.load(path)
 
   # Model
@@ -151,10 +135,8 @@ class Experiment:
   @functools.cached_property
   def backbone(self) -> FrozenBackbone | None:
     """The frozen network in front of the picture encoder, if there is one."""
-    options = self.config.model.encoders.get('image')
-    if options is None or not options.get('frozen'):
-      return None
-    return FrozenBackbone(options.name, self.parallel)
+    options = self.config.model.encoders.get('image', {})
+    return FrozenBackbone(options.name, self.parallel) if options.get('frozen') else None
 
   @functools.cached_property
   def model(self):
@@ -163,9 +145,8 @@ class Experiment:
   def initial_params(self, batch: dict):
     """Random parameters for a batch's shapes (seeded), with pretrained weights where an encoder is not frozen."""
     row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
-    key = jax.random.key(self.config.seed)
     inputs = jnp.zeros((1, self.buckets[0]), jnp.int32)
-    params = jax.jit(self.model.init)({'params': key}, row, inputs)['params']
+    params = jax.jit(self.model.init)({'params': jax.random.key(self.config.seed)}, row, inputs)['params']
     for modality, options in self.config.model.encoders.items():
       if options.name in BACKBONES and not options.frozen:
         params[f'encoders_{modality}']['backbone'] = jax.tree.map(jnp.asarray, BACKBONES[options.name][1]())
@@ -186,6 +167,5 @@ class Experiment:
 
   def evaluator(self, **changes) -> Evaluator:
     """`changes` override the config's decoding."""
-    options = self.search_options(**changes)
-    return Evaluator(self.model, self.task, self.parallel, self.tokenizer, options, self.config.seed)
+    return Evaluator(self.model, self.task, self.parallel, self.tokenizer, self.search_options(**changes), self.config.seed)
 

@@ -1,14 +1,4 @@
-"""mmlm COMMAND [ARGUMENT] [--flags] [--config.KEY=VALUE ...]: flags and dispatch only."""
-
-import errno
-import os
-import sys
-
-from absl import flags, logging
-
-from mmlm.errors import UserError
-
-USAGE = """./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
+"""./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
 
   ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
   ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
@@ -18,7 +8,18 @@ USAGE = """./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
   ./launch.sh report DIR                       write DIR/report.html
   ./launch.sh test                             run the test suite
 
-`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4"""
+`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4
+"""
+
+# Flags and dispatch only; the text above is what --help prints.
+
+import errno
+import os
+import sys
+
+from absl import flags, logging
+
+from mmlm.errors import UserError
 
 # Programs compiled once start at once the next time.
 COMPILATION_CACHE = {
@@ -28,12 +29,13 @@ COMPILATION_CACHE = {
 }
 
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
+SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them')
 # command: (positional argument, flags as (definer, name, default, help))
 COMMANDS = {
   'quick_start': (None, [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
   'train': ('config_path', [
     (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
-    (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them'),
+    SKIP_BROKEN,
   ]),
   'evaluate': ('workdir', [
     (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
@@ -46,7 +48,7 @@ COMMANDS = {
   'prepare': ('name', [
     (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),
     (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
-    (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them'),
+    SKIP_BROKEN,
   ]),
   'report': ('workdir', []),
 }  # fmt: skip
@@ -65,7 +67,7 @@ def parse(argv: list[str]) -> tuple[str, dict]:
   for define, name, default, text in definitions:
     define(name, default, text, flag_values=values, required=default is None)
   if {'--help', '-h', '-help'} & set(words):
-    usage = f'./launch.sh {command} {(positional or "").upper()} [FLAGS]' if argv[1:2] == [command] else USAGE
+    usage = f'./launch.sh {command} {(positional or "").upper()} [FLAGS]' if argv[1:2] == [command] else __doc__
     print(usage, values.get_help(), sep='\n')
     sys.exit(0)
   settings = [word for word in words if word.startswith('--config.')]

@@ -4,7 +4,6 @@ A function that runs under `Parallel` sees the rows of its own device and asks t
 """
 
 import collections
-import contextvars
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,17 +13,23 @@ import numpy as np
 from mmlm.errors import UserError
 
 AXIS = 'devices'
-_inside_pmap = contextvars.ContextVar('inside_pmap', default=False)
+
+
+def _under_pmap() -> bool:
+  try:
+    return bool(jax.lax.axis_size(AXIS))
+  except NameError:  # jax knows no such axis here
+    return False
 
 
 def all_sum(tree):
   """Sum of each leaf over the devices."""
-  return jax.lax.psum(tree, AXIS) if _inside_pmap.get() else tree
+  return jax.lax.psum(tree, AXIS) if _under_pmap() else tree
 
 
 def own_key(rng):
   """A random key of this device."""
-  return jax.random.fold_in(rng, jax.lax.axis_index(AXIS)) if _inside_pmap.get() else rng
+  return jax.random.fold_in(rng, jax.lax.axis_index(AXIS)) if _under_pmap() else rng
 
 
 def side_by_side(fn, batches):
@@ -49,17 +54,6 @@ def side_by_side(fn, batches):
       yield batch, future.result()
 
 
-def _traced_inside(fn):
-  def wrapped(*args):
-    token = _inside_pmap.set(True)
-    try:
-      return fn(*args)
-    finally:
-      _inside_pmap.reset(token)
-
-  return wrapped
-
-
 class Parallel:
   """strategy 'jit' (one device), 'pmap' (all local devices), or 'auto' (pmap when there are several)."""
 
@@ -81,19 +75,17 @@ class Parallel:
 
   def shard(self, batch: dict) -> dict:
     """[B, ...] -> [devices, B / devices, ...]; B must divide (batches are padded with weight 0)."""
-    if not self.pmap:
-      return batch
-    return {key: x.reshape(self.devices, -1, *x.shape[1:]) for key, x in batch.items()}
+    return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), batch)
 
   def step(self, fn):
     """Compiles (state, batch) -> (state, metrics); the old state is donated. Metrics are equal on all devices."""
     if not self.pmap:
       return jax.jit(fn, donate_argnums=0)
-    run = jax.pmap(_traced_inside(fn), axis_name=AXIS, donate_argnums=0)
+    run = jax.pmap(fn, AXIS, donate_argnums=0)
 
     def step(state, batch):
       state, metrics = run(state, self.shard(batch))
-      return state, jax.tree.map(lambda x: x[0], metrics)
+      return state, self.unreplicate(metrics)
 
     return step
 
@@ -101,7 +93,7 @@ class Parallel:
     """Compiles (replicated, batch) -> tree of arrays with a leading batch axis."""
     if not self.pmap:
       return jax.jit(fn)
-    run = jax.pmap(_traced_inside(fn), axis_name=AXIS)
+    run = jax.pmap(fn, AXIS)
     merge = lambda x: x.reshape(-1, *x.shape[2:])
     return lambda params, batch: jax.tree.map(merge, run(params, self.shard(batch)))
 
@@ -109,11 +101,7 @@ class Parallel:
 def describe_devices() -> dict:
   """Platform, kind, count and memory of the local devices, for people and for environment.json."""
   device = jax.local_devices()[0]
-  stats = device.memory_stats() or {}
-  return {
-    'platform': device.platform,
-    'kind': device.device_kind,
-    'count': jax.local_device_count(),
-    # A CPU device has the machine's memory.
-    'memory_bytes': stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
-  }
+  memory = (device.memory_stats() or {}).get('bytes_limit')
+  memory = memory or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')  # a CPU device has the machine's
+  count = jax.local_device_count()
+  return {'platform': device.platform, 'kind': device.device_kind, 'count': count, 'memory_bytes': memory}

@@ -7,12 +7,13 @@ import difflib
 import re
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from mmlm.errors import UserError
 
 
 def name_of(path) -> str:
-  return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def flat(tree) -> dict:
@@ -38,16 +39,12 @@ def by_rules(tree, rules, what: str):
     except re.error as error:
       raise UserError(f'{what}: {pattern!r} is not a regular expression ({error}).') from None
     if not covered:
-      near = nearest(pattern, names)
-      raise UserError(f'{what}: the rule {pattern!r} covers no parameter. Parameters are named like {near!r}.')
+      raise UserError(f'{what}: the rule {pattern!r} covers no parameter. Parameters are named like {nearest(pattern, names)!r}.')
   missing = [name for name in names if not any(re.fullmatch(pattern, name) for pattern, _ in rules)]
   if missing:
     raise UserError(f"{what}: no rule covers {', '.join(missing[:5])} ({len(missing)} in all). Add ('.*', value).")
-
-  def value(path, _):
-    return next(value for pattern, value in rules if re.fullmatch(pattern, name_of(path)))
-
-  return jax.tree_util.tree_map_with_path(value, tree)
+  values = [next(value for pattern, value in rules if re.fullmatch(pattern, name)) for name in names]
+  return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def nearest(name: str, names) -> str:
@@ -56,16 +53,18 @@ def nearest(name: str, names) -> str:
   return (difflib.get_close_matches(name, names, n=1, cutoff=0.0) or [''])[0]
 
 
-def differences(left: dict, right: dict, prefix: str = '') -> list[str]:
+def one_of(key: str, name, names):
+  """`name`, the value of `key`, if it is one of `names`; UserError otherwise."""
+  if name not in names:
+    raise UserError(f'{key}: no {name!r}. Nearest: {nearest(str(name), names)!r} of {sorted(names)}.')
+  return name
+
+
+def differences(left: dict, right: dict) -> list[str]:
   """Lines `key: left -> right` for every leaf in which two nested dicts differ."""
-  lines = []
-  for key in sorted(set(left) | set(right)):
-    a, b = left.get(key, '(absent)'), right.get(key, '(absent)')
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f'{prefix}{key}.')
-    elif a != b:
-      lines.append(f'{prefix}{key}: {a!r} -> {b!r}')
-  return lines
+  a, b = flatten_dict(left, sep='.'), flatten_dict(right, sep='.')
+  rows = [(key, a.get(key, '(absent)'), b.get(key, '(absent)')) for key in sorted(a.keys() | b.keys())]
+  return [f'{key}: {old!r} -> {new!r}' for key, old, new in rows if old != new]
 
 
 def count(tree) -> int:

@@ -1,5 +1,4 @@
 import io
-import json
 import zipfile
 
 import numpy as np
@@ -28,7 +27,7 @@ def captions(name):
 
 
 def tables(root):
-  """Layout (a)."""
+  """Captions and pictures as tables and archives."""
   english = [f'{split}\t{name}\t{i}\t{text}' for split, name in [*EVERY, ('rest', 'r1.jpg')]
              for i, text in enumerate(captions(name))]
   (root / 'captions_en.tsv').write_text('\n'.join(['split\timage\tindex\tcaption', *english]) + '\n')
@@ -40,28 +39,16 @@ def tables(root):
         archive.writestr(name, jpeg(name))
 
 
-def pictures(root, folder):
-  (root / folder).mkdir()
-  for _, name in EVERY:
-    (root / folder / name).write_bytes(jpeg(name))
-
-
 def original(root):
-  """Layout (b), in which the real list names one file wrongly."""
-  pictures(root, 'Flicker8k_Dataset')
+  """The files as they were published, of which the real list names one wrongly."""
+  (root / 'Flicker8k_Dataset').mkdir()
+  for _, name in EVERY:
+    (root / 'Flicker8k_Dataset' / name).write_bytes(jpeg(name))
   (root / 'text').mkdir()
   lines = [f'{name}#{i}\t{text}' for _, name in EVERY for i, text in enumerate(captions(name))]
   (root / 'text' / 'Flickr8k.token.txt').write_text('\n'.join([*lines, 'x.jpg.1#0\tno such picture']) + '\n')
   for split, names in NAMES.items():
     (root / 'text' / f'Flickr_8k.{split}Images.txt').write_text('\n'.join(names) + '\n')
-
-
-def karpathy(root):
-  """Layout (c)."""
-  pictures(root, 'Images')
-  images = [{'filename': name, 'split': {'dev': 'val'}.get(split, split),
-             'sentences': [{'raw': text} for text in captions(name)]} for split, name in EVERY]
-  (root / 'dataset_flickr8k.json').write_text(json.dumps({'images': images, 'dataset': 'flickr8k'}))
 
 
 @pytest.fixture
@@ -70,7 +57,7 @@ def root(tmp_path):
   return tmp_path / 'source'
 
 
-@pytest.mark.parametrize('layout', [tables, original, karpathy])
+@pytest.mark.parametrize('layout', [tables, original])
 def test_every_layout_gives_the_official_split(layout, root, tmp_path):
   layout(root)
   folder = prepare('flickr8k', root, tmp_path / 'data')
@@ -97,7 +84,7 @@ def test_a_broken_picture_stops_or_is_counted(broken, root, tmp_path, capsys):
   path.unlink() if broken is None else path.write_bytes(broken)
   with pytest.raises(UserError, match='t2.jpg.*--skip_broken'):
     prepare('flickr8k', root, tmp_path / 'data')
-  assert [path.name for path in (tmp_path / 'data').iterdir()] == ['.flickr8k.lock']
+  assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob('data/**/*') if path.is_file()] == ['data/.flickr8k.lock']
   folder = prepare('flickr8k', root, tmp_path / 'data', skip_broken=True)
   assert len(TfdsSource(folder, 'train', FIELDS)) == 2
   assert 'left out 1' in capsys.readouterr().err
@@ -111,23 +98,22 @@ def test_what_is_missing_is_said(root, tmp_path):
   tables(root)
   for archive in root.glob('*.zip'):
     archive.unlink()
-  fails('images_<split>.zip is not')
+  fails('no pictures')
   (root / 'captions_en.tsv').write_text('split\timage\tindex\tcaption\ntrain\ta.jpg\n')
   fails('line 2: 2 columns')
   (root / 'captions_en.tsv').unlink()
   original(root)
   (root / 'text' / 'Flickr_8k.devImages.txt').write_text('')
-  fails("no picture is in the split 'dev'")
+  fails("no names of the split 'dev'")
   (root / 'text' / 'Flickr_8k.devImages.txt').unlink()
   fails('Flickr_8k.devImages.txt')
 
 
 def test_the_real_source(shared_data):
-  names, english, read = flickr8k.read_layout(shared_data / 'flickr8k')
-  assert {split: len(found) for split, found in names.items()} == {'train': 6000, 'dev': 1000, 'test': 1000}
-  every = [name for found in names.values() for name in found]
+  names, english, chinese, files = flickr8k.read_source(shared_data / 'flickr8k')
+  assert {split: len(names[split]) for split in flickr8k.SPLITS} == {'train': 6000, 'dev': 1000, 'test': 1000}
+  every = [name for split in flickr8k.SPLITS for name in names[split]]
   assert len(set(every)) == 8000 and {len(english[name]) for name in every} == {5}
-  chinese = flickr8k._chinese(shared_data / 'flickr8k')
   assert {len(chinese[name]) for name in every} == {5}
   for name in every[::800]:
-    assert flickr8k.decode_picture(read(name)).shape == (224, 224, 3)
+    assert flickr8k.decode_picture(files[name].read_bytes()).shape == (224, 224, 3)

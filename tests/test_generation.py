@@ -194,7 +194,7 @@ def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_beams_share_the_memory(setup, scan):
-  """One copy of the projected memory an example; caches have a row a beam."""
+  """One copy of the projected memory an example; the past of its beams stands in one cache, which nothing reorders."""
   model = build_model(model_config(scan=scan), vocab_size=V, max_length=8)
   batch, seen = example_batch(), []
   params = jax.eval_shape(model.init, jax.random.key(0), batch, batch['target'])['params']
@@ -209,10 +209,10 @@ def test_beams_share_the_memory(setup, scan):
   steps = [variables for variables in seen if 'cache' in variables]
   assert steps
   for variables in steps:
-    assert {x.shape[0] for x in jax.tree.leaves(variables['memory'])} == {B}
-    assert {x.shape[0] for x in jax.tree.leaves(variables['cache'])} == {4 * B}
-  layers = (2,) if scan else ()
-  assert {x.shape for x in jax.tree.leaves(steps[0]['memory'])} == {(B, *layers, 2, 4 + S, 4)}
+    layers = (2,) if scan else ()
+    shapes = lambda kind: {x.shape for x in jax.tree.leaves(variables[kind])}
+    assert shapes('memory') == {(B, *layers, 2, 4, 4 + S), (B, *layers, 2, 4 + S, 4)}  # keys, values
+    assert shapes('cache') == {(B, *layers, 2, 4, 3 * 4), (B, *layers, 2, 3 * 4, 4)}
 
 
 def test_generation_is_compiled_for_a_model_without_a_memory():

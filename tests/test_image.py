@@ -37,7 +37,7 @@ def test_decode_turns_by_exif():
 
 def test_decode_scales_16_bit_grey():
   wide = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-  np.testing.assert_array_equal(decode_picture(encode(wide), 'L')[:, :, 0], np.arange(256).reshape(16, 16))
+  np.testing.assert_array_equal(decode_picture(encode(wide), mode='L')[:, :, 0], np.arange(256).reshape(16, 16))
 
 
 def test_decode_shows_white_through_transparency():

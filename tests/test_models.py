@@ -218,7 +218,7 @@ class Decoder:
   """`run(tokens [R, T], values [B, S, D], mask [B, S])` -> logits [R, T, V]: teacher-forced, and step by step."""
 
   def __init__(self, memory=True, **options):
-    self.module = TransformerDecoder(D, V, T, layers=2, heads=4, ffn_dim=24, **options)
+    self.module = TransformerDecoder(D, vocab_size=V, max_length=T, layers=2, heads=4, ffn_dim=24, **options)
     self.memory = memory
     self.inputs = (np.random.default_rng(0).integers(V, size=(B * K, T)), normal(1, B, S, D), np.ones((B, S), bool))
     self.params = initial(self.module, self.inputs[0], Sequence(normal(1, B * K, S, D), None) if memory else None)
@@ -383,7 +383,7 @@ def test_scanned_layers_start_and_drop_differently():
 
 def test_half_precision_computes_in_it_and_keeps_parameters_in_single():
   tokens, memory = np.arange(T)[None] % V, Sequence(normal(0, 1, S, D), np.ones((1, S), bool))
-  full, half = (TransformerDecoder(D, V, T, layers=1, heads=2, dtype=dtype) for dtype in ('float32', 'bfloat16'))
+  full, half = (TransformerDecoder(D, vocab_size=V, max_length=T, layers=1, heads=2, dtype=dtype) for dtype in ('float32', 'bfloat16'))
   params = initial(full, tokens, memory)
   abstract = jax.eval_shape(half.init, jax.random.key(0), tokens, memory)['params']
   assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype('float32')}
@@ -432,7 +432,7 @@ def test_the_mask_of_a_missing_picture_covers_its_whole_sequence():
 
 
 def test_text_encoder_sees_both_ways_and_no_padding():
-  module = TextEncoder(D, V, 8, layers=1, heads=2, positions='rotary')
+  module = TextEncoder(D, vocab_size=V, max_length=8, layers=1, heads=2, positions='rotary')
   tokens, mask = np.arange(6)[None] + 2, np.arange(6)[None] < 4
   params = initial(module, tokens, mask)
   run = jax.jit(lambda tokens, mask: module.apply({'params': params}, tokens, mask).values)

@@ -213,8 +213,8 @@ def test_names_counts_and_differences():
   assert set(flat(TREE)) == {'head/kernel', 'head/bias', 'encoder/kernel'} and count(TREE) == 13
   assert set(flat(initial_state(TREE, StepOptions(optax.sgd(1.0), None), 0))) >= {'step', 'params/head/bias', 'rng'}
   assert nearest('optimiser', ['train', 'optimizer', 'model']) == 'optimizer'
-  left, right = {'a': 1, 'b': {'c': 2, 'd': 3}}, {'a': 1, 'b': {'c': 5}, 'e': {}}
-  assert differences(left, right) == ['b.c: 2 -> 5', "b.d: 3 -> '(absent)'", "e: '(absent)' -> {}"]
+  left, right = {'a': 1, 'b': {'c': 2, 'd': 3}}, {'a': 1, 'b': {'c': 5}, 'e': 4}
+  assert differences(left, right) == ['b.c: 2 -> 5', "b.d: 3 -> '(absent)'", "e: '(absent)' -> 4"]
   assert differences(left, left) == []
 
 

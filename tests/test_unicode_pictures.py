@@ -101,5 +101,5 @@ def test_built_and_read_back(tmp_path):
       code, face = example['id'].split('/')
       code = int(code.removeprefix('U+'), 16)
       assert example['targets'] == (unicodedata.name(chr(code)).lower(),)
-      shown = decode_picture(example['image'], 'L')[:, :, 0]
+      shown = decode_picture(example['image'], mode='L')[:, :, 0]
       np.testing.assert_array_equal(shown, pixels(made[split][code, face]))

@@ -4,6 +4,7 @@ Because a plan is pure, the position in the data is one number, the count of bat
 many workers load them, and the ids in any batch can be told afterwards.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -29,26 +30,22 @@ class TrainPlan:
   """
 
   def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int):
-    self.buckets = np.asarray(buckets)
-    self.batch_size, self.seed = batch_size, seed
+    self.buckets, self.batch_size, self.seed = np.asarray(buckets), batch_size, seed
     self.bucket_of = _bucket_of(lengths, self.buckets)
     self.steps_per_epoch = -(-len(lengths) // batch_size)
-    self._epoch, self._batches = -1, []
 
   def __getitem__(self, number: int) -> Batch:
     epoch, position = divmod(number, self.steps_per_epoch)
-    if epoch != self._epoch:
-      self._epoch, self._batches = epoch, self._shuffled(epoch)
-    return self._batches[position]
+    return self._shuffled(epoch)[position]
 
+  @functools.lru_cache(2)  # noqa: B019 a plan lives as long as the process; threads may be in two epochs at once
   def _shuffled(self, epoch: int) -> list[Batch]:
     rng = np.random.default_rng((self.seed, epoch))
     order = rng.permutation(len(self.bucket_of))
     batches, pool = [], order[:0]
     for bucket, length in enumerate(self.buckets):
       pool = np.concatenate([pool, order[self.bucket_of[order] == bucket]])
-      last = bucket == len(self.buckets) - 1
-      whole = len(pool) if last else len(pool) // self.batch_size * self.batch_size
+      whole = len(pool) if length == self.buckets[-1] else len(pool) // self.batch_size * self.batch_size
       batches += [Batch(pool[i : i + self.batch_size], int(length)) for i in range(0, whole, self.batch_size)]
       pool = pool[whole:]
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -64,8 +61,7 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batc
 def _bucket_of(lengths, buckets) -> np.ndarray:
   found = np.searchsorted(buckets, lengths)
   if not len(lengths) or found.max() >= len(buckets):
-    longest = max(lengths, default=0)
-    raise UserError(f'{len(lengths)} examples, the longest of {longest} tokens, in buckets {tuple(buckets)}.')
+    raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
   return found
 
 

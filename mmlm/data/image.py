@@ -2,7 +2,7 @@
 
 H, W: height and width in pixels; C: channels, 1 (grey) or 3 (RGB). After `decode` a picture is a uint8 array
 [H, W, C] between all ops, after `normalize` float32. An example without a picture (field missing or empty
-bytes) passes unchanged.
+bytes) passes without it.
 """
 
 import functools
@@ -17,13 +17,14 @@ from mmlm.errors import UserError
 NORMALS = {'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 'half': (0.5, 0.5)}
 
 
-def decode_picture(data: bytes, mode='RGB') -> np.ndarray:
-  """Encoded bytes (anything that Pillow reads) to uint8 [H, W, C], turned as EXIF says; transparency shows white.
+def decode_picture(data: bytes, rng=None, mode: Literal['RGB', 'L'] = 'RGB') -> np.ndarray:
+  """Encoded bytes (anything that Pillow reads) to uint8 [H, W, 3] ('RGB') or [H, W, 1] ('L'), turned as EXIF says; transparency
+  shows white.
 
-  Raises ValueError with the reason when the picture is broken.
+  Raises UserError with the reason when the picture is broken.
   """
   if not data:
-    raise ValueError('zero bytes')
+    raise UserError('zero bytes')
   try:
     with Image.open(io.BytesIO(data)) as picture:
       picture = ImageOps.exif_transpose(picture)
@@ -34,17 +35,7 @@ def decode_picture(data: bytes, mode='RGB') -> np.ndarray:
       picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
     return np.atleast_3d(picture.convert(mode))
   except Exception as error:  # Pillow's readers raise nearly every kind on broken bytes
-    raise ValueError(f'{type(error).__name__}: {error}') from error
-
-
-def decode(example, rng, mode: Literal['RGB', 'L'] = 'RGB'):
-  """Encoded bytes to uint8 [H, W, 3] ('RGB') or [H, W, 1] ('L'). UserError names the example."""
-  if not example.get('image'):
-    return {key: value for key, value in example.items() if key != 'image'}
-  try:
-    return {**example, 'image': decode_picture(example['image'], mode)}
-  except ValueError as error:
-    raise UserError(f"The picture of example '{example.get('id')}' can't be decoded ({error}).") from error
+    raise UserError(f"the picture can't be decoded ({type(error).__name__}: {error})") from error
 
 
 def _pillow(array):
@@ -54,8 +45,6 @@ def _pillow(array):
 
 
 def _resized(array, h, w):
-  if array.shape[:2] == (h, w):
-    return array
   return np.atleast_3d(_pillow(array).resize((w, h), Image.Resampling.BILINEAR))
 
 
@@ -103,29 +92,26 @@ def flip(image, rng, p: float | int = 0.5):
   return image[:, ::-1] if rng.random() < p else image
 
 
-def _affine(*matrix):
-  def apply(picture, level, fill):
-    levels = {'x': level, 'w': level * picture.width, 'h': level * picture.height}
-    values = [levels.get(value, value) for value in matrix]
-    return picture.transform(picture.size, Image.Transform.AFFINE, values, Image.Resampling.BILINEAR, fillcolor=fill)
-  return apply
+def _affine(picture, fill, *matrix):
+  return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
 
 
 def _enhance(kind):
-  return lambda picture, level, fill: kind(picture).enhance(1 + level)
+  return 0.9, True, lambda p, level, fill: kind(p).enhance(1 + level)
 
 
 # The 14 ops of the paper: (level at magnitude 10, has a sign, function of picture, level and fill).
 _AUGMENTS = (
-    (0, False, lambda picture, level, fill: picture),
-    (0, False, lambda picture, level, fill: ImageOps.autocontrast(picture)),
-    (0, False, lambda picture, level, fill: ImageOps.equalize(picture)),
-    (30, True, lambda picture, level, fill: picture.rotate(level, Image.Resampling.BILINEAR, fillcolor=fill)),
-    (256, False, lambda picture, level, fill: ImageOps.solarize(picture, max(0, 256 - round(level)))),
-    (4, False, lambda picture, level, fill: ImageOps.posterize(picture, max(1, 8 - round(level)))),
-    *((0.9, True, _enhance(getattr(ImageEnhance, kind))) for kind in ('Color', 'Contrast', 'Brightness', 'Sharpness')),
-    (0.3, True, _affine(1, 'x', 0, 0, 1, 0)), (0.3, True, _affine(1, 0, 0, 'x', 1, 0)),
-    (0.45, True, _affine(1, 0, 'w', 0, 1, 0)), (0.45, True, _affine(1, 0, 0, 0, 1, 'h')))
+  (0, False, lambda p, level, fill: p), (0, False, lambda p, level, fill: ImageOps.autocontrast(p)),
+  (0, False, lambda p, level, fill: ImageOps.equalize(p)),
+  (30, True, lambda p, level, fill: p.rotate(level, Image.Resampling.BILINEAR, fillcolor=fill)),
+  (256, False, lambda p, level, fill: ImageOps.solarize(p, max(0, 256 - round(level)))),
+  (4, False, lambda p, level, fill: ImageOps.posterize(p, max(1, 8 - round(level)))),
+  *map(_enhance, (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)),
+  (0.3, True, lambda p, level, fill: _affine(p, fill, 1, level, 0, 0, 1, 0)),
+  (0.3, True, lambda p, level, fill: _affine(p, fill, 1, 0, 0, level, 1, 0)),
+  (0.45, True, lambda p, level, fill: _affine(p, fill, 1, 0, level * p.width, 0, 1, 0)),
+  (0.45, True, lambda p, level, fill: _affine(p, fill, 1, 0, 0, 0, 1, level * p.height)))  # fmt: skip
 
 
 def randaugment(image, rng, layers: int = 2, magnitude: float | int = 9, fill: int = 128):
@@ -140,8 +126,7 @@ def randaugment(image, rng, layers: int = 2, magnitude: float | int = 9, fill: i
   return np.atleast_3d(picture)
 
 
-def normalize(image, rng, mean: Literal['imagenet', 'half'] | float | int | tuple = 'imagenet',
-              std: float | int | tuple = 1.0):
+def normalize(image, rng, mean: Literal['imagenet', 'half'] | float | int | tuple = 'imagenet', std: float | int | tuple = 1.0):
   """uint8 to float32 (x / 255 - mean) / std; `mean` and `std` are numbers, one a channel, or `mean` names both ('half'
   gives [-1, 1]).
   """
@@ -152,14 +137,15 @@ def normalize(image, rng, mean: Literal['imagenet', 'half'] | float | int | tupl
 
 
 def _image_op(change):
-  """The op that replaces example['image'] [H, W, C] by `change(image, rng, options...)`."""
+  """The op that replaces example['image'] by `change(image, rng, options...)`."""
   @functools.wraps(change)
   def op(example, rng, **options):
-    if example.get('image') is None:
-      return example
-    return {**example, 'image': change(example['image'], rng, **options)}
+    image = example.get('image')
+    if image is None or not len(image):
+      return {key: value for key, value in example.items() if key != 'image'}
+    return {**example, 'image': change(image, rng, **options)}
   return op
 
 
 CHANGES = (resize, resize_small, center_crop, random_crop, random_resized_crop, flip, randaugment, normalize)
-OPS = {'decode': decode} | {change.__name__: _image_op(change) for change in CHANGES}
+OPS = {'decode': _image_op(decode_picture)} | {change.__name__: _image_op(change) for change in CHANGES}

@@ -33,8 +33,7 @@ class ManifestSource:
     try:
       lines = self.path.read_text(encoding='utf-8').split('\n')
     except (OSError, UnicodeDecodeError) as error:
-      reason = getattr(error, 'strerror', 'not UTF-8')
-      raise UserError(f'{path}: {reason}. A manifest looks like this:\n{__doc__}') from None
+      raise UserError(f'{path}: {getattr(error, "strerror", "not UTF-8")}. A manifest looks like this:\n{__doc__}') from None
     self.rows, errors, seen = [], [], {}
     for number, line in enumerate(lines, 1):
       if not line.strip():
@@ -96,17 +95,6 @@ def fingerprint(source: ManifestSource) -> str:
   return digest.hexdigest()[:16]
 
 
-def _broken(source) -> dict:
-  """Id -> reason of the pictures that can't be decoded."""
-  broken = {}
-  for row in progress([row for row in source.rows if 'image' in row], f'checking the pictures of {source.path.name}'):
-    try:
-      decode_picture(pathlib.Path(row['image']).read_bytes())
-    except (ValueError, OSError) as error:
-      broken[row['id']] = f'{row["image"]}: {error}'
-  return broken
-
-
 def check_pictures(source: ManifestSource, cache_dir, skip_broken=False):
   """`source`, or with skip_broken the part of it that can be decoded; otherwise a broken picture raises UserError.
 
@@ -114,7 +102,13 @@ def check_pictures(source: ManifestSource, cache_dir, skip_broken=False):
   """
   cache = pathlib.Path(cache_dir) / f'checked-{fingerprint(source)}.json'
   if not cache.exists():
-    write_json(cache, _broken(source))
+    broken = {}
+    for row in progress([row for row in source.rows if 'image' in row], f'checking the pictures of {source.path.name}'):
+      try:
+        decode_picture(pathlib.Path(row['image']).read_bytes())
+      except (UserError, OSError) as error:
+        broken[row['id']] = f'{row["image"]}: {error}'
+    write_json(cache, broken)
   if not (broken := read_json(cache)):
     return source
   listed = ''.join(f'\n  {name}: {reason}' for name, reason in list(broken.items())[:5])

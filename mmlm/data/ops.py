@@ -9,11 +9,9 @@ import functools
 import inspect
 import typing
 
-from mmlm.data import image
+from mmlm.data.image import OPS
 from mmlm.errors import UserError
 from mmlm.trees import nearest
-
-OPS = dict(image.OPS)
 
 
 def parse_ops(texts) -> list:
@@ -22,9 +20,17 @@ def parse_ops(texts) -> list:
 
 
 def apply_ops(ops, example: dict, rng) -> dict:
-  for op in ops:
-    example = op(example, rng)
-  return example
+  """The example after all ops; an error names the example."""
+  name = example.get('id')
+  try:
+    for op in ops:
+      example = op(example, rng)
+    return example
+  except UserError as error:
+    raise UserError(f'Example {name!r}: {error}') from error
+  except Exception as error:
+    error.add_note(f'This was in the example {name!r}.')
+    raise
 
 
 def _parse(text):

@@ -12,7 +12,6 @@ import numpy as np
 
 from mmlm.data import batching
 from mmlm.data.ops import apply_ops
-from mmlm.errors import UserError
 
 
 class Table(NamedTuple):
@@ -48,30 +47,16 @@ class Loader:
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
     rng = lambda row: np.random.default_rng((self.seed, number, row))
-    examples = [self._example(i, rng(row)) for row, i in enumerate(batch.indices)]
-    out = {'weight': np.zeros(self.batch_size, np.float32)}
-    out['weight'][: len(examples)] = 1
-    out['target'], out['target_mask'] = self._tokens(self.table.targets, batch)
-    for modality in self.modalities:
-      if modality == 'text':
-        out['text'], out['text_mask'] = self._tokens(self.table.texts, batch)
+    examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
+    out = {'weight': np.float32(np.arange(self.batch_size) < len(examples))}
+    columns = {'target': self.table.targets, 'text': self.table.texts}
+    for name in ('target', *self.modalities):
+      if name in columns:
+        found = batching.pad([columns[name][i] for i in batch.indices], batch.length, self.batch_size)
       else:
-        rows = [example.get(modality) for example in examples]
-        out[modality], out[f'{modality}_mask'] = batching.stack(rows, self.batch_size)
+        found = batching.stack([example.get(name) for example in examples], self.batch_size)
+      out[name], out[f'{name}_mask'] = found
     return out
-
-  def _example(self, i: int, rng) -> dict:
-    name = self.table.ids[i]
-    try:
-      return apply_ops(self.ops, self.source[int(self.table.records[i])], rng)
-    except UserError as error:
-      raise error if name in str(error) else UserError(f'Example {name!r}: {error}') from error
-    except Exception as error:
-      error.add_note(f'This was in the example {name!r}.')
-      raise
-
-  def _tokens(self, rows, batch):
-    return batching.pad([rows[i] for i in batch.indices], batch.length, self.batch_size)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 import sys
-import time
 
 import tensorflow_datasets as tfds
 
@@ -29,8 +28,7 @@ def open_source(name, data_dir, split, fields=None, source_dir=None, skip_broken
   """
   folder = prepare(name, source_dir, data_dir, skip_broken)
   if not (fields := fields or getattr(DATASETS.get(name.partition('/')[0]), 'FIELDS', None)):
-    raise UserError(f"{folder}: say which fields to read, for example data.fields={{'image': 'image', 'targets': "
-                    "'captions/text'}.")
+    raise UserError(f"{folder}: say which fields to read, as in data.fields={{'image': 'image', 'targets': 'captions/text'}}.")
   return TfdsSource(folder, split, fields)
 
 
@@ -46,19 +44,19 @@ def prepare(name: str, source_dir, data_dir, skip_broken=False) -> pathlib.Path:
   if short not in DATASETS:
     return _newest(name, data_dir)
   builder = DATASETS[short]
-  configs = list(builder.builder_configs)
-  if config and config not in configs:
-    raise UserError(f'{short} has no form {config!r}; there are: {", ".join(configs) or "none"}.')
-  config = config or (configs[0] if configs else '')
+  config = config or next(iter(builder.builder_configs), '')
+  if config and config not in builder.builder_configs:
+    raise UserError(f'{short} has no form {config!r}; there are: {", ".join(builder.builder_configs) or "none"}.')
   folder = data_dir / short / config / str(builder.VERSION)
-  if _complete(folder):
+  done = folder / 'dataset_info.json'
+  if done.is_file():
     return folder
-  options = {'config': config} if config else {}
+  options = {'config': config or None}
   if builder.HOW:
     source = os.path.expandvars(source_dir or f'$MMLM_DATA/{short}')
     if not os.path.isdir(source):
       raise UserError(f'{source}: no such folder, and {short} is not prepared in {data_dir}.\n{builder.HOW}')
-    options = {'source': source, 'skip_broken': skip_broken}
+    options |= {'source': source, 'skip_broken': skip_broken}
   data_dir.mkdir(parents=True, exist_ok=True)
   with open(data_dir / f'.{short}.lock', 'w') as lock:  # the system lets go of it when a process dies
     try:
@@ -66,39 +64,28 @@ def prepare(name: str, source_dir, data_dir, skip_broken=False) -> pathlib.Path:
     except BlockingIOError:
       print(f'another process prepares {short}: waiting for it', file=sys.stderr)
       fcntl.flock(lock, fcntl.LOCK_EX)
-    if not _complete(folder):
-      _build(builder, options, folder, data_dir / f'.building-{short}')
+    if not done.is_file():
+      _build(builder, options, data_dir, folder)
   return folder
 
 
-def _complete(folder):
-  return (folder / 'dataset_info.json').is_file()
-
-
-def _build(builder_class, options, folder, temporary):
-  """Builds into `temporary` (under the lock, so what lies there was left by a killed process) and renames it to
-  `folder`.
-  """
-  shutil.rmtree(temporary, ignore_errors=True)
-  start = time.monotonic()
+def _build(builder_class, options, data_dir, folder):
+  """Builds into `folder`, under the lock: TFDS writes beside it and renames, so other things there are a killed process's."""
+  for left in (folder, *folder.parent.glob('incomplete.*')):
+    shutil.rmtree(left, ignore_errors=True)
   print(f'preparing {folder}', file=sys.stderr)
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
-      builder = builder_class(data_dir=str(temporary), file_format='array_record', **options)
+      builder = builder_class(data_dir=str(data_dir), file_format='array_record', **options)
       builder.download_and_prepare()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(builder.data_path, folder)
   except RuntimeError as error:  # the array_record writer has its own words for a full disk
     if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
       raise
     raise UserError(f'{folder}: the disk is full, nothing was prepared. Free some, or choose another folder.') from None
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   counts = ', '.join(f'{name} {split.num_examples}' for name, split in builder.info.splits.items())
   skipped = f'; left out {len(builder.skipped)}' if getattr(builder, 'skipped', None) else ''
-  print(f'prepared in {time.monotonic() - start:.0f} s: {counts}{skipped}', file=sys.stderr)
+  print(f'prepared: {counts}{skipped}', file=sys.stderr)
 
 
 def _newest(name, data_dir):
@@ -109,5 +96,4 @@ def _newest(name, data_dir):
     return max(versions, key=lambda path: [int(part) for part in path.name.split('.') if part.isdigit()])
   known = [*DATASETS, *sorted({str(folder.parent.relative_to(data_dir)) for folder in found})]
   raise UserError(f'No data set {name!r}. Nearest: {nearest(name, known)!r}. Ours, and those prepared in {data_dir}: '
-                  f"{', '.join(known)}. A set of the TFDS catalogue must lie there prepared with "
-                  "file_format='array_record'.")
+                  f"{', '.join(known)}. A set of the TFDS catalogue must lie there prepared with file_format='array_record'.")

@@ -27,17 +27,15 @@ class TfdsSource:
     if not pathlib.Path(folder, 'dataset_info.json').is_file():
       raise UserError(f'{folder}: not a prepared data set (there is no dataset_info.json).')
     builder = tfds.builder_from_directory(str(folder))
-    leaves = _leaves(builder.info.features)
-    if unknown := [path for path in self.fields.values() if path not in leaves]:
-      raise UserError(f'{folder}: no field {unknown[0]!r}; there are: {", ".join(sorted(leaves))}.')
-    self._leaves = {name: leaves[path] for name, path in self.fields.items()}
+    self._leaves = _leaves(builder.info.features)
+    if unknown := [path for path in self.fields.values() if path not in self._leaves]:
+      raise UserError(f'{folder}: no field {unknown[0]!r}; there are: {", ".join(sorted(self._leaves))}.')
     try:
       self._data = builder.as_data_source(split, decoders=_undecoded(builder.info.features))
       if not len(self._data):
         raise ValueError('it is empty')
     except NotImplementedError:
-      raise UserError(f"{folder}: prepared as {builder.info.file_format.value}, which can't be read at random: prepare "
-                      "it again with file_format='array_record'.") from None
+      raise UserError(f"{folder}: prepared as {builder.info.file_format.value}, prepare it again as array_record.") from None
     except (ValueError, KeyError, AssertionError) as error:
       splits = ', '.join(f'{name} ({info.num_examples})' for name, info in builder.info.splits.items())
       raise UserError(f'{folder}: no split {split!r} ({error}); there are: {splits}.') from None
@@ -50,7 +48,7 @@ class TfdsSource:
     row = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
-      value = _read(self._leaves[name], name, _follow(row, path))
+      value = _read(row, *self._leaves[path], name == 'targets')
       if name == 'targets':
         value = (value,) if isinstance(value, str) else tuple(value)
         if not value or not all(isinstance(text, str) for text in value):
@@ -59,22 +57,23 @@ class TfdsSource:
     return example
 
 
-def _leaves(feature, prefix='') -> dict:
-  """Path to feature of all leaves; a Sequence counts as what it holds."""
-  inner = feature.feature if isinstance(feature, F.Sequence) else feature
-  if not isinstance(inner, F.FeaturesDict):
-    return {prefix: inner}
-  parts = [_leaves(inner[key], f'{prefix}/{key}'.lstrip('/')) for key in inner]
-  return {path: leaf for part in parts for path, leaf in part.items()}
+def _leaves(feature, keys=()) -> dict:
+  """Path to (keys that lead there, feature) of all leaves; a Sequence counts as what it holds."""
+  feature = feature.feature if isinstance(feature, F.Sequence) else feature
+  if not isinstance(feature, F.FeaturesDict):
+    return {'/'.join(keys): (keys, feature)}
+  return {path: leaf for key in feature for path, leaf in _leaves(feature[key], (*keys, key)).items()}
 
 
-def _read(leaf, name, value):
-  """A value of the feature as ours: texts are str, numbers Python's, a class that is a target its name."""
-  if isinstance(value, (list, tuple, np.ndarray)) and isinstance(leaf, (F.Text, F.ClassLabel)):
-    return [_read(leaf, name, item) for item in value]
+def _read(value, keys, leaf, named: bool):
+  """The value below the keys as ours, in a Sequence a list: texts are str, numbers Python's, classes their names if `named`."""
+  if isinstance(value, (list, tuple, np.ndarray)) and (keys or isinstance(leaf, F.Text | F.ClassLabel)):
+    return [_read(item, keys, leaf, named) for item in value]
+  if keys:
+    return _read(value[keys[0]], keys[1:], leaf, named)
   if isinstance(leaf, F.Text):
     return value.decode()
-  if isinstance(leaf, F.ClassLabel) and name == 'targets':
+  if isinstance(leaf, F.ClassLabel) and named:
     return leaf.int2str(int(value))
   return value.item() if isinstance(value, np.generic) else value
 
@@ -83,13 +82,3 @@ def _undecoded(features):
   """The same tree with SkipDecoding at every picture."""
   skip = lambda feature: tfds.decode.SkipDecoding() if isinstance(feature, F.Image) else _undecoded(feature)
   return {key: skip(feature) for key, feature in features.items() if isinstance(feature, F.Image | F.FeaturesDict)}
-
-
-def _follow(value, path):
-  """The value at a path, or a list of them; a key may hold a slash itself ('image/filename' of coco_captions)."""
-  if isinstance(value, list):
-    return [_follow(item, path) for item in value]
-  if path in value:
-    return value[path]
-  key = max((key for key in value if path.startswith(f'{key}/')), key=len)
-  return _follow(value[key], path.removeprefix(f'{key}/'))

@@ -71,8 +71,6 @@ class Tokenizer:
     try:
       saved = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
       return cls(saved['kind'], json.dumps(saved['tokenizer']))
-    except FileNotFoundError:
-      raise UserError(f'{path}: no such tokenizer.') from None
     except Exception as error:  # tokenizers raises a bare Exception on bad content
       raise UserError(f'{path}: not a tokenizer of this project ({error}).') from None
 
@@ -92,17 +90,15 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   if not any(text.strip() for text in texts):
     raise UserError("A tokenizer can't be trained: there is no text.")
   tokenizer = hf.Tokenizer(models.BPE() if kind == 'bpe' else models.WordLevel(unk_token=SPECIALS[UNK]))
-  tokenizer.normalizer = normalizers.Sequence(
-    [normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
+  tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
   tokenizer.pre_tokenizer, tokenizer.decoder = _KINDS[kind]
   options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
   if kind == 'unigram':
     tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
     tokenizer.add_special_tokens(list(SPECIALS))
-  elif kind == 'bpe':
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=_BYTES, **options))
   else:
-    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(**options))
+    trainer = trainers.BpeTrainer(initial_alphabet=_BYTES, **options) if kind == 'bpe' else trainers.WordLevelTrainer(**options)
+    tokenizer.train_from_iterator(texts, trainer)
   return Tokenizer(kind, tokenizer.to_str())
 
 
@@ -114,9 +110,9 @@ def _unigram(texts, vocab_size):
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type='unigram', vocab_size=vocab_size,
-        hard_vocab_limit=False, pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, character_coverage=1.0,
-        normalization_rule_name='identity', max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
+      sentence_iterator=iter(texts), model_writer=model, model_type='unigram', vocab_size=vocab_size, hard_vocab_limit=False,
+      pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, character_coverage=1.0, normalization_rule_name='identity',
+      max_sentence_length=1 << 20, num_threads=1, minloglevel=2)  # fmt: skip
   except RuntimeError as error:
     raise UserError(f"A unigram tokenizer of {vocab_size} can't be trained on these texts: {error}") from None
   trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

@@ -35,29 +35,20 @@ class SearchOptions:
 
   def __post_init__(self):
     if self.method not in METHODS:
-      near = nearest(self.method, METHODS)
-      raise UserError(f'decoding: method={self.method!r} is not one of {METHODS}; did you mean {near!r}?')
+      raise UserError(f'decoding: method={self.method!r} is none of {METHODS}; did you mean {nearest(self.method, METHODS)!r}?')
+    least = {'max_length': 1, 'min_length': 0, 'beam_size': 1, 'n_best': 1, 'top_k': 0, 'pad_id': 0, 'bos_id': 0, 'eos_id': 0}
     for ok, what in (
-      (self.max_length >= 1, f'max_length={self.max_length} must be at least 1'),
-      (0 <= self.min_length <= self.max_length, f'min_length={self.min_length} is not in 0 to {self.max_length}'),
-      (self.beam_size >= 1, f'beam_size={self.beam_size} must be at least 1'),
-      (self.n_best >= 1, f'n_best={self.n_best} must be at least 1'),
-      (self.method == 'sample' or self.n_best <= rows(self),
+      *((getattr(self, key) >= low, f'{key}={getattr(self, key)} must be at least {low}') for key, low in least.items()),
+      (self.min_length <= self.max_length, f'min_length={self.min_length} is more than max_length={self.max_length}'),
+      (self.n_best <= rows(self),
        f'n_best={self.n_best} is more than what is kept: beam_size={self.beam_size} with method beam, 1 with greedy'),
       (self.temperature > 0, f'temperature={self.temperature} must be above 0; for 0 use greedy'),
-      (self.top_k >= 0, f'top_k={self.top_k} must be at least 0 (0 is all)'),
       (0 < self.top_p <= 1, f'top_p={self.top_p} must lie in (0, 1]'),
       (self.method == 'sample' or (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0),
        f'temperature, top_k and top_p need method sample, not {self.method}'),
-      (min(self.pad_id, self.bos_id, self.eos_id) >= 0, 'pad_id, bos_id and eos_id must be at least 0'),
       (self.pad_id != self.eos_id, f'pad_id and eos_id are both {self.pad_id}: they must differ')):
       if not ok:
         raise UserError(f'decoding: {what}')
-
-  @property
-  def forbidden(self) -> tuple[int, ...]:
-    """Tokens that are never generated."""
-    return tuple({self.pad_id, self.bos_id} - {self.eos_id})
 
 
 class SearchResult(NamedTuple):
@@ -186,11 +177,10 @@ def _start(cache, prompt, active, options, beams) -> State:
 def _extend_rows(logits, state, options, keys) -> tuple[State, None]:
   """One token more for each row on its own: the likeliest, or one drawn with `keys` [R]."""
   lengths = state.live.lengths.reshape(-1)  # [R]
+  values, ids = _candidates(logits, 1 if keys is None else options.top_k, lengths, options)
   if keys is None:
-    values, ids = _candidates(logits, 1, lengths, options)
     choice = jnp.zeros((len(logits), 1), jnp.int32)
   else:
-    values, ids = _candidates(logits, options.top_k, lengths, options)
     warm = values / options.temperature
     warm = nucleus(warm, options.top_p) if options.top_p < 1 else warm
     choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[:, None]
@@ -231,14 +221,15 @@ def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
 
 def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
   """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, if k is 0."""
-  spare = len(options.forbidden) + 1  # to fetch what may be forbidden is cheaper than to mask the vocabulary
+  forbidden = {options.pad_id, options.bos_id} - {options.eos_id}
+  spare = len(forbidden) + 1  # to fetch what may be forbidden is cheaper than to mask the vocabulary
   vocabulary = logits.shape[1]
   if k == 0 or k >= vocabulary:
     values, ids = logits, jnp.broadcast_to(jnp.arange(vocabulary), logits.shape)
   else:
     values, ids = top_k(logits, min(k + spare, vocabulary))
   bad = (ids == options.eos_id) & (lengths[:, None] + 1 < options.min_length)
-  for token in options.forbidden:
+  for token in forbidden:
     bad |= ids == token
   values = jnp.where(bad, -jnp.inf, values)
   if k == 0:

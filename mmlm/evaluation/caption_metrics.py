@@ -6,11 +6,11 @@ Axes: N examples, K sufficient statistics of one metric. A metric is two functio
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,8 @@ _PUNCTUATION = frozenset(['\'\'', '``', '--', '...', *'\'`".?!,:-;', *'，。、
 _SPELLING = str.maketrans({'“': '"', '”': '"', '’': "'", '‘': '`', '–': ' -- ', '—': ' -- ', '…': ' ... '})
 _BRACKETS = {'(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-'}
 _CJK = re.compile('([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])')
-_ABBREVIATIONS = (
-  r'mrs?|ms|messrs|drs?|prof|gen|col|lt|sgt|capt|rev|gov|sen|rep|hon|jr|sr|st|ave|blvd|rd|mt|ft|wm|etc|vs|al|inc|co'
-  r'|corp|ltd|bros|jan|feb|mar|apr|aug|sept?|oct|nov|dec|no(?=\.\s*\d)')
+_ABBREVIATIONS = (r'mrs?|ms|messrs|drs?|prof|gen|col|lt|sgt|capt|rev|gov|sen|rep|hon|jr|sr|st|ave|blvd|rd|mt|ft|wm|etc|vs|al'
+                  r'|inc|co|corp|ltd|bros|jan|feb|mar|apr|aug|sept?|oct|nov|dec|no(?=\.\s*\d)')
 _TOKEN = re.compile(rf'''
     https?://\S+ | \S+@\w[\w.-]*\w                                                # addresses
   | (?<!\w)(?:[^\W\d_]\.)+(?![^\W_])                                              # U.S.  p.m.  J.
@@ -152,22 +151,19 @@ def _word_f1(tokens, group) -> float:
   return max(2 * shared(reference) / max(1, len(tokens) + len(reference)) for reference in group)
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
   """`statistics(hypotheses, references)` -> [N, K]; `value` of their sums over examples [..., K] -> [...]."""
   definition: str
   statistics: Callable
   value: Callable = mean_value
 
 
+_BLEU = 'corpus BLEU-{}, closest reference length, PTB tokens, lower case (coco-caption)'
 METRICS = {
-  **{f'bleu_{n}': Metric(
-    f'corpus BLEU-{n}, closest reference length, PTB tokens, lower case (coco-caption)', bleu_statistics,
-    functools.partial(bleu_value, order=n)) for n in range(1, ORDER + 1)},
+  **{f'bleu_{n}': Metric(_BLEU.format(n), bleu_statistics, functools.partial(bleu_value, order=n)) for n in range(1, ORDER + 1)},
   'rouge_l': Metric(
     'mean ROUGE-L F, beta 1.2, best precision and best recall over references (coco-caption)', _mean_of(_rouge_l)),
-  'cider_d': Metric(
-    'mean CIDEr-D, n 1 to 4, sigma 6, x10, idf of the evaluated references (coco-caption)', cider_statistics),
+  'cider_d': Metric('mean CIDEr-D, n 1 to 4, sigma 6, x10, idf of the evaluated references (coco-caption)', cider_statistics),
   'meteor': Metric('METEOR 1.5, English parameters (coco-caption)', meteor_statistics, meteor_value),
   'exact_match': Metric('fraction whose tokens equal those of a reference', _mean_of(_exact)),
   'word_f1': Metric('mean over examples of the best F1 over references of bags of words', _mean_of(_word_f1))}

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 # Tan & Le 2019, Table 1 (B0), less the stem and the head. A stage is (repeats, kernel, stride, expansion, width): so
 # many blocks, of which the first has the stride.
 LITE0 = (
-  (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
-  (1, 3, 1, 6, 320))
+  (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 
 
 class Depthwise(nn.Module):

@@ -40,10 +40,8 @@ class Positions(nn.Module):
     if self.kind in ('rotary', 'none'):
       return x
     shape = (self.max_length, x.shape[-1])
-    if self.kind == 'learned':
-      table = self.param('positions', nn.initializers.normal(0.02), shape)
-    else:
-      table = jnp.asarray(sinusoidal_table(*shape))
+    learned = lambda: self.param('positions', nn.initializers.normal(0.02), shape)
+    table = learned() if self.kind == 'learned' else jnp.asarray(sinusoidal_table(*shape))
     rows = jnp.take(table, start + jnp.arange(x.shape[1]), axis=0, mode='clip')
     return x + rows.astype(x.dtype)
 
@@ -78,8 +76,7 @@ class PatchEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, images):
-    batch, height, width, channels = images.shape
-    p = self.patch
+    p, (batch, height, width, channels) = self.patch, images.shape
     rows, columns = height // p, width // p
     # A reshape and one matrix product: faster than a strided convolution on every backend.
     x = images[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, channels)

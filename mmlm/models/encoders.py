@@ -10,7 +10,7 @@ from mmlm.models.convnet import EfficientNetLite0
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
-from mmlm.models.transformer import Transformer
+from mmlm.models.transformer import WithDeepTransformer, WithTransformer
 
 
 def _whole_mask(mask, x):
@@ -19,23 +19,15 @@ def _whole_mask(mask, x):
   return jnp.broadcast_to(present[:, None], x.shape[:2])
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(WithDeepTransformer):
   """ViT (Dosovitskiy et al. 2021) without a class token: pictures [B, H, W, C] in float -> [B, S, D].
 
   `stem` convolutions of stride 2 before the patches (Xiao et al. 2021) see edges sooner; the patch is then cut from what they give.
   """
 
-  dim: int
   layers: int = 6
-  heads: int = 4
   patch: int = 16
   stem: tuple = ()  # channels of 3x3 convolutions of stride 2, e.g. (32, 64)
-  ffn_dim: int = 0
-  positions: str = 'learned'
-  scan: bool = False
-  remat: bool = False
-  dropout: float = 0.0
-  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, mask=None, train=False):
@@ -47,27 +39,20 @@ class VisionTransformer(nn.Module):
     x = Positions(self.positions, x.shape[1], name='positions')(x)
     x = Dropout(self.dropout)(x, train)
     mask = _whole_mask(mask, x)
-    block = dict(heads=self.heads, ffn_dim=self.ffn_dim, dropout=self.dropout, dtype=self.dtype)
-    x = Transformer(self.layers, block, self.scan, self.remat, name='transformer')(x, mask, train=train)
-    return Sequence(x, mask)
+    return Sequence(self.stack('transformer')(x, mask, train=train), mask)
 
 
-class EfficientNetGrid(nn.Module):
+class EfficientNetGrid(WithTransformer):
   """The grid of an EfficientNet-Lite0 with ImageNet weights, projected to [B, S, D]; `layers` blocks may follow.
 
   Frozen, the network is no part of this module: its input is the grid [B, S, C], computed before the train step and kept on disk
   when `cache` is set. Not frozen, its input is pictures [B, H, W, 3] and the network trains with the rest.
   """
 
-  dim: int
+  layers: int = 0
   frozen: bool = True
   cache: bool = True
-  layers: int = 0
-  heads: int = 4
   grid_dropout: float = 0.0  # of whole values of the grid, before the projection
-  positions: str = 'learned'
-  dropout: float = 0.0
-  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, mask=None, train=False):
@@ -81,41 +66,28 @@ class EfficientNetGrid(nn.Module):
     x = Dropout(self.dropout)(x, train)
     mask = _whole_mask(mask, x)
     if self.layers:
-      block = dict(heads=self.heads, dropout=self.dropout, dtype=self.dtype)
-      x = Transformer(self.layers, block, name='transformer')(x, mask, train=train)
+      x = self.stack('transformer')(x, mask, train=train)
     else:
       x = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
     return Sequence(x, mask)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(WithDeepTransformer, kw_only=True):
   """Tokens [B, S] with their mask -> [B, S, D]."""
 
-  dim: int
   vocab_size: int
   max_length: int
   layers: int = 4
-  heads: int = 4
-  ffn_dim: int = 0
   activation: str = 'gelu'
   pre_norm: bool = True
   positions: str = 'sinusoidal'
-  scan: bool = False
-  remat: bool = False
-  dropout: float = 0.0
-  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, mask, train=False):
     x = TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens')(x)
     x = Positions(self.positions, self.max_length, name='positions')(x)
     x = Dropout(self.dropout)(x, train)
-    block = dict(
-      heads=self.heads, ffn_dim=self.ffn_dim, activation=self.activation, pre_norm=self.pre_norm,
-      rotary=self.positions == 'rotary', dropout=self.dropout, dtype=self.dtype,
-    )  # fmt: skip
-    x = Transformer(self.layers, block, self.scan, self.remat, name='transformer')(x, mask, train=train)
-    return Sequence(x, mask)
+    return Sequence(self.stack('transformer', rotary=self.positions == 'rotary')(x, mask, train=train), mask)
 
 
 ENCODERS = {'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder}

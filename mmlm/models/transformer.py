@@ -3,6 +3,8 @@
 Axes: B batch, T time, S memory, D width.
 """
 
+import dataclasses
+
 import flax.linen as nn
 
 from mmlm.models.attention import MultiHeadAttention
@@ -20,8 +22,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    act = ACTIVATIONS[self.activation]
-    hidden = act(nn.Dense(self.width, dtype=self.dtype, name='up')(x))
+    hidden = ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name='up')(x))
     if self.gated:
       hidden = hidden * nn.Dense(self.width, dtype=self.dtype, name='gate')(x)
     hidden = Dropout(self.dropout)(hidden, train)
@@ -45,17 +46,10 @@ class TransformerBlock(nn.Module):
   @nn.compact
   def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
     attention = lambda name, rotary: MultiHeadAttention(self.heads, self.kv_heads, rotary, self.dtype, name=name)
-
-    def self_attention(y):
-      return attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step)
-
-    def cross_attention(y):
-      return attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step)
-
-    def feed_forward(y):
-      width = self.ffn_dim or 4 * x.shape[-1]
-      return FeedForward(width, self.activation, self.gated, self.dropout, self.dtype, name='ffn')(y, train)
-
+    self_attention = lambda y: attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step)
+    cross_attention = lambda y: attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step)
+    width = self.ffn_dim or 4 * x.shape[-1]
+    feed_forward = lambda y: FeedForward(width, self.activation, self.gated, self.dropout, self.dtype, name='ffn')(y, train)
     x = self._residual(x, self_attention, 'self_norm', train)
     if memory is not None:
       x = self._residual(x, cross_attention, 'cross_norm', train)
@@ -82,22 +76,43 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
     block_class = nn.remat(TransformerBlock, static_argnums=(6,)) if self.remat and step is None else TransformerBlock
+    inputs = (mask, memory, memory_mask, step, train)
     if self.scan:
-      x = self._scanned(block_class, x, (mask, memory, memory_mask, step), train)
+      run = nn.scan(
+        lambda block, carry, _: (block(carry, *inputs), None),
+        # Axis 1: the leaves of the caches keep their rows on axis 0, where the search reorders them.
+        variable_axes={'params': 0, 'cache': 1, 'memory': 1}, split_rngs={'params': True, 'dropout': True}, length=self.layers,
+      )  # fmt: skip
+      x, _ = run(block_class(**self.block, name='blocks'), x, None)
     else:
       for layer in range(self.layers):
-        x = block_class(**self.block, name=f'block_{layer}')(x, mask, memory, memory_mask, step, train)
+        x = block_class(**self.block, name=f'block_{layer}')(x, *inputs)
     if self.block.get('pre_norm', True):
       x = nn.LayerNorm(dtype=self.block.get('dtype', 'float32'), name='norm')(x)
     return x
 
-  def _scanned(self, block_class, x, inputs, train):
-    run = nn.scan(
-      lambda block, carry, _: (block(carry, *inputs, train), None),
-      # Axis 1: the leaves of the caches keep their rows on axis 0, where the search reorders them.
-      variable_axes={'params': 0, 'cache': 1, 'memory': 1},
-      split_rngs={'params': True, 'dropout': True},
-      length=self.layers,
-    )
-    return run(block_class(**self.block, name='blocks'), x, None)[0]
+
+class WithTransformer(nn.Module):
+  """The fields of every part with a Transformer; `stack` hands them on, with those that the part adds."""
+
+  dim: int
+  layers: int = 3
+  heads: int = 4
+  positions: str = 'learned'
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  def stack(self, name=None, **block) -> Transformer:
+    """The Transformer of the options of this part; `block`: fields of TransformerBlock that are not among them."""
+    names = lambda cls: [field.name for field in dataclasses.fields(cls) if field.name not in ('parent', 'name')]
+    own = lambda cls: {name: getattr(self, name) for name in names(cls) if hasattr(self, name)}
+    return Transformer(block=own(TransformerBlock) | block, **own(Transformer), name=name)
+
+
+class WithDeepTransformer(WithTransformer):
+  """With the fields of parts whose Transformer may be large."""
+
+  ffn_dim: int = 0  # 0 = four times the width
+  scan: bool = False
+  remat: bool = False
 

@@ -5,7 +5,6 @@ pixels in 0..255, which is the op normalize(0.498039, 0.501961).
 """
 
 import importlib
-import os
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +36,7 @@ def _names(layer: tuple[str, ...]) -> list[str]:
   """Names in the file of the kernel [out, in, h, w] and normalisation (4 x [out]) of the layer at a path."""
   *block, name = layer
   convolution, normalisation = (''.join(f'_blocks.{int(b[5:])}.' for b in block) + part for part in NAMES[name])
-  parts = ('weight', 'bias', 'running_mean', 'running_var')
-  return [f'{convolution}.weight', *(f'{normalisation}.{part}' for part in parts)]
+  return [f'{convolution}.weight', *(f'{normalisation}.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var'))]
 
 
 def _fold(kernel, scale, shift, mean, variance, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -48,7 +46,7 @@ def _fold(kernel, scale, shift, mean, variance, shape: tuple[int, ...]) -> dict[
   return {'kernel': kernel.astype(np.float32), 'bias': (shift - mean * factor).astype(np.float32)}
 
 
-def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> dict:
+def load_efficientnet_lite0(path=None) -> dict:
   """Parameters of `EfficientNetLite0()` (the tree under 'params', numpy float32), normalisation folded in.
 
   Args:
@@ -69,7 +67,6 @@ def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> dict:
     expected[_names(layer)[0]] = (outputs, inputs, height, width)
   found = {name: array.shape for name, array in state.items() if not name.endswith(('.num_batches_tracked', *UNUSED))}
   if bad := differences(found, expected):
-    raise UserError(f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ (in the file -> expected):'
-                    '\n  ' + '\n  '.join(bad))
-  folded = {layer: _fold(*(state[n] for n in _names(layer)), shape) for layer, shape in kernels.items()}
-  return traverse_util.unflatten_dict(folded)
+    raise UserError('\n  '.join([
+      f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ (in the file -> expected):', *bad]))
+  return traverse_util.unflatten_dict({layer: _fold(*map(state.get, _names(layer)), shape) for layer, shape in kernels.items()})

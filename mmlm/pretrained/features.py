@@ -26,10 +26,9 @@ class FrozenBackbone:
     module, load = BACKBONES[name]
     self.name = name
     self._params = parallel.replicate(load())
-    network = module()
 
     def apply(params, batch):
-      grid = network.apply({'params': params}, batch['image'])
+      grid = module().apply({'params': params}, batch['image'])
       return grid.reshape(grid.shape[0], -1, grid.shape[-1]).astype('float16')
 
     self._apply = parallel.rows(apply)
@@ -62,12 +61,11 @@ class FrozenBackbone:
         for start in progress(starts, f'{self.name} grids of {fingerprint}, batches of {batch_size} pictures'):
           rows = range(start, min(start + batch_size, len(source)))
           images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
-          grids = [np.asarray(self.grid(images[:, :, ::-1] if variant else images)) for variant in range(variants)]
-          grids = np.stack(grids, 1)  # [B, V, S, C]
+          grids = np.stack([self.grid(view) for view in (images, images[:, :, ::-1])[:variants]], 1)  # [B, V, S, C]
           grids[~present] = 0
           if not start:
-            header = {'descr': '<f2', 'fortran_order': False, 'shape': (len(source), *grids.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, header)
+            shape = (len(source), *grids.shape[1:])
+            np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
           file.write(grids[: len(rows)].tobytes())
     except OSError as error:
       error.filename = error.filename or path  # for main, which says that the disk is full

@@ -7,9 +7,8 @@ records only; arrays are cut from the storages afterwards.
 
 import collections
 import math
-import os
 import pickle
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,21 +17,10 @@ from mmlm.errors import UserError
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 DTYPES = {
-  'DoubleStorage': '<f8', 'FloatStorage': '<f4', 'HalfStorage': '<f2', 'LongStorage': '<i8',
-  'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1', 'ByteStorage': '<u1', 'BoolStorage': '?'}
-
-
-class _Storage(NamedTuple):
-  key: str
-  dtype: str
-  count: int
-
-
-class _Tensor(NamedTuple):
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]  # in elements, as the offset
+  'DoubleStorage': '<f8', 'FloatStorage': '<f4', 'HalfStorage': '<f2', 'LongStorage': '<i8', 'IntStorage': '<i4',
+  'ShortStorage': '<i2', 'CharStorage': '<i1', 'ByteStorage': '<u1', 'BoolStorage': '?'}  # fmt: skip
+_Storage = collections.namedtuple('_Storage', 'key dtype count')
+_Tensor = collections.namedtuple('_Tensor', 'storage offset shape strides')  # offset and strides in elements
 
 
 class _Unpickler(pickle.Unpickler):
@@ -40,11 +28,10 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     # Functions are made anew each time, so that no pickle can alter what the next one sees.
-    known = {
+    known = {f'torch.{storage}': dtype for storage, dtype in DTYPES.items()} | {
       'collections.OrderedDict': collections.OrderedDict,
       'torch._utils._rebuild_tensor_v2': lambda *args: _Tensor(*args[:4]),
       'torch._utils._rebuild_parameter': lambda tensor, *_: tensor}
-    known |= {f'torch.{storage}': dtype for storage, dtype in DTYPES.items()}
     if f'{module}.{name}' not in known:
       raise UserError(f'it asks for {module}.{name}, which weights do not need: do not trust this file')
     return known[f'{module}.{name}']
@@ -56,43 +43,39 @@ class _Unpickler(pickle.Unpickler):
     return _Storage(key, dtype, count)
 
 
-def _cut(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
-  """A copy: numpy refuses a view that leaves its buffer, and none of untrusted strides leaves this function."""
-  (key, dtype, _), offset, shape, strides = tensor
-  buffer, size = storages[key], np.dtype(dtype).itemsize
-  if math.prod(shape) * size > len(buffer):  # numbers repeated by strides of 0
-    raise ValueError(f'shape {shape} is more than its storage of {len(buffer)} bytes')
-  if 0 in shape:
-    return np.zeros(shape, dtype)
-  return np.ndarray(shape, dtype, buffer, offset * size, [stride * size for stride in strides]).copy()
-
-
-def _read_storage(file: BinaryIO, storage: _Storage) -> bytes:
+def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
   count = int.from_bytes(file.read(8), 'little', signed=True)
-  size = storage.count * np.dtype(storage.dtype).itemsize
-  raw = file.read(size) if 0 <= size <= os.fstat(file.fileno()).st_size else b''
-  if count != storage.count or len(raw) != size:
+  values = np.fromfile(file, storage.dtype, storage.count)
+  if not count == storage.count == len(values):
     raise ValueError(f'storage {storage.key} lacks some of its {storage.count} elements: cut or damaged')
-  return raw
+  return values
+
+
+def _cut(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+  """A copy: numpy refuses a view that leaves its buffer, and none of untrusted strides leaves this function."""
+  values, shape = storages[tensor.storage.key], tensor.shape
+  if math.prod(shape) > len(values):  # numbers repeated by strides of 0
+    raise ValueError(f'shape {shape} is more than its storage of {len(values)} elements')
+  offset, *strides = (values.itemsize * elements for elements in (tensor.offset, *tensor.strides))
+  return np.ndarray(shape, values.dtype, values, offset, strides).copy()
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
   if file.read(2) == b'PK':
     raise ValueError('it is of the newer zip format: save it with `_use_new_zipfile_serialization=False`')
   file.seek(0)
-  if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
-    raise ValueError('it does not start as a PyTorch file does')
-  if not _Unpickler(file).load()['little_endian']:
-    raise ValueError('its numbers are big-endian, which is not supported')
-  tensors = _Unpickler(file).load()
+  load = lambda: _Unpickler(file).load()
+  if load() != MAGIC or load() != PROTOCOL or not load()['little_endian']:
+    raise ValueError('it does not start as a PyTorch file of a little-endian machine does')
+  tensors = load()
   if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
     raise ValueError('it holds something else than a flat state dict of tensors')
   kinds = {t.storage.key: t.storage for t in tensors.values()}
-  storages = {key: _read_storage(file, kinds[key]) for key in _Unpickler(file).load()}
+  storages = {key: _read_storage(file, kinds[key]) for key in load()}
   return {name: _cut(t, storages) for name, t in tensors.items()}
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state_dict(path) -> dict[str, np.ndarray]:
   """Tensors by name, of a state dict saved by `torch.save` in the old format.
 
   Raises:

@@ -1,14 +1,15 @@
 """One self-contained page of a run; report.html.jinja is the page, here its content is gathered."""
 
 import base64
+import functools
 import io
-import json
 import math
 import pathlib
 import random
 import re
 
 import jinja2
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from mmlm.errors import UserError
@@ -25,14 +26,6 @@ def _number(value, plain=False) -> str:
   if not isinstance(value, float):
     return str(value)
   return f'{value:.3g}' if plain and abs(value) < 100 else f'{value:,.{3 if abs(value) < 100 else 1}f}'
-
-
-def _flatten(value, prefix='') -> dict:
-  """{'model': {'width': 8}} -> {'model.width': '8'}"""
-  if not isinstance(value, dict) or not value:
-    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
-  return {key: leaf for name, child in value.items()
-          for key, leaf in _flatten(child, f'{prefix}.{name}' if prefix else name).items()}  # fmt: skip
 
 
 def _scores(folder) -> list:
@@ -128,12 +121,13 @@ def write_report(run_folder, pictures=lambda identity: None) -> pathlib.Path:
   folder = pathlib.Path(run_folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such run folder; `train` makes one.')
-  config, environment = (read_json(path) if path.exists() else {}
-                         for path in (folder / 'config.json', folder / 'environment.json'))  # fmt: skip
+  paths = folder / 'config.json', folder / 'environment.json'
+  config, environment = (read_json(path) if path.exists() else {} for path in paths)
   scores, files = _scores(folder), _newest_predictions(folder)
   jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-  jinja.filters |= {'number': _number, 'flatten': _flatten, 'picture': lambda i: _picture(pictures(i))}
+  flatten = functools.partial(flatten_dict, sep='.')  # {'model': {'width': 8}} -> {'model.width': 8}
+  jinja.filters |= {'number': _number, 'flatten': flatten, 'picture': lambda i: _picture(pictures(i))}
   write_atomic(folder / 'report.html', jinja.get_template('report.html.jinja').render(
     title=config.get('name') or folder.resolve().name, config=config, environment=environment, scores=scores,
     metrics=dict.fromkeys(name for score in scores for name in score['scores']),

@@ -22,22 +22,17 @@ class TextGeneration:
 
   def texts_to_learn(self, source) -> list[str]:
     """The texts from which a tokenizer is trained."""
-    texts = []
-    for i in range(len(source)):
-      example = source[i]
-      texts += [*example['targets'], *filter(None, [example.get('text')])]
-    return texts
+    examples = (source[i] for i in range(len(source)))
+    return [text for example in examples for text in (*example['targets'], example.get('text')) if text]
 
   def table(self, source, tokenizer, with_targets: bool = True) -> Table:
     """One row a target (training, loss), or one row an example (decoding)."""
-    ids, records, targets, texts = [], [], [], []
-    for i in range(len(source)):
-      example = source[i]
-      for target in example['targets'] if with_targets else ('',):
-        ids.append(example['id'])
-        records.append(i)
-        targets.append(target)
-        texts.append(example.get('text', ''))
+    pairs = [
+      (example['id'], i, target, example.get('text', ''))
+      for i, example in enumerate(source[i] for i in range(len(source)))
+      for target in (example['targets'] if with_targets else ('',))
+    ]
+    ids, records, targets, texts = map(list, zip(*pairs))
     encoded = [[*row, EOS] for row in tokenizer.encode_batch(targets)]
     return Table(ids, np.array(records, int), encoded, tokenizer.encode_batch(texts))
 

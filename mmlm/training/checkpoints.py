@@ -27,20 +27,14 @@ class Checkpoints:
 
   def __init__(self, folder, monitor: str = 'loss', keep_latest: int = 2, keep_best: int = 1, writing: bool = True):
     self.folder, self.monitor = pathlib.Path(folder).absolute(), monitor
-    if not writing and not self.folder.is_dir():
-      raise UserError(f'{self.folder}: no checkpoint. Train first, or give the folder of another run.')
-    self._sign = 1 if higher_is_better(monitor) else -1
-    best = lambda metrics: self._sign * metrics[monitor]
-    policy = checkpoint_managers.AnyPreservationPolicy(
-      [checkpoint_managers.LatestN(keep_latest), checkpoint_managers.BestN(get_metric_fn=best, n=keep_best)]
-    )
-    self._options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy, best_fn=best, best_mode='max', create=writing, cleanup_tmp_directories=writing
-    )
-    self._open()
-
-  def _open(self):
-    self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+    self.sign = 1 if higher_is_better(monitor) else -1
+    best = lambda metrics: self.sign * metrics[monitor]
+    kept = [checkpoint_managers.LatestN(keep_latest), checkpoint_managers.BestN(get_metric_fn=best, n=keep_best)]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept), best_fn=best, best_mode='max',
+      create=writing, cleanup_tmp_directories=writing,
+    )  # fmt: skip
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -50,21 +44,17 @@ class Checkpoints:
 
     A step whose `metrics` lack the monitored one, or hold no finite value, is never the best.
     """
-    items = {'params': ocp.args.StandardSave(state.params), 'meta': ocp.args.JsonSave(meta)}
-    items['rest'] = ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng})
-    if state.ema != ():
-      items['ema'] = ocp.args.StandardSave(state.ema)
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     value = metrics.get(self.monitor, math.nan)
-    value = value if math.isfinite(value) else -self._sign * math.inf
+    value = value if math.isfinite(value) else -self.sign * math.inf
     with _disk_errors(self.folder):
-      self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics={self.monitor: value})
-
-  def wait(self):
-    with _disk_errors(self.folder):
-      self._manager.wait_until_finished()
+      args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+      self._manager.save(int(state.step), args=args, metrics={self.monitor: value})
 
   def close(self):
-    self.wait()
+    """Waits until the last step is written."""
+    with _disk_errors(self.folder):
+      self._manager.wait_until_finished()
     self._manager.close()
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
@@ -75,34 +65,23 @@ class Checkpoints:
     Raises:
       UserError: there are steps, and none can be read; nothing is moved then.
     """
-    damaged = {}
+    out, damaged = None, {}
     for step in reversed(self.steps()):
-      try:
-        items = {'params': abstract.params, 'rest': {'step': abstract.step, 'opt_state': abstract.opt_state, 'rng': abstract.rng}}
-        if abstract.ema != ():
-          items['ema'] = abstract.ema
-        out = self._restore(step, items)
-      except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
-        damaged[step] = _first_line(error)
-        continue
-      self._set_aside(damaged)
-      return TrainState(params=out['params'], ema=out.get('ema', ()), **out['rest']), out['meta']
-    if damaged:
+      out, reason = self._read(step, _items(abstract))
+      if out is not None:
+        break
+      damaged[step] = reason
+    if out is None and damaged:
       listed = '\n'.join(f'  {step}: {reason}' for step, reason in damaged.items())
       raise UserError(f'{self.folder}: no checkpoint can be read.\n{listed}\nTo begin again, give another --workdir.')
-    return None
-
-  def _set_aside(self, damaged: dict):
-    if not damaged:
-      return
-    self._manager.close()
     for step, reason in damaged.items():
       place = self.folder / f'damaged-{step}'
       while place.exists():
         place = place.with_name(f'{place.name}-again')
       (self.folder / str(step)).rename(place)
       print(f'Checkpoint {step} cannot be read ({reason}): moved to {place.name}; going on from the one before.')
-    self._open()
+    self._manager.reload()
+    return out and (TrainState(params=out['params'], ema=out.get('ema', ()), **out['rest']), out['meta'])
 
   def params(self, abstract_params, which: str | int = 'best', average: int = 1):
     """Parameters for evaluation (the moving average where the run keeps one) and their step.
@@ -120,31 +99,32 @@ class Checkpoints:
     if len(chosen) < average:
       raise UserError(f'evaluate.average={average}, but {self.folder} holds the steps {steps}: raise train.keep_latest.')
     name = 'ema' if (self.folder / str(step) / 'ema').is_dir() else 'params'
-    trees = [self._params(s, name, abstract_params) for s in chosen]
+    read, trees = lambda step: self._read(step, {name: abstract_params}), []
+    for s in chosen:
+      out, reason = read(s)
+      if out is None:
+        good = [s for s in steps if read(s)[0] is not None] or 'none'
+        raise UserError(f'{self.folder}/{s} cannot be read ({reason}). Steps that can: {good}; choose one with '
+                        '--config.evaluate.checkpoint=STEP.')  # fmt: skip
+      trees.append(out[name])
     return jax.tree.map(lambda *leaves: sum(leaf / len(trees) for leaf in leaves), *trees), int(step)
 
-  def _params(self, step, name, abstract):
-    try:
-      return self._restore(step, {name: abstract})[name]
-    except Exception as error:
-      good = [s for s in self.steps() if s != step and self._readable(s, name, abstract)]
-      raise UserError(
-        f'{self.folder}/{step} cannot be read ({_first_line(error)}). Steps that can: {good or "none"}; choose one with '
-        '--config.evaluate.checkpoint=STEP.'
-      ) from None
-
-  def _readable(self, step, name, abstract) -> bool:
-    try:
-      return bool(self._restore(step, {name: abstract}))
-    except Exception:
-      return False
-
-  def _restore(self, step, items: dict) -> dict:
+  def _read(self, step, items: dict) -> tuple:
+    """(the items of a step and its meta, '') or (None, why they cannot be read)."""
     # Onto the first local device, whatever devices wrote it.
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding)
     args = {name: ocp.args.StandardRestore(jax.tree.map(place, tree)) for name, tree in items.items()}
-    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)), ''
+    except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
+      return None, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _items(state: TrainState) -> dict:
+  """The trees of a step by the names that they have on disk."""
+  rest = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+  return {'params': state.params, 'rest': rest} | ({} if state.ema == () else {'ema': state.ema})
 
 
 @contextlib.contextmanager
@@ -159,7 +139,3 @@ def _disk_errors(folder):
       f'no space left on the disk of {folder}: the newest checkpoint was not written, older ones are whole. '
       'Free some space and start the same command again: it goes on from the last one.'
     ) from None
-
-
-def _first_line(error) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

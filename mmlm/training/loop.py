@@ -1,8 +1,9 @@
 """The training loop: fetches the metrics of step k while k + 1 runs, validates, saves, stops, resumes."""
 
+import contextlib
+import datetime
 import json
 import math
-import os
 import signal
 import time
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from tensorboardX import SummaryWriter
 
 from mmlm import runs
 from mmlm.errors import UserError
-from mmlm.training.checkpoints import Checkpoints, higher_is_better
+from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.step import StepOptions, TrainState, train_step
 
 
@@ -41,22 +42,21 @@ class Interrupted(Exception):
   """SIGINT or SIGTERM came; the state was saved."""
 
 
-class _StopSignals:
-  """Collects SIGINT and SIGTERM so that a step is finished and saved; a second one acts at once."""
+@contextlib.contextmanager
+def _stop_signals():
+  """A list that SIGINT and SIGTERM are put into, so that a step is finished and saved; a second one acts at once."""
+  received = []
 
-  def __enter__(self):
-    self.received = None
-    self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
+  def note(number, frame):
+    received.append(number)
+    for each in old:
+      signal.signal(each, signal.SIG_DFL)
 
-  def _note(self, number, frame):
-    if self.received is not None:
-      signal.signal(number, signal.SIG_DFL)
-      os.kill(os.getpid(), number)
-    self.received = number
-
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
+  old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield received
+  finally:
+    for number, handler in old.items():
       signal.signal(number, handler)
 
 
@@ -68,6 +68,7 @@ class Log:
     rows = [row for row in runs.read_jsonl(self.path) if row['step'] <= step] if self.path.exists() else []
     runs.write_jsonl(self.path, rows)
     self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
+    self.close = self._events.close
 
   def write(self, kind: str, step: int, values: dict):
     with open(self.path, 'a', encoding='utf-8') as file:
@@ -76,57 +77,38 @@ class Log:
       self._events.add_scalar(f'{kind}/{name}', value, step)
     self._events.flush()  # a killed process loses no line of either
 
-  def close(self):
-    self._events.close()
-
 
 class Progress:
   """Means since the last line, examples a second, and the time left.
 
-  `since_last`: the sums and the number of steps of a line that a checkpoint interrupted.
+  `sums`: of the loss, the weight, the gradient norm and the steps since the last line; a checkpoint keeps them.
   """
 
-  def __init__(self, start: int, total: int, since_last: list | None = None):
-    self.start, self.total, self.began = start, total, time.monotonic()
+  def __init__(self, start: int, total: int, sums: list | None = None):
+    self.total, self.began = total, (time.monotonic(), start)
     self.warm = None  # (time, step) after compilation, for the time left
     self._reset()
-    if since_last:
-      *sums, self.steps = since_last
-      self.sums += sums
+    self.sums += sums or 0
 
   def _reset(self):
-    self.sums, self.steps, self.examples, self.since = np.zeros(3), 0, 0, time.monotonic()
-
-  def since_last(self) -> list:
-    return [*self.sums.tolist(), self.steps]
+    self.sums, self.examples, self.since = np.zeros(4), 0, time.monotonic()
 
   def add(self, metrics: dict, examples: int):
     weight = float(metrics['weight'])
-    self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']))
+    self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']), 1)
     self.examples += examples
-    self.steps += 1
 
   def line(self, step: int) -> dict:
-    now = time.monotonic()
-    values = {'loss': self.sums[0] / max(self.sums[1], 1e-8), 'gradient_norm': self.sums[2] / self.steps}
-    values['seconds'] = now - self.since
+    now, (loss, weight, norm, steps) = time.monotonic(), self.sums
+    values = {'loss': loss / max(weight, 1e-8), 'gradient_norm': norm / steps, 'seconds': now - self.since}
     values['examples_per_second'] = self.examples / values['seconds']
-    since, first = self.warm or (self.began, self.start)
-    left = (now - since) / max(step - first, 1) * (self.total - step)
+    since, first = self.warm or self.began
+    left = datetime.timedelta(seconds=int((now - since) / max(step - first, 1) * (self.total - step)))
     self.warm = self.warm or (now, step)
-    print(
-      f'step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values["loss"]:.4f}  '
-      f'{values["examples_per_second"]:.0f} examples/s  left {clock(left)}',
-      flush=True,
-    )
+    print(f'step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values["loss"]:.4f}  '
+          f'{values["examples_per_second"]:.0f} examples/s  left {left}', flush=True)  # fmt: skip
     self._reset()
     return values
-
-
-def clock(seconds: float) -> str:
-  minutes, seconds = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, folder) -> None:
@@ -136,29 +118,22 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
     UserError: a loss or gradient that is not finite (the ids of the batch are named), a full disk.
     Interrupted: after a signal, once the state is saved.
   """
-  restored = checkpoints.restore(jax.eval_shape(lambda: state))
-  state, meta = restored or (state, {'best': None, 'stale': 0})
-  start = int(state.step)
-  if start:
-    print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
-  if start >= parts.schedule.total or _out_of_patience(parts.schedule, meta):
-    print('The run is complete.')
-    checkpoints.close()
-    return
-  log = Log(folder, start)
-  loop = _Loop(parts, parallel, checkpoints, log, meta)
-  try:
-    with _StopSignals() as stop:
+  with contextlib.closing(checkpoints):
+    state, meta = checkpoints.restore(jax.eval_shape(lambda: state)) or (state, {'best': None, 'stale': 0})
+    start = int(state.step)
+    if start:
+      print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
+    if start >= parts.schedule.total or _out_of_patience(parts.schedule, meta):
+      print('The run is complete.')
+      return
+    with contextlib.closing(Log(folder, start)) as log, _stop_signals() as stopped:
       try:
-        loop.run(state, start, stop)
+        _Loop(parts, parallel, checkpoints, log, meta).run(state, start, stopped)
       except RuntimeError:
-        if stop.received is None:
+        if not stopped:
           raise
         # Ctrl-C also reached a loader process that was only starting.
         raise Interrupted('Interrupted. The same command goes on from the last checkpoint.') from None
-  finally:
-    log.close()
-    checkpoints.close()
 
 
 def _out_of_patience(schedule: Schedule, meta: dict) -> bool:
@@ -170,7 +145,7 @@ class _Loop:
     self.parts, self.parallel, self.checkpoints, self.log, self.meta = parts, parallel, checkpoints, log, dict(meta)
     self.waiting = None  # (step, metrics) that are still computed
 
-  def run(self, state, start, stop):
+  def run(self, state, start, stopped):
     schedule = self.parts.schedule
     compiled = self.parallel.step(lambda state, batch: train_step(state, batch, self.parts.options))
     state = self.parallel.replicate(state)
@@ -183,15 +158,18 @@ class _Loop:
         last = step == schedule.total
         if step % schedule.log_every == 0 or last:
           self._settle()
-          values = self.progress.line(step)
-          self.log.write('train', step, values | {'learning_rate': float(self.parts.learning_rate(step - 1))})
+          rate = float(self.parts.learning_rate(step - 1))
+          self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate})
         if step % schedule.eval_every == 0 or last:
           self._validate(step, state)
           if _out_of_patience(schedule, self.meta):
             print(f'No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
             return
-        if stop.received is not None:
-          self._interrupt(step, state)
+        if stopped:
+          self._settle()
+          if step not in self.checkpoints.steps():
+            self._save(self.parallel.unreplicate(state), {})
+          raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.')
 
   def _settle(self):
     """Waits for the metrics of the step before, and checks them."""
@@ -216,19 +194,12 @@ class _Loop:
     seconds = time.monotonic() - began
     self.log.write('valid', step, values | {'seconds': seconds})
     self.progress.since += seconds  # examples a second are those of training
-    monitor, since_last = self.checkpoints.monitor, self.progress.since_last()
+    monitor, best = self.checkpoints.monitor, self.meta['best']
     if monitor not in values:
       raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
-    sign = 1 if higher_is_better(monitor) else -1
-    best = self.meta['best']
-    if math.isfinite(values[monitor]) and (best is None or sign * (values[monitor] - best) > 0):
-      self.meta |= {'best': values[monitor], 'stale': 0}
-    else:
-      self.meta['stale'] += 1
-    self.checkpoints.save(host, self.meta | {'since_last': since_last}, values)
+    better = math.isfinite(values[monitor]) and (best is None or self.checkpoints.sign * (values[monitor] - best) > 0)
+    self.meta |= {'best': values[monitor], 'stale': 0} if better else {'stale': self.meta['stale'] + 1}
+    self._save(host, values)
 
-  def _interrupt(self, step, state):
-    self._settle()
-    if step not in self.checkpoints.steps():
-      self.checkpoints.save(self.parallel.unreplicate(state), self.meta | {'since_last': self.progress.since_last()}, {})
-    raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.')
+  def _save(self, state, values):
+    self.checkpoints.save(state, self.meta | {'since_last': self.progress.sums.tolist()}, values)

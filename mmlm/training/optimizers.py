@@ -8,20 +8,12 @@ from mmlm.config import to_steps
 from mmlm.errors import UserError
 from mmlm.trees import by_rules, nearest
 
-
-def _adamw(c):
-  return optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon)
-
-
-def _adafactor(c):
-  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(c.beta1, debias=False))
-
-
-def _lion(c):
-  return optax.scale_by_lion(b1=c.beta1, b2=c.beta2)
-
-
-OPTIMIZERS = {'adamw': _adamw, 'adafactor': _adafactor, 'lion': _lion}
+OPTIMIZERS = {
+  'adamw': lambda c: optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
+  'adafactor': lambda c: optax.chain(
+    optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(c.beta1, debias=False)),
+  'lion': lambda c: optax.scale_by_lion(b1=c.beta1, b2=c.beta2),
+}  # fmt: skip
 
 SCHEDULES = {
   'constant': lambda rate, warmup, total, end: optax.constant_schedule(rate),
@@ -41,12 +33,9 @@ def _named(table, name, key):
 def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: int):
   """Learning rate of a step: linear warm-up, then the named schedule."""
   warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch)
-  after = _named(SCHEDULES, config.schedule, 'optimizer.schedule')(
-    config.learning_rate, warmup, total_steps, config.final_fraction
-  )
-  if not warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+  named, rate = _named(SCHEDULES, config.schedule, 'optimizer.schedule'), config.learning_rate
+  after = named(rate, warmup, total_steps, config.final_fraction)
+  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
 
 def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
@@ -57,24 +46,18 @@ def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
   rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
   decays = by_rules(params, config.decay_rules, 'optimizer.decay_rules')
 
-  def clip(updates, state, params):
+  def clip(updates, params):
     updates = jax.tree.map(lambda u, r: u if r else jnp.zeros_like(u), updates, rates)
-    return optax.clip_by_global_norm(config.clip_norm).update(updates, state)
+    return optax.clip_by_global_norm(config.clip_norm).update(updates, optax.EmptyState())[0]
 
-  def add_decay(updates, state, params):
-    decayed = jax.tree.map(lambda u, p, d: u + config.weight_decay * d * p if d else u, updates, params, decays)
-    return decayed, state
-
-  def scale_rates(updates, state, params):
-    return jax.tree.map(lambda u, r: u * r if r != 1 else u, updates, rates), state
-
-  stateless = lambda update: optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  decay = lambda u, p, d: u + config.weight_decay * d * p if d else u
+  scale = lambda u, r: u * r if r != 1 else u
   core = _named(OPTIMIZERS, config.name, 'optimizer.name')(config)
   labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
   return optax.chain(
-    stateless(clip) if config.clip_norm else optax.identity(),
+    optax.stateless(clip) if config.clip_norm else optax.identity(),
     optax.multi_transform({'train': core, 'freeze': optax.set_to_zero()}, labels),
-    stateless(add_decay),
-    stateless(scale_rates),
+    optax.stateless(lambda updates, params: jax.tree.map(decay, updates, params, decays)),
+    optax.stateless(lambda updates, params: jax.tree.map(scale, updates, rates)),
     optax.scale_by_learning_rate(schedule),
   )

@@ -29,13 +29,9 @@ class StepOptions(NamedTuple):
 
 
 def initial_state(params, options: StepOptions, seed: int) -> TrainState:
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=options.optimizer.init(params),
-    ema=jax.tree.map(jnp.copy, params) if options.ema_decay else (),
-    rng=jax.random.key_data(jax.random.key(seed, impl='threefry2x32')),
-  )
+  ema = jax.tree.map(jnp.copy, params) if options.ema_decay else ()
+  rng = jax.random.key_data(jax.random.key(seed, impl='threefry2x32'))
+  return TrainState(jnp.zeros((), jnp.int32), params, options.optimizer.init(params), ema, rng)
 
 
 def gradient(params, batch, rng, options: StepOptions):

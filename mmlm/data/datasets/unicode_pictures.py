@@ -42,10 +42,10 @@ from mmlm.data.datasets import progress
 SIDE, SIZE, BASELINE = 32, 22, 24
 MIN_FACES = 8
 F = tfds.features
-FACES = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-BoldOblique', 'DejaVuSans-Oblique',
-         'DejaVuSansMono', 'DejaVuSansMono-Bold', 'DejaVuSansMono-BoldOblique', 'DejaVuSansMono-Oblique',
-         'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-BoldItalic', 'DejaVuSerif-Italic',
-         'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralBolIta', 'STIXGeneralItalic')
+FACES = (
+  'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-BoldOblique', 'DejaVuSans-Oblique', 'DejaVuSansMono', 'DejaVuSansMono-Bold',
+  'DejaVuSansMono-BoldOblique', 'DejaVuSansMono-Oblique', 'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-BoldItalic',
+  'DejaVuSerif-Italic', 'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralBolIta', 'STIXGeneralItalic')  # fmt: skip
 VALID_FACE = 'DejaVuSans-BoldOblique'
 TEST_FACES = ('DejaVuSerif-Italic', 'DejaVuSansMono-Oblique')
 # Faces, and how many characters: the first so many letters; None: every character.
@@ -118,18 +118,14 @@ def _codes() -> list:
 
 
 def _render(face, codes):
-  """Yields (code, grey bytes) of the codes that the face has and that leave ink."""
-  fonts = {size: ImageFont.truetype(_file(face), size, layout_engine=ImageFont.Layout.BASIC)
-           for size in range(SIZE, SIZE // 2, -1)}
-  for code in codes:
-    if code not in _map(face):
-      continue
-    for font in fonts.values():
+  """Yields (code, grey bytes), in order, of the codes that the face has and that leave ink."""
+  fonts = [ImageFont.truetype(_file(face), size, layout_engine=ImageFont.Layout.BASIC) for size in range(SIZE, SIZE // 2, -1)]
+  for code in sorted(_map(face).intersection(codes)):
+    for font in fonts:
       left, top, right, bottom = font.getbbox(chr(code), anchor='ls')
       if right - left <= SIDE and top + BASELINE >= 0 and bottom + BASELINE <= SIDE:
         break
     picture = Image.new('L', (SIDE, SIDE))
-    place = (SIDE - right + left) // 2 - left, BASELINE
-    ImageDraw.Draw(picture).text(place, chr(code), 255, font, anchor='ls')
+    ImageDraw.Draw(picture).text(((SIDE - right + left) // 2 - left, BASELINE), chr(code), 255, font, anchor='ls')
     if picture.getbbox():
       yield code, picture.tobytes()
