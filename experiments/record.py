@@ -14,8 +14,8 @@ import sys
 
 from experiments.tables import add_rows, write_tables
 from mmlm.errors import UserError
-from mmlm.evaluation.caption_metrics import METRICS
 from mmlm.evaluation.significance import mean_and_spread
+from mmlm.evaluation.text_metrics import METRICS
 from mmlm.runs import read_json, read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

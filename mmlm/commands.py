@@ -10,8 +10,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import batching
@@ -19,9 +17,10 @@ from mmlm.data import prepare as data
 from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
-from mmlm.evaluation.caption_metrics import METRICS
-from mmlm.evaluation.evaluator import score, shuffle_inputs
+from mmlm.evaluation.evaluator import score
+from mmlm.evaluation.text_metrics import METRICS, check_reference_words
 from mmlm.experiment import Experiment
+from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.parallel import describe_devices
 from mmlm.reports.html import write_report
 from mmlm.training import loop
@@ -104,13 +103,13 @@ def _training_parts(experiment: Experiment, split: str):
   config, batch_size = experiment.config, experiment.config.train.batch_size
   validate = _validation(experiment)
   table = experiment.table(split, with_targets=True)
-  plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed)
+  plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
   loader = experiment.loader(split, table, batch_size, train=True)
-  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', batch_size, plan.steps_per_epoch)
+  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
   total = steps('duration')
   with stream(plan, loader, 0, 1) as first:
     params = experiment.initial_params(next(first))
-  rate = make_schedule(config.optimizer, total, batch_size, plan.steps_per_epoch)
+  rate = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
   model, task, smoothing = experiment.model, experiment.task, config.train.label_smoothing
 
   def loss(params, batch, rng):
@@ -141,26 +140,12 @@ def _validation(experiment: Experiment):
     for prefix, split in names.items():
       found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
       if metric in METRICS:
-        rows = _decode(experiment, evaluator, params, split, limit)
-        found |= {name: s['value'] for name, s in score(rows, (metric,), 1).items()}
+        rows = decode(experiment, evaluator, params, split, limit)
+        found |= {name: s['value'] for name, s in score(rows, (metric,), 1, config.data.languages.target).items()}
       values |= {prefix + name: value for name, value in found.items()}
     return values
 
   return validate
-
-
-def _decode(experiment, evaluator, params, split, limit=0, shuffled=False, progress=''):
-  """Predictions of a split with their references."""
-  config, source = experiment.config, experiment.source(split)
-  table = experiment.table(split, False, limit)
-  given = shuffle_inputs(table, config.seed) if shuffled else table
-  loader = experiment.loader(split, given, config.evaluate.batch_size)
-  rows = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
-  for row, record in zip(rows, table.records):
-    example = source[int(record)]
-    row['references'] = list(example['targets'])
-    row['input'] = {m: example['text'] if m == 'text' else example['id'] for m in experiment.modalities}
-  return rows
 
 
 def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) -> list[dict]:
@@ -172,13 +157,16 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   evaluator, decoding = experiment.evaluator(**changes), config.decoding.to_dict() | changes
   method = '' if decoding['method'] == config.decoding.method else f'-{decoding["method"]}'
   splits = splits or experiment.splits('test')
-  params, step = _params(experiment, experiment.loader(splits[0], experiment.table(splits[0], False), config.evaluate.batch_size))
+  params, step = params_of(experiment, experiment.loader(splits[0], experiment.table(splits[0], False), config.evaluate.batch_size))
   written = []
   for split, shuffled in itertools.product(splits, (False, True) if config.evaluate.shuffled else (False,)):
     began = time.monotonic()
-    tag = f'{_file_name(split)}-{step}{method}' + ('-shuffled' if shuffled else '')
-    rows = _decode(experiment, evaluator, params, split, shuffled=shuffled, progress=tag)
-    scores = score(rows, config.evaluate.metrics or experiment.task.metrics, config.evaluate.bootstrap_samples)
+    tag = f'{file_name(split)}-{step}{method}' + ('-shuffled' if shuffled else '')
+    condition = Condition(shuffled='inputs' if shuffled else '')
+    rows = decode(experiment, evaluator, params, split, condition=condition, progress=tag)
+    metrics = config.evaluate.metrics or experiment.task.metrics
+    scores = score(rows, metrics, config.evaluate.bootstrap_samples, config.data.languages.target)
+    check_reference_words(rows, split, config)
     result = {
       'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
       'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
@@ -193,30 +181,11 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   return written
 
 
-def _file_name(split: str) -> str:
-  return pathlib.Path(split).stem if split.endswith('.jsonl') else split.replace('/', '_')
-
-
-def _params(experiment: Experiment, loader):
-  """Replicated parameters of the chosen checkpoint, and its step; the first example of `loader` gives the shapes."""
-  with stream([batching.Batch(np.arange(1), experiment.buckets[-1])], loader, 0, 1) as batches:
-    abstract = experiment.abstract_params(next(batches))
-  options, checkpoints = experiment.config.evaluate, experiment.checkpoints()
-  params, step = checkpoints.params(abstract, options.checkpoint, options.average)
-  checkpoints.close()
-  return experiment.parallel.replicate(params), step
-
-
 def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]:
   """Captions for a picture, a folder of pictures, or a manifest; prints them, and writes JSON lines to --output."""
   experiment = Experiment.of_run(workdir, settings)
   source = inputs_of(input, experiment.modalities)
-  table = experiment.fitting(experiment.task.table(source, experiment.tokenizer, with_targets=False), input)
-  devices = experiment.parallel.devices
-  size = min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices)
-  loader = experiment.loader_of(source, table, size)
-  params, _ = _params(experiment, loader)
-  rows = experiment.evaluator().predict(params, loader, experiment.buckets)
+  rows = Predictor(experiment)(source, f'--input {input}')
   for row in rows:
     print(f'{row["id"]}\t{row["hypothesis"]}')
     for text, value in row.get('n_best', [])[1:]:
@@ -277,7 +246,7 @@ def quick_start(workdir: str, settings: dict):
   results = evaluate(workdir, (), {})
   print('\nFrom the held-out faces (true name / caption):')
   first = next(r for r in results if not r['shuffled'])
-  rows = runs.read_jsonl(pathlib.Path(workdir) / 'predictions' / f'{_file_name(first["split"])}-{first["step"]}.jsonl')
+  rows = runs.read_jsonl(pathlib.Path(workdir) / 'predictions' / f'{file_name(first["split"])}-{first["step"]}.jsonl')
   for row in rows[:: max(1, len(rows) // 8)][:8]:
     print(f'  {row["references"][0]:<48} {row["hypothesis"]}')
   print()

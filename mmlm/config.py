@@ -43,7 +43,8 @@ def default_config() -> ConfigDict:
     # fields: {our field: the set's feature}; empty = the builder's own
     # splits: names of the set's splits; for manifests, paths of JSON lines
     # max_length: tokens of a target (end token included) or text; longer examples leave training, counted
-    # buckets: lengths of padded targets; () = one bucket of max_length
+    # buckets: lengths of padded texts and targets; () = one bucket of max_length
+    # languages: codes such as 'en': Moses' rules before the tokenizer and after it; '' = texts as they are
     # workers: loader processes; 0 = threads in this one
     # skip_broken: leave out pictures that cannot be read, and count them
     # max_valid_examples: validate on so many examples during training; 0 = all
@@ -51,14 +52,15 @@ def default_config() -> ConfigDict:
       'name': 'unicode_pictures', 'dir': 'data', 'source': '', 'fields': {},
       'splits': {'train': 'train', 'valid': 'valid', 'test': ('test',)},
       'train_ops': ('decode', 'resize(224)', 'flip', 'normalize'), 'eval_ops': ('decode', 'resize(224)', 'normalize'),
-      'max_length': 40, 'buckets': (), 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
+      'max_length': 40, 'buckets': (), 'languages': {'text': '', 'target': ''}, 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
     },
     'tokenizer': {'kind': 'bpe', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
     # dim: width of every sequence that leaves an encoder
     # dtype: of the computation; parameters and optimizer state are float32
+    # shared_embeddings: one table for the text encoder, the decoder's inputs and, when tied, its output
     # encoders: {modality: {'name': ..., the fields of that encoder}}; fusion and head have a name and fields too
     'model': {
-      'dim': 256, 'dropout': 0.1, 'dtype': 'float32',
+      'dim': 256, 'dropout': 0.1, 'dtype': 'float32', 'shared_embeddings': False,
       'encoders': {}, 'fusion': {'name': 'concatenation'}, 'head': {'name': 'transformer_decoder'},
     },
     # name: adamw, adafactor, lion            schedule: cosine, linear, inverse_sqrt, constant
@@ -71,21 +73,23 @@ def default_config() -> ConfigDict:
       'decay_rules': (('.*/(bias|scale|positions)', 0.0), ('.*', 1.0)), 'rate_rules': (('.*', 1.0),),
     },
     # batch_size: over all devices, accumulation included; accumulate: micro-batches in one step
+    # batch_tokens: padded tokens of a batch, whose rows are then a multiple of batch_size; 0 = batch_size rows
     # ema_decay: 0 = no moving average of the parameters
     # eval_every: validation and checkpoint; keep_latest, keep_best: checkpoints
     # patience: stop after so many validations without a better score; 0 = never
     # monitor: the validation score that names the best checkpoint; for a text metric the split is decoded greedily
     # init_from: a run folder whose parameters start this one
     'train': {
-      'duration': '10 epochs', 'batch_size': 64, 'accumulate': 1, 'label_smoothing': 0.1, 'ema_decay': 0.0,
+      'duration': '10 epochs', 'batch_size': 64, 'batch_tokens': 0, 'accumulate': 1, 'label_smoothing': 0.1, 'ema_decay': 0.0,
       'log_every': '20 steps', 'eval_every': '1 epochs', 'patience': 0, 'keep_latest': 2, 'keep_best': 1,
       'monitor': 'loss', 'init_from': '',
     },
     # checkpoint: best, latest, or a step; average: mean of the parameters of the last n checkpoints
     # metrics: () = the task's own
+    # reference_words: {split: words of all its references}; what Moses' rules must give, or the evaluation fails
     # shuffled: print the score with the inputs given to the wrong examples beside
     'evaluate': {
-      'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'shuffled': True, 'bootstrap_samples': 1000,
+      'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000,
     },
     # The fields of SearchOptions with its defaults (beam search); max_length: 0 = data.max_length
     'decoding': {f.name: f.default for f in dataclasses.fields(SearchOptions) if not f.name.endswith('_id')} | {'max_length': 0},
@@ -94,16 +98,20 @@ def default_config() -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-  """The same experiment in seconds on a CPU: generated pictures, a few steps, small parts."""
-  config.data.name = 'unicode_pictures/tiny'
+  """The same experiment in seconds on a CPU: a generated set, a few steps, small parts."""
+  reads_text = 'text' in config.model.encoders
+  config.data.name = 'numerals/tiny' if reads_text else 'unicode_pictures/tiny'
   config.data.fields = {}
-  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_faces',)}
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test' if reads_text else 'test_faces',)}
+  config.evaluate.reference_words = {}
   config.data.max_valid_examples = 16
   config.model.dim = 32
   for part in (*config.model.encoders.values(), config.model.head):
     part.unlock()['layers'] = 1
   config.train.duration, config.train.log_every, config.train.eval_every = '6 steps', '2 steps', '3 steps'
   config.train.batch_size = config.evaluate.batch_size = 16
+  config.train.batch_tokens = config.train.batch_tokens and 400
+  config.train.keep_latest = config.evaluate.average = 1
   config.evaluate.bootstrap_samples = 20
   config.decoding.max_length = 12
   return config
@@ -183,7 +191,7 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
 
 
 # The options of a part are the fields of the class that its name stands for, but those that the model itself hands to its parts.
-INHERITED = ('parent', 'name', 'dim', 'dropout', 'dtype', 'vocab_size', 'max_length')
+INHERITED = ('parent', 'name', 'dim', 'dropout', 'dtype', 'vocab_size', 'max_length', 'embeddings')
 
 
 def _filled(key: str, value, default, dropping: bool):
@@ -192,7 +200,7 @@ def _filled(key: str, value, default, dropping: bool):
     return _checked(key, value, default)
   if not isinstance(value, dict):
     raise UserError(f'{key}={value!r}: expected a group with keys, such as {default}.')
-  if key in ('data.fields', 'data.splits'):  # their keys are the user's
+  if key in ('data.fields', 'data.splits', 'evaluate.reference_words'):  # their keys are the user's
     return value
   table = ENCODERS if key.startswith('model.encoders.') else {'model.fusion': FUSIONS, 'model.head': HEADS}.get(key)
   if key == 'model.encoders':

@@ -12,12 +12,14 @@ from mmlm import runs
 from mmlm.data import prepare
 from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
 from mmlm.data.ops import parse_ops
+from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer
+from mmlm.data.text import Texts, words
+from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer, usual_casing
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
-from mmlm.evaluation.caption_metrics import METRICS
 from mmlm.evaluation.evaluator import Evaluator
+from mmlm.evaluation.text_metrics import METRICS
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import Parallel
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
@@ -61,6 +63,8 @@ class Experiment:
   def source(self, split: str):
     """The raw examples of a split, named as in the data set; broken pictures are an error or left out."""
     data = self.config.data
+    if data.name == 'parallel':
+      return ParallelTexts(split, data.fields.to_dict())
     if data.name == 'manifest':
       source = ManifestSource(split, require=(*self.modalities, 'targets'))
       return check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
@@ -71,9 +75,12 @@ class Experiment:
     names = self.config.data.splits[part]
     return (names,) if isinstance(names, str) else tuple(names)
 
-  def table(self, split: str, with_targets: bool, limit: int = 0) -> Table:
-    """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut."""
-    table = self.fitting(self.task.table(self.source(split), self.tokenizer, with_targets), split)
+  def table(self, split: str, with_targets: bool, limit: int = 0, source=None) -> Table:
+    """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut.
+
+    `source`: the same examples with other texts.
+    """
+    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), split)
     if limit and limit < len(table.ids):
       table = table.select(np.sort(np.random.default_rng(0).choice(len(table.ids), limit, replace=False)))
     return table
@@ -127,8 +134,18 @@ class Experiment:
     path = self.folder / 'tokenizer.json'
     if not path.exists():
       (split,) = self.splits('train')
-      train_tokenizer(self.task.texts_to_learn(self.source(split)), **self.config.tokenizer.to_dict()).save(path)
+      options, languages = self.config.tokenizer, self.config.data.languages
+      texts = self.task.texts_to_learn(self.source(split))
+      learned = {side: [words(text, languages[side]) for text in texts[side]] for side in texts}
+      casing = usual_casing(learned['target']) if options.lowercase and languages.target else {}
+      train_tokenizer([*learned['text'], *learned['target']], **options.to_dict(), casing=casing).save(path)
     return Tokenizer.load(path)
+
+  @functools.cached_property
+  def sides(self) -> tuple[Texts, Texts]:
+    """The tokenizer as the text of an example and its targets see it."""
+    languages = self.config.data.languages
+    return Texts(self.tokenizer, languages.text), Texts(self.tokenizer, languages.target)
 
   # Model
 
@@ -167,5 +184,5 @@ class Experiment:
 
   def evaluator(self, **changes) -> Evaluator:
     """`changes` override the config's decoding."""
-    return Evaluator(self.model, self.task, self.parallel, self.tokenizer, self.search_options(**changes), self.config.seed)
+    return Evaluator(self.model, self.task, self.parallel, self.sides[1], self.search_options(**changes), self.config.seed)
 

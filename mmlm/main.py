@@ -5,6 +5,9 @@
   ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
   ./launch.sh predict DIR --input PATH         caption a picture, a folder of pictures, or a manifest
   ./launch.sh prepare NAME --source DIR        build a data set once from its original files
+  ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
+  ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
+  ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR                       write DIR/report.html
   ./launch.sh test                             run the test suite
 
@@ -30,9 +33,10 @@ COMPILATION_CACHE = {
 
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
 SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them')
-# command: (positional argument, flags as (definer, name, default, help))
+NUMBER = flags.DEFINE_integer
+# command: (positional arguments with spaces between, flags as (definer, name, default, help))
 COMMANDS = {
-  'quick_start': (None, [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
+  'quick_start': ('', [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
   'train': ('config_path', [
     (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
     SKIP_BROKEN,
@@ -50,6 +54,13 @@ COMMANDS = {
     (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
     SKIP_BROKEN,
   ]),
+  'translate': ('workdir', [
+    (TEXT, 'image', '', 'a picture that goes with every line, for a model that reads pictures'),
+    (NUMBER, 'n_best', 1, 'translations of each line'),
+    (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
+  ]),
+  'compare': ('first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
+  'ablate': ('workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
   'report': ('workdir', []),
 }  # fmt: skip
 
@@ -67,7 +78,7 @@ def parse(argv: list[str]) -> tuple[str, dict]:
   for define, name, default, text in definitions:
     define(name, default, text, flag_values=values, required=default is None)
   if {'--help', '-h', '-help'} & set(words):
-    usage = f'./launch.sh {command} {(positional or "").upper()} [FLAGS]' if argv[1:2] == [command] else __doc__
+    usage = f'./launch.sh {command} {positional.upper()} [FLAGS]' if argv[1:2] == [command] else __doc__
     print(usage, values.get_help(), sep='\n')
     sys.exit(0)
   settings = [word for word in words if word.startswith('--config.')]
@@ -75,10 +86,10 @@ def parse(argv: list[str]) -> tuple[str, dict]:
     rest = values([command] + [word for word in words if word not in settings])[1:]
   except flags.Error as error:
     raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
-  if len(rest) != (positional is not None):
-    wanted = f'one {positional.upper()}' if positional else 'no argument'
+  if len(rest) != len(positional.split()):
+    wanted = positional.upper() or 'no argument'
     raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
-  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip([positional], rest))
+  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(positional.split(), rest))
   for word in settings:
     if '=' not in word:
       raise UserError(f'{word}: write it as --config.KEY=VALUE.')
@@ -93,9 +104,9 @@ def main():
     logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of every error that it raises
     for name, value in COMPILATION_CACHE.items():
       os.environ.setdefault(name, value)
-    from mmlm import commands  # imports jax, which --help and wrong flags need not wait for
+    from mmlm import commands, studies  # import jax, which --help and wrong flags need not wait for
 
-    getattr(commands, command)(**arguments)
+    getattr(commands if hasattr(commands, command) else studies, command)(**arguments)
   except UserError as error:
     print(f'mmlm: {error}', file=sys.stderr)
     sys.exit(2)

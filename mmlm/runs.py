@@ -8,9 +8,11 @@
            checkpoints/<step>/    state and position                            training
            predictions/<name>.jsonl   every hypothesis                          evaluation
            scores/<name>.json         every metric with its interval            evaluation
+           ablation/<split>.json      the same with inputs changed              ablation
            report.html            the page to look at                           report
 
-<name> is <split>-<step>, then -<method> when it is not the config's, then -shuffled for inputs given to the wrong examples.
+<name> is <split>-<step>, then -<method> when it is not the config's, then -shuffled for inputs given to the wrong examples,
+or the condition of an ablation.
 
 Every file is written whole or not at all; metrics.jsonl grows by whole lines.
 """
@@ -19,9 +21,13 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 
 from mmlm.errors import UserError
+
+# <split>-<step>, then -<method> when it is not the config's; what has more in its name is decoded with changed inputs.
+PREDICTIONS = re.compile(r'(?P<split>.+)-(?P<step>\d+)(?:-(?P<method>greedy|sample|beam))?')
 
 
 @contextlib.contextmanager

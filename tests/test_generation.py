@@ -210,7 +210,7 @@ def test_beams_share_the_memory(setup, scan):
   assert steps
   for variables in steps:
     layers = (2,) if scan else ()
-    shapes = lambda kind: {x.shape for x in jax.tree.leaves(variables[kind])}
+    shapes = lambda kind, variables=variables: {x.shape for x in jax.tree.leaves(variables[kind])}
     assert shapes('memory') == {(B, *layers, 2, 4, 4 + S), (B, *layers, 2, 4 + S, 4)}  # keys, values
     assert shapes('cache') == {(B, *layers, 2, 4, 3 * 4), (B, *layers, 2, 3 * 4, 4)}
 

@@ -13,8 +13,9 @@ from mmlm.errors import UserError
 
 
 class Batch(NamedTuple):
-  indices: np.ndarray  # [n] examples, n <= batch size: the rest is filled with weight 0
-  length: int  # the bucket: padded length of the targets
+  indices: np.ndarray  # [n] examples, n <= size: the rest is filled with weight 0
+  length: int  # the bucket: padded length of texts and targets
+  size: int  # rows
 
 
 class TrainPlan:
@@ -26,13 +27,17 @@ class TrainPlan:
 
   Args:
     lengths: [N] tokens of each example.
+    batch_size: rows of a batch; with `batch_tokens`, what the number of rows is a multiple of.
     buckets: increasing lengths; the last holds the longest example.
+    batch_tokens: padded tokens of a batch: short buckets have more rows. 0 gives every batch batch_size rows.
   """
 
-  def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int):
-    self.buckets, self.batch_size, self.seed = np.asarray(buckets), batch_size, seed
+  def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int, batch_tokens: int = 0):
+    self.buckets, self.seed = np.asarray(buckets), seed
+    self.sizes = [max(1, batch_tokens // length // batch_size) * batch_size if batch_tokens else batch_size for length in buckets]
     self.bucket_of = _bucket_of(lengths, self.buckets)
-    self.steps_per_epoch = -(-len(lengths) // batch_size)
+    self.steps_per_epoch = len(self._shuffled(0))  # the same in every epoch
+    self.examples_per_step = len(lengths) / self.steps_per_epoch
 
   def __getitem__(self, number: int) -> Batch:
     epoch, position = divmod(number, self.steps_per_epoch)
@@ -43,10 +48,10 @@ class TrainPlan:
     rng = np.random.default_rng((self.seed, epoch))
     order = rng.permutation(len(self.bucket_of))
     batches, pool = [], order[:0]
-    for bucket, length in enumerate(self.buckets):
+    for bucket, (length, size) in enumerate(zip(self.buckets, self.sizes)):
       pool = np.concatenate([pool, order[self.bucket_of[order] == bucket]])
-      whole = len(pool) if length == self.buckets[-1] else len(pool) // self.batch_size * self.batch_size
-      batches += [Batch(pool[i : i + self.batch_size], int(length)) for i in range(0, whole, self.batch_size)]
+      whole = len(pool) if length == self.buckets[-1] else len(pool) // size * size
+      batches += [Batch(pool[i : min(i + size, whole)], int(length), size) for i in range(0, whole, size)]
       pool = pool[whole:]
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -55,7 +60,7 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batc
   """Every example once, the short ones first."""
   bucket_of, order = _bucket_of(lengths, buckets), np.argsort(lengths, kind='stable')
   parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-  return [Batch(part, int(buckets[bucket_of[part].max()])) for part in parts]
+  return [Batch(part, int(buckets[bucket_of[part].max()]), batch_size) for part in parts]
 
 
 def _bucket_of(lengths, buckets) -> np.ndarray:

@@ -40,6 +40,7 @@ class Loader:
   def __init__(self, source, table: Table, modalities: tuple, ops: list, batch_size: int, seed: int = 0, finish=None):
     self.source, self.table, self.modalities = source, table, modalities
     self.ops, self.batch_size, self.seed = ops, batch_size, seed
+    self.absent = ''  # a modality that is taken away from every example
     self.finish = finish  # batch -> batch, what only the main process can do (a frozen network)
 
   def __getstate__(self):
@@ -47,15 +48,17 @@ class Loader:
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
     rng = lambda row: np.random.default_rng((self.seed, number, row))
-    examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
-    out = {'weight': np.float32(np.arange(self.batch_size) < len(examples))}
-    columns = {'target': self.table.targets, 'text': self.table.texts}
+    columns, examples = {'target': self.table.targets, 'text': self.table.texts}, []
+    if set(self.modalities) - set(columns):  # texts stand in the table: only others need reading
+      examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
+    out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
     for name in ('target', *self.modalities):
       if name in columns:
-        found = batching.pad([columns[name][i] for i in batch.indices], batch.length, self.batch_size)
+        found = batching.pad([columns[name][i] for i in batch.indices], batch.length, batch.size)
       else:
-        found = batching.stack([example.get(name) for example in examples], self.batch_size)
-      out[name], out[f'{name}_mask'] = found
+        found = batching.stack([example.get(name) for example in examples], batch.size)
+      out[name], mask = found
+      out[f'{name}_mask'] = mask & (name != self.absent)
     return out
 
 

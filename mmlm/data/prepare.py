@@ -12,6 +12,8 @@ import sys
 import tensorflow_datasets as tfds
 
 from mmlm.data.datasets.flickr8k import Flickr8k
+from mmlm.data.datasets.multi30k import Multi30k
+from mmlm.data.datasets.numerals import Numerals
 from mmlm.data.datasets.unicode_pictures import UnicodePictures
 from mmlm.data.sources import TfdsSource
 from mmlm.errors import UserError
@@ -19,7 +21,7 @@ from mmlm.trees import nearest
 
 # Our builders. FIELDS: what an example is made of if the caller does not say; HOW: how a person gets the source, empty
 # where there is none because the set is generated.
-DATASETS = {builder.name: builder for builder in (UnicodePictures, Flickr8k)}
+DATASETS = {builder.name: builder for builder in (UnicodePictures, Flickr8k, Multi30k, Numerals)}
 
 
 def open_source(name, data_dir, split, fields=None, source_dir=None, skip_broken=False) -> TfdsSource:

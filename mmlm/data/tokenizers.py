@@ -1,9 +1,11 @@
 """Tokenizers trained on the texts of a run and saved with it: one JSON file holds all that is needed.
 
-Kinds: 'bpe' (byte-level, knows every text), 'unigram' (Kudo 2018), 'word' (split at spaces and punctuation),
-'char'. Ids 0 to 3 are <pad>, <bos>, <eos>, <unk>.
+Kinds: 'bpe' (byte-level, knows every text), 'subword' (BPE of words that stand between spaces, Sennrich et al. 2016),
+'unigram' (Kudo 2018), 'word' (split at spaces and punctuation), 'char'. Ids 0 to 3 are <pad>, <bos>, <eos>, <unk>.
 """
 
+import collections
+import functools
 import io
 import itertools
 import json
@@ -18,12 +20,14 @@ from mmlm.trees import nearest
 
 SPECIALS = ('< pad >', '< bos >', '< eos >', '< unk >')  # with spaces, so that none is a piece of text
 PAD, BOS, EOS, UNK = range(4)
+_WORD_END = '</w>'
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 
 
 # kind: (pre-tokenizer, decoder; None joins with spaces).
 _KINDS = {
   'bpe': (pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()),
+  'subword': (pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder(_WORD_END)),
   'unigram': (pre_tokenizers.Metaspace(), decoders.Metaspace()),
   'word': (pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]), None),
   'char': (pre_tokenizers.Split(hf.Regex('(?m).'), 'isolated'), decoders.Fuse()),
@@ -31,15 +35,18 @@ _KINDS = {
 
 
 class Tokenizer:
-  """Text to ids and back; made by `train_tokenizer` or `Tokenizer.load`."""
+  """Text to ids and back; made by `train_tokenizer` or `Tokenizer.load`.
 
-  def __init__(self, kind: str, text: str):
-    self.kind, self._text = kind, text
+  `casing`: {lower-cased word: how it is usually written}, of a tokenizer that lower-cases.
+  """
+
+  def __init__(self, kind: str, text: str, casing: dict | None = None):
+    self.kind, self._text, self.casing = kind, text, casing or {}
     self._hf = hf.Tokenizer.from_str(text)
     self._hf.encode_special_tokens = True  # '<eos>' in a text is text, not an end
 
   def __reduce__(self):
-    return Tokenizer, (self.kind, self._text)
+    return Tokenizer, (self.kind, self._text, self.casing)
 
   @property
   def vocab_size(self) -> int:
@@ -62,20 +69,28 @@ class Tokenizer:
     texts = self._hf.decode_batch(rows, skip_special_tokens=True)
     return [text.removeprefix(' ') for text in texts] if self.kind == 'bpe' else texts
 
+  def recase(self, text: str) -> str:
+    """Words between spaces as they are usually written, the first with a capital; unchanged where case was never lost."""
+    if not self.casing:
+      return text
+    text = ' '.join(self.casing.get(word, word) for word in text.split())
+    return text[:1].upper() + text[1:]
+
   def save(self, path):
-    write_atomic(path, json.dumps({'kind': self.kind, 'tokenizer': json.loads(self._text)}, ensure_ascii=False) + '\n')
+    saved = {'kind': self.kind, 'tokenizer': json.loads(self._text), 'casing': self.casing}
+    write_atomic(path, json.dumps(saved, ensure_ascii=False) + '\n')
 
   @classmethod
   def load(cls, path) -> 'Tokenizer':
     """UserError when the file is missing or not a tokenizer."""
     try:
       saved = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-      return cls(saved['kind'], json.dumps(saved['tokenizer']))
+      return cls(saved['kind'], json.dumps(saved['tokenizer']), saved.get('casing'))
     except Exception as error:  # tokenizers raises a bare Exception on bad content
       raise UserError(f'{path}: not a tokenizer of this project ({error}).') from None
 
 
-def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_frequency=1) -> Tokenizer:
+def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_frequency=1, casing=None) -> Tokenizer:
   """A tokenizer of at most `vocab_size` ids (4 specials and, for 'bpe', 256 bytes included); the same texts
   give the same one.
 
@@ -89,7 +104,8 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   texts = list(texts)
   if not any(text.strip() for text in texts):
     raise UserError("A tokenizer can't be trained: there is no text.")
-  tokenizer = hf.Tokenizer(models.BPE() if kind == 'bpe' else models.WordLevel(unk_token=SPECIALS[UNK]))
+  model = {'bpe': models.BPE(), 'subword': models.BPE(unk_token=SPECIALS[UNK], end_of_word_suffix=_WORD_END)}
+  tokenizer = hf.Tokenizer(model.get(kind) or models.WordLevel(unk_token=SPECIALS[UNK]))
   tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
   tokenizer.pre_tokenizer, tokenizer.decoder = _KINDS[kind]
   options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
@@ -97,9 +113,25 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
     tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
     tokenizer.add_special_tokens(list(SPECIALS))
   else:
-    trainer = trainers.BpeTrainer(initial_alphabet=_BYTES, **options) if kind == 'bpe' else trainers.WordLevelTrainer(**options)
-    tokenizer.train_from_iterator(texts, trainer)
-  return Tokenizer(kind, tokenizer.to_str())
+    train = {
+      'bpe': functools.partial(trainers.BpeTrainer, initial_alphabet=_BYTES),
+      'subword': functools.partial(trainers.BpeTrainer, end_of_word_suffix=_WORD_END),
+    }.get(kind, trainers.WordLevelTrainer)
+    tokenizer.train_from_iterator(texts, train(**options))
+  return Tokenizer(kind, tokenizer.to_str(), casing)
+
+
+def usual_casing(texts) -> dict:
+  """{lower-cased word: its most frequent form} of words between spaces, where the two differ.
+
+  The first word of a text does not count: its capital says nothing.
+  """
+  forms = collections.defaultdict(collections.Counter)
+  for text in texts:
+    for word in text.split()[1:]:
+      forms[word.lower()][word] += 1
+  usual = {lower: counts.most_common(1)[0][0] for lower, counts in forms.items()}
+  return {lower: form for lower, form in usual.items() if form != lower}
 
 
 def _unigram(texts, vocab_size):

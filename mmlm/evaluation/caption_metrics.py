@@ -10,13 +10,11 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
-from mmlm.errors import UserError
-from mmlm.evaluation.meteor import Unavailable, meteor_statistics, meteor_value
-from mmlm.evaluation.significance import bootstrap_interval
+from mmlm.evaluation.meteor import meteor_statistics, meteor_value
+from mmlm.evaluation.metric import Metric
 
 ORDER = 4  # longest n-gram of BLEU and CIDEr-D
 
@@ -77,10 +75,6 @@ def bleu_value(sums: np.ndarray, order: int) -> np.ndarray:
 def _mean_statistics(scores) -> np.ndarray:
   """Scores of N examples and a count of 1 each, [N, 2], of which `mean_value` makes a mean."""
   return np.stack([np.asarray(scores, np.float64), np.ones(len(scores))], -1)
-
-
-def mean_value(sums: np.ndarray) -> np.ndarray:
-  return sums[..., 0] / sums[..., 1]
 
 
 def _mean_of(score: Callable) -> Callable:
@@ -151,15 +145,8 @@ def _word_f1(tokens, group) -> float:
   return max(2 * shared(reference) / max(1, len(tokens) + len(reference)) for reference in group)
 
 
-class Metric(NamedTuple):
-  """`statistics(hypotheses, references)` -> [N, K]; `value` of their sums over examples [..., K] -> [...]."""
-  definition: str
-  statistics: Callable
-  value: Callable = mean_value
-
-
 _BLEU = 'corpus BLEU-{}, closest reference length, PTB tokens, lower case (coco-caption)'
-METRICS = {
+CAPTION_METRICS = {
   **{f'bleu_{n}': Metric(_BLEU.format(n), bleu_statistics, functools.partial(bleu_value, order=n)) for n in range(1, ORDER + 1)},
   'rouge_l': Metric(
     'mean ROUGE-L F, beta 1.2, best precision and best recall over references (coco-caption)', _mean_of(_rouge_l)),
@@ -167,23 +154,3 @@ METRICS = {
   'meteor': Metric('METEOR 1.5, English parameters (coco-caption)', meteor_statistics, meteor_value),
   'exact_match': Metric('fraction whose tokens equal those of a reference', _mean_of(_exact)),
   'word_f1': Metric('mean over examples of the best F1 over references of bags of words', _mean_of(_word_f1))}
-
-
-def score_texts(hypotheses: list[str], references: list, names, samples: int = 1000) -> dict:
-  """Scores N texts by metrics of METRICS: {name: {'value', 'low', 'high'}} with 95 % bootstrap intervals.
-
-  A metric that this machine cannot compute is left out and the reason printed.
-  """
-  if unknown := sorted(set(names) - set(METRICS)):
-    raise UserError(f'unknown metric {unknown[0]!r}; there are {", ".join(METRICS)}')
-  hypotheses = [tokenize_caption(text) for text in hypotheses]
-  references = [[tokenize_caption(text) for text in group] for group in references]
-  count = functools.lru_cache(maxsize=None)(lambda statistics: statistics(hypotheses, references))
-  scores = {}
-  for name in names:
-    try:
-      interval = bootstrap_interval(count(METRICS[name].statistics), METRICS[name].value, samples)
-      scores[name] = dict(zip(('value', 'low', 'high'), interval))
-    except Unavailable as reason:
-      print(reason)
-  return scores

@@ -8,16 +8,17 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
+from mmlm.data.text import Texts
 from mmlm.decoding.search import SearchOptions
-from mmlm.evaluation.caption_metrics import score_texts
+from mmlm.evaluation.text_metrics import Views, score_texts
 from mmlm.parallel import side_by_side
 
 
 class Evaluator:
   """Compiled once, run on any split. Every example counts once: what fills a batch has weight 0."""
 
-  def __init__(self, model, task, parallel, tokenizer, options: SearchOptions, seed: int = 0):
-    self.tokenizer, self.options = tokenizer, options
+  def __init__(self, model, task, parallel, texts: Texts, options: SearchOptions, seed: int = 0):
+    self.texts, self.options = texts, options
     self._losses = parallel.rows(lambda params, batch: task.losses(model, params, batch))
     key = jax.random.key(seed)
     self._generate = parallel.rows(lambda params, batch: task.generate(model, params, batch, options, key)._asdict())
@@ -35,9 +36,12 @@ class Evaluator:
     rows: list = [None] * len(loader.table.ids)
     for indices, found in _computed(functools.partial(self._generate, params), loader, buckets, workers, name):
       for row, i in enumerate(indices):
-        texts = self.tokenizer.decode_batch(found['tokens'][row])
+        written = self.texts.decode_batch(found['tokens'][row])
+        texts = [self.texts.surface(text) for text in written]
         scores = [float(score) for score in found['scores'][row]]
         rows[i] = {'id': loader.table.ids[i], 'hypothesis': texts[0], 'score': scores[0]}
+        if self.texts.language:
+          rows[i]['words'] = written[0]
         if len(texts) > 1:
           rows[i]['n_best'] = list(zip(texts, scores))
     return rows
@@ -59,7 +63,6 @@ def shuffle_inputs(table: Table, seed: int = 0) -> Table:
   return table._replace(records=table.records[other], texts=[table.texts[i] for i in other])
 
 
-def score(predictions: list[dict], metrics: tuple, samples: int) -> dict:
+def score(predictions: list[dict], metrics: tuple, samples: int, language: str = '') -> dict:
   """{metric: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples."""
-  hypotheses, references = ([row[key] for row in predictions] for key in ('hypothesis', 'references'))
-  return score_texts(hypotheses, references, metrics, samples)
+  return score_texts(Views(predictions, language), metrics, samples)

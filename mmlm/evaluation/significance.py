@@ -13,17 +13,41 @@ def bootstrap_interval(statistics, value_fn, samples: int = 1000, seed: int = 0)
   An example drawn w times is a weight of w, so a resampled value costs one row of a matrix product.
   """
   statistics = np.asarray(statistics, np.float64)
-  count = len(statistics)
-  if count == 0:
+  if not len(statistics):
     raise ValueError('no examples to take an interval over')
-  value = float(value_fn(statistics.sum(0)))
+  low, high = np.percentile(_resampled(statistics, value_fn, samples, seed), [2.5, 97.5])
+  return float(value_fn(statistics.sum(0))), float(low), float(high)
+
+
+def _resampled(statistics, value_fn, samples, seed) -> np.ndarray:
+  """[samples, ...] values of as many draws of examples with replacement."""
+  count = len(statistics)
   generator, block = np.random.default_rng(seed), max(1, _BLOCK_ELEMENTS // count)
   values = []
   for start in range(0, samples, block):
     weights = generator.multinomial(count, np.full(count, 1 / count), size=min(block, samples - start))
     values.append(value_fn(weights @ statistics))
-  low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
-  return value, float(low), float(high)
+  return np.concatenate(values)
+
+
+def paired_bootstrap(first, second, value_fn, samples: int = 1000, seed: int = 0) -> dict:
+  """Is `first` different from `second` on the same examples (Koehn 2004)? Both [N, K], drawn together.
+
+  Returns {'value', 'low', 'high'} of the first with its 95 % interval, 'difference' (first - second) and two-sided 'p': how often
+  a resampled difference, moved so that its mean is the one observed shifted to 0, is at least as large as the observed one.
+  """
+  if len(first) != len(second):
+    raise ValueError(f'{len(first)} examples against {len(second)}')
+  both = np.concatenate([first, second], 1)
+  width = np.shape(first)[1]
+  pair = lambda sums: np.stack([value_fn(sums[..., :width]), value_fn(sums[..., width:])], -1)
+  values = _resampled(both, pair, samples, seed)
+  value, other = (float(value_fn(np.sum(part, 0))) for part in (np.asarray(first, float), np.asarray(second, float)))
+  low, high = np.percentile(values[:, 0], [2.5, 97.5])
+  drawn = values[:, 0] - values[:, 1]
+  extreme = np.abs(drawn - drawn.mean()) >= abs(value - other)
+  return {'value': value, 'low': float(low), 'high': float(high), 'difference': value - other,
+          'p': float((extreme.sum() + 1) / (samples + 1))}
 
 
 def mean_and_spread(values) -> dict:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
+from mmlm.models.recurrent import RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
 
@@ -81,13 +82,16 @@ class TextEncoder(WithDeepTransformer, kw_only=True):
   activation: str = 'gelu'
   pre_norm: bool = True
   positions: str = 'sinusoidal'
+  embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
   @nn.compact
   def __call__(self, x, mask, train=False):
-    x = TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens')(x)
+    x = (self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens'))(x)
     x = Positions(self.positions, self.max_length, name='positions')(x)
     x = Dropout(self.dropout)(x, train)
     return Sequence(self.stack('transformer', rotary=self.positions == 'rotary')(x, mask, train=train), mask)
 
 
-ENCODERS = {'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder}
+ENCODERS = {
+  'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder, 'text_recurrent': RecurrentEncoder,
+}  # fmt: skip

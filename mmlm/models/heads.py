@@ -8,6 +8,7 @@ import flax.linen as nn
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
+from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
 
@@ -22,9 +23,10 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
   gated: bool = False
   pre_norm: bool = True
   tied: bool = True
+  embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
   def setup(self):
-    self.tokens = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype)
     self.position = Positions(self.positions, self.max_length)
     self.embedding_dropout = Dropout(self.dropout)
     self.transformer = self.stack(causal=True, rotary=self.positions == 'rotary')
@@ -44,4 +46,4 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
     return self(tokens[:, None], memory, step=step)[:, 0]
 
 
-HEADS = {'transformer_decoder': TransformerDecoder}
+HEADS = {'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder}

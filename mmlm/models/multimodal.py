@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from mmlm.models.attention import DecodeStep
+from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
@@ -20,6 +21,7 @@ class MultimodalModel(nn.Module):
   encoders: Mapping[str, nn.Module]
   fusion: nn.Module
   head: nn.Module
+  embeddings: nn.Module | None = None  # of tokens, where several parts share them
 
   def encode(self, batch: dict, train=False) -> Sequence | None:
     """The memory of a batch; None for a model without encoders."""
@@ -39,7 +41,10 @@ class MultimodalModel(nn.Module):
 
 def build_model(config, vocab_size: int, max_length: int) -> MultimodalModel:
   """The model of a completed `config.model`; `max_length` is the longest target or text."""
-  inherited = dict(dim=config.dim, dropout=config.dropout, dtype=config.dtype, vocab_size=vocab_size, max_length=max_length)
+  embeddings = TokenEmbedding(vocab_size, config.dim, config.dtype) if config.shared_embeddings else None
+  inherited = dict(
+    dim=config.dim, dropout=config.dropout, dtype=config.dtype, vocab_size=vocab_size, max_length=max_length, embeddings=embeddings
+  )
 
   def part(table, options):
     cls = table[options.name]
@@ -47,4 +52,4 @@ def build_model(config, vocab_size: int, max_length: int) -> MultimodalModel:
     return cls(**shared, **{key: value for key, value in options.items() if key != 'name'})
 
   encoders = {modality: part(ENCODERS, options) for modality, options in config.encoders.items()}
-  return MultimodalModel(encoders, part(FUSIONS, config.fusion), part(HEADS, config.head))
+  return MultimodalModel(encoders, part(FUSIONS, config.fusion), part(HEADS, config.head), embeddings)

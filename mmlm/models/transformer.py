@@ -17,7 +17,7 @@ class FeedForward(nn.Module):
   width: int
   activation: str = 'gelu'
   gated: bool = False
-  dropout: float = 0.0
+  dropout: float = 0.0  # of the hidden values
   dtype: str = 'float32'
 
   @nn.compact
@@ -41,6 +41,7 @@ class TransformerBlock(nn.Module):
   causal: bool = False
   rotary: bool = False
   dropout: float = 0.0
+  hidden_dropout: bool = True  # also inside the feed-forward
   dtype: str = 'float32'
 
   @nn.compact
@@ -49,7 +50,8 @@ class TransformerBlock(nn.Module):
     self_attention = lambda y: attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step)
     cross_attention = lambda y: attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step)
     width = self.ffn_dim or 4 * x.shape[-1]
-    feed_forward = lambda y: FeedForward(width, self.activation, self.gated, self.dropout, self.dtype, name='ffn')(y, train)
+    dropout = self.dropout if self.hidden_dropout else 0.0
+    feed_forward = lambda y: FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')(y, train)
     x = self._residual(x, self_attention, 'self_norm', train)
     if memory is not None:
       x = self._residual(x, cross_attention, 'cross_norm', train)
@@ -113,6 +115,7 @@ class WithDeepTransformer(WithTransformer):
   """With the fields of parts whose Transformer may be large."""
 
   ffn_dim: int = 0  # 0 = four times the width
+  hidden_dropout: bool = True  # also inside the feed-forward
   scan: bool = False
   remat: bool = False
 

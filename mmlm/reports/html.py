@@ -6,20 +6,19 @@ import io
 import math
 import pathlib
 import random
-import re
 
 import jinja2
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from mmlm.errors import UserError
-from mmlm.evaluation.caption_metrics import METRICS, tokenize_caption
-from mmlm.runs import read_json, read_jsonl, write_atomic
+from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.text_metrics import METRICS
+from mmlm.runs import PREDICTIONS, read_json, read_jsonl, write_atomic
 
 SAMPLE = 24  # predictions shown
 _POINTS = 300  # of a curve, at most
 _WIDTH, _HEIGHT = 266, 136  # of the plotted area, in units of the SVG
-_PREDICTIONS = re.compile(r'(?P<split>.+)-(?P<step>\d+)(?:-(?P<method>(?!shuffled)\w+))?')
 
 
 def _number(value, plain=False) -> str:
@@ -90,7 +89,7 @@ def _newest_predictions(folder) -> dict:
   """{file name: rows} of each split's newest step, pictures not shuffled, decoded as configured if it was."""
   newest = {}
   for path in sorted((folder / 'predictions').glob('*.jsonl')):
-    if match := _PREDICTIONS.fullmatch(path.stem):
+    if match := PREDICTIONS.fullmatch(path.stem):
       order = int(match['step']), match['method'] is None
       newest[match['split']] = max(newest.get(match['split'], (order, path)), (order, path))
   return {path.stem: rows for _, (_, path) in sorted(newest.items()) if (rows := read_jsonl(path))}
@@ -100,7 +99,7 @@ def _graded(rows) -> list:
   """The rows, best first, with `exact` and `f1`; a row's own score is only the model's confidence."""
   hypotheses = [tokenize_caption(row['hypothesis']) for row in rows]
   references = [[tokenize_caption(text) for text in row['references']] for row in rows]
-  single = lambda name: METRICS[name].value(METRICS[name].statistics(hypotheses, references)).tolist()
+  single = lambda name: CAPTION_METRICS[name].value(CAPTION_METRICS[name].statistics(hypotheses, references)).tolist()
   rows = [row | {'exact': e, 'f1': f} for row, e, f in zip(rows, single('exact_match'), single('word_f1'))]
   return sorted(rows, key=lambda row: (-row['f1'], -row['exact']))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm.data.pipeline import Table
+from mmlm.data.text import Texts
 from mmlm.data.tokenizers import BOS, EOS
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.models.attention import DecodeStep
@@ -20,12 +21,15 @@ from mmlm.training.losses import cross_entropy
 class TextGeneration:
   metrics: tuple[str, ...]
 
-  def texts_to_learn(self, source) -> list[str]:
-    """The texts from which a tokenizer is trained."""
-    examples = (source[i] for i in range(len(source)))
-    return [text for example in examples for text in (*example['targets'], example.get('text')) if text]
+  def texts_to_learn(self, source) -> dict[str, list[str]]:
+    """The texts from which a tokenizer is trained: {'text': [...], 'target': [...]}."""
+    found = {'text': [], 'target': []}
+    for example in (source[i] for i in range(len(source))):
+      found['text'] += filter(None, [example.get('text')])
+      found['target'] += example['targets']
+    return found
 
-  def table(self, source, tokenizer, with_targets: bool = True) -> Table:
+  def table(self, source, inputs: Texts, outputs: Texts, with_targets: bool = True) -> Table:
     """One row a target (training, loss), or one row an example (decoding)."""
     pairs = [
       (example['id'], i, target, example.get('text', ''))
@@ -33,8 +37,8 @@ class TextGeneration:
       for target in (example['targets'] if with_targets else ('',))
     ]
     ids, records, targets, texts = map(list, zip(*pairs))
-    encoded = [[*row, EOS] for row in tokenizer.encode_batch(targets)]
-    return Table(ids, np.array(records, int), encoded, tokenizer.encode_batch(texts))
+    encoded = [[*row, EOS] for row in outputs.encode_batch(targets)]
+    return Table(ids, np.array(records, int), encoded, [[*row, EOS] if row else [] for row in inputs.encode_batch(texts)])
 
   def losses(self, model, params, batch, label_smoothing=0.0, rng=None):
     """Cross-entropy sums [B] in nats and their weights [B] (tokens); dropout is on when there is a key `rng`."""

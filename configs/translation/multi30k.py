@@ -1,0 +1,47 @@
+"""Transformer-Tiny on Multi30k (Wu et al. 2021): 4 + 4 layers, D 128, joint BPE of 10,000, all embeddings tied.
+
+  ./launch.sh prepare multi30k --source FOLDER
+  ./launch.sh train configs/translation/multi30k.py --workdir runs/multi30k
+  ./launch.sh evaluate runs/multi30k --splits test_2016,test_2017,test_coco
+
+`:source=de,target=en` turns it round; `:target=fr` and `:target=cs` translate into French and Czech.
+"""
+
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, source='en', target='de')
+  config = default_config()
+  config.task = 'translation'
+  config.data.name = 'multi30k/text'
+  config.data.fields = {'id': 'id', 'text': args.source, 'targets': args.target}
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_2016',)}
+  config.data.languages = {'text': args.source, 'target': args.target}
+  config.data.max_length = 56
+  config.data.buckets = (8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 56)
+  config.tokenizer = {'kind': 'subword', 'vocab_size': 10000, 'lowercase': True, 'min_frequency': 2}
+  block = {'layers': 4, 'heads': 4, 'ffn_dim': 256, 'activation': 'relu', 'pre_norm': False, 'hidden_dropout': False}
+  config.model.dim = 128
+  config.model.dropout = 0.3
+  config.model.encoders = {'text': {'name': 'text_transformer', **block}}
+  config.model.head = {'name': 'transformer_decoder', 'positions': 'sinusoidal', **block}
+  config.model.shared_embeddings = True
+  config.optimizer.schedule = 'inverse_sqrt'
+  config.optimizer.learning_rate = 5e-3
+  config.optimizer.warmup = '2000 steps'
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 0.0
+  config.train.duration = '80 epochs'
+  config.train.batch_tokens = 4096
+  config.train.batch_size = 8
+  config.train.monitor = 'bleu_words'
+  config.train.patience = 10
+  config.train.keep_latest = 10
+  config.evaluate.checkpoint = 'latest'
+  config.evaluate.average = 10
+  config.decoding.beam_size = 5
+  config.decoding.length_penalty = 1.0
+  if args.target == 'de':
+    config.evaluate.reference_words = {'test_2016': 12103}
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,37 @@
+"""Generated numerals, English to German, with one word masked that only the picture of the digits tells. Offline, two minutes.
+
+  ./launch.sh train configs/translation/numerals.py --workdir runs/numerals
+  ./launch.sh ablate runs/numerals
+
+`:fusion=gated` (concatenation, gated, selective, bottleneck, resampler) and `:modalities=text` for the text alone.
+"""
+
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, fusion='concatenation', modalities='text+image')
+  config = default_config()
+  config.task = 'translation'
+  config.data.name = 'numerals/full'
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test',)}
+  config.data.train_ops = config.data.eval_ops = ("decode('L')", "normalize('half')")
+  config.data.max_length = 40
+  config.data.buckets = (16, 20, 24, 40)
+  config.tokenizer = {'kind': 'bpe', 'vocab_size': 400, 'lowercase': False, 'min_frequency': 2}
+  config.model.dim = 128
+  config.model.dropout = 0.1
+  encoders = {
+    'text': {'name': 'text_transformer', 'layers': 2, 'heads': 4, 'ffn_dim': 256},
+    'image': {'name': 'vit', 'patch': 16, 'layers': 1, 'heads': 4, 'ffn_dim': 256},
+  }
+  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.fusion = {'name': args.fusion}
+  config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'ffn_dim': 256}
+  config.model.shared_embeddings = True
+  config.optimizer.learning_rate = 2e-3
+  config.train.duration = '10 epochs'
+  config.train.batch_size = 128
+  config.evaluate.metrics = ('exact_match', 'chrf')
+  config.evaluate.batch_size = 128
+  return smoke(config) if args.smoke else config

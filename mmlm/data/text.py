@@ -1,0 +1,58 @@
+"""What stands between the texts of a data set and a tokenizer: Moses' rules of a language, and back.
+
+Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation normalised, then words and punctuation apart.
+"""
+
+import functools
+
+from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+
+from mmlm.data.tokenizers import Tokenizer
+from mmlm.errors import UserError
+from mmlm.trees import nearest
+
+MASK = '\ufffc'  # stands for a masked word
+LANGUAGES = (
+  'as', 'bn', 'ca', 'cs', 'de', 'el', 'en', 'es', 'et', 'fi', 'fr', 'ga', 'gu', 'hi', 'hu', 'is', 'it', 'kn', 'lt', 'lv', 'ml', 'mni',
+  'mr', 'nl', 'or', 'pa', 'pl', 'pt', 'ro', 'ru', 'sk', 'sl', 'sv', 'ta', 'te', 'tdt', 'yue', 'zh',
+)  # fmt: skip
+
+
+@functools.cache
+def _rules(language: str):
+  """The normaliser, tokenizer and detokenizer of a language code."""
+  if language not in LANGUAGES:
+    raise UserError(f'unknown language code {language!r}. Nearest: {nearest(language, LANGUAGES)!r} of {", ".join(LANGUAGES)}.')
+  return MosesPunctNormalizer(language), MosesTokenizer(language), MosesDetokenizer(language)
+
+
+def moses_tokenize(text: str, language: str) -> str:
+  """Normalised, words and punctuation separated by one space; the case stays, nothing is escaped."""
+  normalizer, tokenizer, _ = _rules(language)
+  return ' '.join(tokenizer.tokenize(normalizer.normalize(text), escape=False))
+
+
+def moses_detokenize(text: str, language: str) -> str:
+  return _rules(language)[2].detokenize(text.split())
+
+
+class Texts:
+  """One side of the texts of a task: a tokenizer, with Moses' rules of `language` around it ('' for none)."""
+
+  def __init__(self, tokenizer: Tokenizer, language: str = ''):
+    self.tokenizer, self.language = tokenizer, language
+
+  def encode_batch(self, texts) -> list[list[int]]:
+    return self.tokenizer.encode_batch(words(text, self.language) for text in texts)
+
+  def decode_batch(self, rows) -> list[str]:
+    """Token ids -> what the model wrote: with a language, separated words."""
+    return self.tokenizer.decode_batch(rows)
+
+  def surface(self, text: str) -> str:
+    """What the model wrote -> what a person reads: words in their usual case and joined."""
+    return moses_detokenize(self.tokenizer.recase(text), self.language) if self.language else text
+
+
+def words(text: str, language: str) -> str:
+  return moses_tokenize(text, language) if language else text

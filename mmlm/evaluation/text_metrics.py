@@ -1,0 +1,98 @@
+"""Metrics of texts by name: those of captions, and those of translation by sacrebleu; each as sums of statistics.
+
+Axes: N examples, K sufficient statistics of one metric.
+"""
+
+import functools
+
+import numpy as np
+import sacrebleu
+
+from mmlm.data.text import words
+from mmlm.errors import UserError
+from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.meteor import Unavailable
+from mmlm.evaluation.metric import Metric
+from mmlm.evaluation.significance import bootstrap_interval
+from mmlm.trees import one_of
+
+
+def _sacrebleu(metric, view: str, definition: str, higher_is_better: bool = True) -> Metric:
+  """A metric of sacrebleu, 0 to 100, through the sufficient statistics that its own significance tests resample."""
+
+  def statistics(hypotheses, references) -> np.ndarray:
+    most = max(map(len, references))
+    columns = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
+    return np.array(metric._extract_corpus_statistics(hypotheses, columns), np.float64)
+
+  def value(sums) -> np.ndarray:
+    rows = np.atleast_2d(sums)
+    scores = [metric._compute_score_from_stats(row).score for row in rows]
+    return np.array(scores) if np.ndim(sums) > 1 else scores[0]
+
+  name = ' '.join([definition, f'(sacrebleu {sacrebleu.__version__})'])
+  return Metric(name, statistics, value, view, higher_is_better)
+
+
+METRICS = CAPTION_METRICS | {
+  'bleu': _sacrebleu(sacrebleu.BLEU(), 'surface', 'BLEU-4 of detokenised, cased text: tok:13a|smooth:exp|case:mixed'),
+  'bleu_words': _sacrebleu(
+    sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'), 'words',
+    'BLEU-4 of normalised, Moses-tokenised, lower-cased words, as published on Multi30k: tok:none|smooth:none|case:lc'),
+  'chrf': _sacrebleu(sacrebleu.CHRF(), 'surface', 'chrF2 of detokenised, cased text: nc:6|nw:0'),
+  'ter': _sacrebleu(sacrebleu.TER(), 'surface', 'TER of detokenised text, lower-cased: tok:tercom|norm:no|punct:yes', False),
+}  # fmt: skip
+
+
+class Views:
+  """Predictions as the metrics want to see them (`Metric.view`): pairs of hypotheses and lists of references."""
+
+  def __init__(self, predictions: list[dict], language: str = ''):
+    self.predictions, self.language = predictions, language
+
+  @functools.cache  # noqa: B019 short-lived
+  def of(self, view: str) -> tuple[list, list]:
+    hypotheses, references = ([row[key] for row in self.predictions] for key in ('hypothesis', 'references'))
+    if view == 'surface':
+      return hypotheses, references
+    if view == 'caption':
+      return [tokenize_caption(text) for text in hypotheses], [[tokenize_caption(text) for text in group] for group in references]
+    written = [row.get('words', row['hypothesis']).lower() for row in self.predictions]
+    return written, [[words(text, self.language).lower() for text in group] for group in references]
+
+  @functools.cache  # noqa: B019
+  def statistics(self, name: str) -> np.ndarray:
+    """[N, K] of the metric `name`; counted once for all metrics that share it."""
+    return METRICS[name].statistics(*self.of(METRICS[name].view))
+
+
+def check_reference_words(predictions: list[dict], split: str, config) -> None:
+  """Fails when the references of a split do not have the words that `evaluate.reference_words` tells.
+
+  Scores of tokenised text can be compared only where the references were tokenised alike: on Multi30k's test_2016 in German that
+  is 12,103 words.
+  """
+  if not (wanted := config.evaluate.reference_words.get(split)):
+    return
+  found = sum(len(text.split()) for group in Views(predictions, config.data.languages.target).of('words')[1] for text in group)
+  if found != wanted:
+    raise UserError(
+      f'{split}: the references have {found} words by Moses\' rules, not the {wanted} of evaluate.reference_words: the tokenised '
+      'BLEU would not be the published one. Is it the right split, language and version of sacremoses?'
+    )
+
+
+def score_texts(views: Views, names, samples: int = 1000) -> dict:
+  """{name: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples.
+
+  A metric that this machine cannot compute is left out and the reason printed.
+  """
+  scores = {}
+  for name in names:
+    one_of('evaluate.metrics', name, METRICS)
+    try:
+      interval = bootstrap_interval(views.statistics(name), METRICS[name].value, samples)
+      scores[name] = dict(zip(('value', 'low', 'high'), interval))
+    except Unavailable as reason:
+      print(reason)
+  return scores

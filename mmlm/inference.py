@@ -1,0 +1,109 @@
+"""Decoding with a trained run: its parameters, and predictions of a split as it is or with inputs changed."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from mmlm.data import batching
+from mmlm.data.pipeline import stream
+from mmlm.errors import UserError
+from mmlm.evaluation.ablation import mask_words
+from mmlm.evaluation.evaluator import shuffle_inputs
+from mmlm.experiment import Experiment
+
+
+class Condition(NamedTuple):
+  """What is changed in the inputs of a split; every field '' changes nothing."""
+
+  shuffled: str = ''  # a modality that every example gets from another one, or 'inputs' for all of them together
+  without: str = ''  # a modality that no example has
+  masked: str = ''  # a kind of words that are masked in the text (evaluation/ablation.py)
+
+  def __str__(self):
+    parts = [f'{self.masked} masked'] if self.masked else []
+    parts += [f'{self.shuffled} shuffled'] if self.shuffled else []
+    parts += [f'without {self.without}'] if self.without else []
+    return ', '.join(parts) or 'as it is'
+
+
+AS_IT_IS = Condition()
+
+
+class _Changed:
+  """A source whose examples have other texts, or the field `name` of another example."""
+
+  def __init__(self, source, text=None, name: str = '', order=None):
+    self.source, self.text, self.name, self.order = source, text, name, order
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i) -> dict:
+    example = dict(self.source[i])
+    if self.text and 'text' in example:
+      example['text'] = self.text(example['text'])
+    if self.name:
+      other = self.source[int(self.order[i])]
+      example = {key: value for key, value in example.items() if key != self.name} | {k: other[k] for k in (self.name,) if k in other}
+    return example
+
+
+def params_of(experiment: Experiment, loader):
+  """Replicated parameters of the chosen checkpoint, and its step; the first example of `loader` gives the shapes."""
+  with stream([batching.Batch(np.arange(1), experiment.buckets[-1], 1)], loader, 0, 1) as batches:
+    abstract = experiment.abstract_params(next(batches))
+  options, checkpoints = experiment.config.evaluate, experiment.checkpoints()
+  params, step = checkpoints.params(abstract, options.checkpoint, options.average)
+  checkpoints.close()
+  return experiment.parallel.replicate(params), step
+
+
+def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, progress='') -> list[dict]:
+  """Predictions of a split with their references."""
+  config, source = experiment.config, experiment.source(split)
+  masked = _Changed(source, text=lambda text: mask_words(text, condition.masked)) if condition.masked else source
+  table = experiment.table(split, False, limit, source=masked)
+  given, modality = table, condition.shuffled
+  if modality == 'inputs':
+    given = shuffle_inputs(table, config.seed)
+  elif modality == 'text':
+    given = table._replace(texts=shuffle_inputs(table, config.seed).texts)
+  loader = experiment.loader(split, given, config.evaluate.batch_size)
+  loader.absent = condition.without
+  if modality not in ('', 'inputs', 'text'):
+    order = np.arange(len(source))
+    order[table.records] = shuffle_inputs(table, config.seed).records
+    loader.source = _Changed(loader.source, name=modality, order=order)
+  rows = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
+  for row, record in zip(rows, table.records):
+    example = source[int(record)]
+    row['references'] = list(example['targets'])
+    row['input'] = {m: masked[int(record)]['text'] if m == 'text' else example['id'] for m in experiment.modalities}
+  return rows
+
+
+class Predictor:
+  """A run's model, ready to answer: lists of raw examples -> rows of predictions."""
+
+  def __init__(self, experiment: Experiment):
+    self.experiment, self.evaluator, self.params = experiment, experiment.evaluator(), None
+
+  def __call__(self, examples: list[dict], name: str) -> list[dict]:
+    """`name` says in messages where the examples come from; one that is longer than the model reads is an error."""
+    experiment = self.experiment
+    table = experiment.task.table(examples, *experiment.sides, with_targets=False)
+    longest, limit = int(np.argmax(table.lengths)), experiment.config.data.max_length
+    if table.lengths[longest] > limit:
+      raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} tokens, the model reads {limit} at most.')
+    devices = experiment.parallel.devices
+    size = min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices)
+    loader = experiment.loader_of(examples, table, size)
+    if self.params is None:
+      self.params, _ = params_of(experiment, loader)
+    return self.evaluator.predict(self.params, loader, experiment.buckets)
+
+
+def file_name(split: str) -> str:
+  """A split as part of a file's name."""
+  return pathlib.Path(split).stem if split.endswith(('.jsonl', '.tsv')) else split.strip('./').replace('/', '_')

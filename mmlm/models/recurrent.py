@@ -1,0 +1,138 @@
+"""Recurrent networks: a bidirectional encoder, and a decoder with attention; scans over time.
+
+Axes: B batch, R decoding rows (B times beams, K an example), T time, S memory, D width, V vocabulary.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmlm.errors import UserError
+from mmlm.models.attention import DecodeStep
+from mmlm.models.embeddings import TokenEmbedding
+from mmlm.models.layers import Dropout
+from mmlm.models.sequence import Sequence
+from mmlm.trees import nearest
+
+CELLS = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}
+
+
+def _cell(kind: str, width: int, **options):
+  if kind not in CELLS:
+    raise UserError(f'cell={kind!r}. Nearest: {nearest(kind, CELLS)!r} of {sorted(CELLS)}.')
+  return CELLS[kind](width, **options)
+
+
+class RecurrentEncoder(nn.Module):
+  """Tokens [B, S] with their mask -> [B, S, D]; LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) in both directions."""
+
+  dim: int
+  vocab_size: int
+  layers: int = 1
+  cell: str = 'gru'
+  dropout: float = 0.0
+  dtype: str = 'float32'
+  embeddings: TokenEmbedding | None = None  # those of another part, or its own
+
+  @nn.compact
+  def __call__(self, x, mask, train=False):
+    x = (self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens'))(x)
+    lengths = mask.sum(1)
+    for layer in range(self.layers):
+      x = Dropout(self.dropout)(x, train)
+      run = lambda direction, backwards, x, layer=layer: nn.RNN(
+        _cell(self.cell, self.dim, dtype=self.dtype, name=f'{direction}_{layer}'), reverse=backwards, keep_order=True
+      )(x, seq_lengths=lengths)  # fmt: skip
+      both = jnp.concatenate([run('forward', False, x), run('backward', True, x)], -1)
+      x = nn.Dense(self.dim, dtype=self.dtype, name=f'merge_{layer}')(both)
+    return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
+
+
+class _Step(nn.Module):
+  """One token of the decoder: recurrent cells, attention to the memory, and what predicts the next token (Luong et al. 2015)."""
+
+  dim: int
+  layers: int
+  cell: str
+  dropout: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, carry, x, memory, train):
+    """(states, found [R, D]), embedded tokens [R, D] -> the same a token later, and [R, D]."""
+    states, found = carry
+    x, new = jnp.concatenate([x, found], -1), []  # input feeding (ibid., 3.3)
+    for layer, state in enumerate(states):
+      x = Dropout(self.dropout)(x, train)
+      state, x = _cell(self.cell, self.dim, dtype=self.dtype, name=f'cell_{layer}')(state, x)
+      new.append(state)
+    if memory is not None:
+      keys, values, mask = memory  # [B, S, D], [B, S, D], [B, S]
+      folded = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
+      scores = jnp.einsum('bkd,bsd->bks', folded, keys, preferred_element_type=jnp.float32) * self.dim**-0.5
+      weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), -1).astype(x.dtype)
+      context = jnp.einsum('bks,bsd->bkd', weights, values).reshape(x.shape)
+      x = jnp.concatenate([x, context], -1)
+    x = jnp.tanh(nn.Dense(self.dim, dtype=self.dtype, name='out')(x))
+    return (tuple(new), x), x
+
+
+class RecurrentDecoder(nn.Module):
+  """Autoregressive LSTM or GRU over text, with attention to a memory or none."""
+
+  dim: int
+  vocab_size: int
+  layers: int = 1
+  cell: str = 'lstm'
+  tied: bool = True
+  dropout: float = 0.0
+  dtype: str = 'float32'
+  embeddings: TokenEmbedding | None = None  # those of another part, or its own
+
+  def setup(self):
+    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    scan = nn.scan(
+      _Step, variable_broadcast='params', split_rngs={'params': False, 'dropout': True}, in_axes=(1, nn.broadcast, nn.broadcast),
+      out_axes=1,
+    )  # fmt: skip
+    self.steps = scan(self.dim, self.layers, self.cell, self.dropout, self.dtype)
+    self.key = nn.Dense(self.dim, use_bias=False, dtype=self.dtype)
+    self.start = nn.Dense(self.dim, dtype=self.dtype)
+    self.output_dropout = Dropout(self.dropout)
+    if not self.tied:
+      self.output = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
+
+  def __call__(self, tokens, memory: Sequence | None, train=False):
+    """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
+    found = self.steps(self._initial(len(tokens), memory), self.tokens(tokens), self._attended(memory), train)[1]
+    return self._logits(self.output_dropout(found, train))
+
+  def step(self, tokens, memory: Sequence | None, step: DecodeStep):
+    """The tokens [R] at position `step.index` -> logits [R, V]; the state stands in the collection 'cache', rows first."""
+    if self.is_mutable_collection('memory'):
+      self.put_variable('memory', 'attended', self._attended(memory))
+    first = self._initial(len(tokens), memory)
+    last = self.get_variable('cache', 'state', first)
+    carry = jax.tree.map(lambda new, old: jnp.where(step.index == 0, new, old), first, last)
+    carry, found = self.steps(carry, self.tokens(tokens[:, None]), self.get_variable('memory', 'attended'), False)
+    self.put_variable('cache', 'state', carry)
+    return self._logits(found)[:, 0]
+
+  def _attended(self, memory):
+    """Keys [B, S, D], values [B, S, D] and mask [B, S] of the memory."""
+    return None if memory is None else (self.key(memory.values), *memory)
+
+  def _initial(self, rows, memory):
+    """States whose output starts as a projection of the memory's mean, and nothing found yet."""
+    zero = jnp.zeros((rows, self.dim), self.dtype)
+    if memory is None:
+      hidden = zero
+    else:
+      kept = memory.mask[..., None].astype(zero.dtype)
+      mean = (memory.values * kept).sum(1) / jnp.maximum(kept.sum(1), 1)  # [B, D]
+      hidden = jnp.repeat(jnp.tanh(self.start(mean)), rows // len(mean), axis=0)
+    state = (zero, hidden) if self.cell == 'lstm' else hidden
+    return (state,) * self.layers, zero
+
+  def _logits(self, x):
+    return self.tokens.logits(x) if self.tied else self.output(x)
