@@ -14,7 +14,7 @@ from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.text import Texts, words
+from mmlm.data.text import Texts, check_language, words
 from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer, usual_casing
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
@@ -41,6 +41,8 @@ class Experiment:
     self.task = TASKS[one_of('task', config.task, TASKS)]
     for name in config.evaluate.metrics:
       one_of('evaluate.metrics', name, METRICS)
+    for language in filter(None, config.data.languages.values()):
+      check_language(language)
     self.modalities = tuple(config.model.encoders)
     self.parallel = Parallel(config.parallel.strategy)
     for part, accumulate in (('train', config.train.accumulate), ('evaluate', 1)):
@@ -92,7 +94,8 @@ class Experiment:
     if left_out:
       print(
         f'{name}: {left_out} of {len(table.ids)} examples are longer than data.max_length={self.config.data.max_length} '
-        f'tokens and are left out (the longest has {table.lengths.max()}).'
+        f'tokens and are left out (the longest has {table.lengths.max()}): '
+        + ', '.join(table.ids[i] for i in np.flatnonzero(table.lengths > self.config.data.max_length)[:3]) + '.'
       )
     if not len(keep):
       raise UserError(f'{name}: no example is within data.max_length={self.config.data.max_length} tokens.')

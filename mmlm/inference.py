@@ -60,26 +60,23 @@ def params_of(experiment: Experiment, loader):
 
 
 def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, progress='') -> list[dict]:
-  """Predictions of a split with their references."""
+  """Predictions of a split with their references, and what the model read: {modality: the text, or the id of an example}."""
   config, source = experiment.config, experiment.source(split)
   masked = _Changed(source, text=lambda text: mask_words(text, condition.masked)) if condition.masked else source
   table = experiment.table(split, False, limit, source=masked)
-  given, modality = table, condition.shuffled
-  if modality == 'inputs':
-    given = shuffle_inputs(table, config.seed)
-  elif modality == 'text':
-    given = table._replace(texts=shuffle_inputs(table, config.seed).texts)
+  modality, other = condition.shuffled, shuffle_inputs(table, config.seed)
+  given = {'inputs': other, 'text': table._replace(texts=other.texts)}.get(modality, table)
   loader = experiment.loader(split, given, config.evaluate.batch_size)
   loader.absent = condition.without
   if modality not in ('', 'inputs', 'text'):
     order = np.arange(len(source))
-    order[table.records] = shuffle_inputs(table, config.seed).records
+    order[table.records] = other.records
     loader.source = _Changed(loader.source, name=modality, order=order)
   rows = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
-  for row, record in zip(rows, table.records):
-    example = source[int(record)]
-    row['references'] = list(example['targets'])
-    row['input'] = {m: masked[int(record)]['text'] if m == 'text' else example['id'] for m in experiment.modalities}
+  read = {m: other.records if modality in ('inputs', m) else table.records for m in experiment.modalities if m != condition.without}
+  for i, row in enumerate(rows):
+    row['references'] = list(source[int(table.records[i])]['targets'])
+    row['input'] = {m: masked[int(records[i])].get('text' if m == 'text' else 'id') for m, records in read.items()}
   return rows
 
 
@@ -87,7 +84,7 @@ class Predictor:
   """A run's model, ready to answer: lists of raw examples -> rows of predictions."""
 
   def __init__(self, experiment: Experiment):
-    self.experiment, self.evaluator, self.params = experiment, experiment.evaluator(), None
+    self.experiment, self.evaluator, self.params, self.size = experiment, experiment.evaluator(), None, 0
 
   def __call__(self, examples: list[dict], name: str) -> list[dict]:
     """`name` says in messages where the examples come from; one that is longer than the model reads is an error."""
@@ -97,8 +94,9 @@ class Predictor:
     if table.lengths[longest] > limit:
       raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} tokens, the model reads {limit} at most.')
     devices = experiment.parallel.devices
-    size = min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices)
-    loader = experiment.loader_of(examples, table, size)
+    # Never smaller than before: what is compiled serves again.
+    self.size = max(self.size, min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices))
+    loader = experiment.loader_of(examples, table, self.size)
     if self.params is None:
       self.params, _ = params_of(experiment, loader)
     return self.evaluator.predict(self.params, loader, experiment.buckets)

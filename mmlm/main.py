@@ -112,6 +112,9 @@ def main():
     sys.exit(2)
   except KeyboardInterrupt:
     sys.exit(130)
+  except BrokenPipeError:  # `| head` has read enough; what is left in the buffer has nowhere to go
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       where = f' ({error.filename})' if error.filename else ''

@@ -4,12 +4,11 @@ import pathlib
 import sys
 
 from mmlm import runs
-from mmlm.commands import inputs_of
 from mmlm.data.parallel_text import decode_line
 from mmlm.errors import UserError
-from mmlm.evaluation.ablation import WORDS, ablation_table, format_table
+from mmlm.evaluation.ablation import WORDS, ablation_table, format_table, mask_words
 from mmlm.evaluation.significance import paired_bootstrap
-from mmlm.evaluation.text_metrics import METRICS, Views
+from mmlm.evaluation.text_metrics import METRICS, Views, computable
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 
@@ -17,7 +16,7 @@ from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 def compare(first: str, second: str, split: str, settings: dict) -> dict:
   """Paired bootstrap between the predictions of two runs, or of two predictions files; prints and returns {metric: result}."""
   paths = [_predictions_of(place, split) for place in (first, second)]
-  sides = [{row['id']: row for row in runs.read_jsonl(path)} for path in paths]
+  sides = [_by_id(path) for path in paths]
   ids = [name for name in sides[0] if name in sides[1]]
   if len(ids) < max(map(len, sides)):
     missing = next(name for side, other in (sides, sides[::-1]) for name in side if name not in other)
@@ -25,28 +24,49 @@ def compare(first: str, second: str, split: str, settings: dict) -> dict:
   if different := [name for name in ids if sides[0][name]['references'] != sides[1][name]['references']]:
     raise UserError(f'{paths[0]} and {paths[1]}: the references of {different[0]!r} differ.')
   folder = paths[0].parent.parent
-  experiment = Experiment.of_run(folder, settings) if (folder / 'config.json').exists() else None
-  language = experiment.config.data.languages.target if experiment else ''
-  metrics = (experiment.config.evaluate.metrics or experiment.task.metrics) if experiment else ('bleu', 'chrf', 'ter')
+  if (folder / 'config.json').exists():
+    experiment = Experiment.of_run(folder, settings)
+    options, language = experiment.config.evaluate, experiment.config.data.languages.target
+    metrics, samples = options.metrics or experiment.task.metrics, options.bootstrap_samples
+  elif settings:
+    raise UserError(f'{paths[0]} is of no run folder: there is no config to set {", ".join(settings)} in.')
+  else:
+    metrics, samples, language = ('bleu', 'chrf', 'ter'), 1000, ''
   views = [Views([side[name] for name in ids], language) for side in sides]
   print(f'{len(ids)} examples\n  a  {paths[0]}\n  b  {paths[1]}')
   results = {}
-  for name in metrics:
-    found = results[name] = paired_bootstrap(*(view.statistics(name) for view in views), METRICS[name].value)
+  for name in computable(views[0], metrics):
+    found = results[name] = paired_bootstrap(*(view.statistics(name) for view in views), METRICS[name].value, samples)
     print(f'{name:<12} a {found["value"]:.4f}  b {found["value"] - found["difference"]:.4f}  a - b {found["difference"]:+.4f}  p {found["p"]:.3f}')
   return results
 
 
+def _by_id(path) -> dict:
+  """{id: row} of a predictions file."""
+  try:
+    rows = runs.read_jsonl(path)
+    found = {row['id']: row for row in rows if row['references'] and isinstance(row['hypothesis'], str)}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path}: no predictions file, whose lines have id, references and hypothesis ({error!r}).') from None
+  if not rows or len(found) < len(rows):
+    raise UserError(f'{path}: {len(rows)} lines, {len(found)} of them with an id of their own and references.')
+  return found
+
+
 def _predictions_of(place: str, split: str) -> pathlib.Path:
-  """A predictions file itself, or the newest of a run folder for a split (the one that is there, when there is one)."""
+  """A predictions file itself, or that of a run folder: its newest step, decoded as configured if it was."""
   path = pathlib.Path(place)
   if path.is_file():
     return path
+  if not path.is_dir():
+    raise UserError(f'{place}: no such run folder or predictions file.')
   named = [(p, runs.PREDICTIONS.fullmatch(p.stem)) for p in (path / 'predictions').glob('*.jsonl')]
-  found = [p for p, match in named if match and match['split'] == (split or match['split'])]
+  found = [(p, match) for p, match in named if match and match['split'] == (file_name(split) if split else match['split'])]
   if not found:
     raise UserError(f'{place}: no predictions{f" of {split!r}" if split else ""}. `./launch.sh evaluate {place}` writes them.')
-  return max(found, key=lambda p: p.stat().st_mtime)
+  if len(names := sorted({match['split'] for _, match in found})) > 1:
+    raise UserError(f'{place} holds predictions of {", ".join(names)}: choose one by --split.')
+  return max(found, key=lambda item: (int(item[1]['step']), item[1]['method'] is None))[0]
 
 
 def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
@@ -58,10 +78,13 @@ def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
     if params is None:
       params, step = params_of(experiment, experiment.loader(split, experiment.table(split, False), config.evaluate.batch_size))
     predictions = {}
-    for condition in conditions_of(experiment):
+    for condition in conditions_of(experiment, split):
       name = f'{file_name(split)}-{step}' + (f'-{condition}'.replace(', ', '-').replace(' ', '_') if any(condition) else '')
       predictions[str(condition)] = rows = decode(experiment, evaluator, params, split, condition=condition, progress=name)
       runs.write_jsonl(experiment.folder / 'predictions' / f'{name}.jsonl', rows)
+    # A mask may take more tokens than its word, so that a text no longer fits.
+    common = set.intersection(*({row['id'] for row in rows} for rows in predictions.values()))
+    predictions = {condition: [row for row in rows if row['id'] in common] for condition, rows in predictions.items()}
     table = ablation_table(predictions, metrics, config.evaluate.bootstrap_samples, config.data.languages.target)
     print(f'\n{split}, step {step}\n{format_table(table, metrics)}')
     runs.write_json(experiment.folder / 'ablation' / f'{file_name(split)}.json', {'split': split, 'step': step, 'rows': table})
@@ -69,53 +92,77 @@ def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
   return tables
 
 
-def conditions_of(experiment: Experiment) -> list[Condition]:
-  """What can be taken away from this model; as it is comes first. Lists of words to mask are English."""
+def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
+  """What can be taken away from this model; as it is comes first. Lists of words to mask are English; one without a word in the
+  split is left out."""
   others = [modality for modality in experiment.modalities if modality != 'text']
   conditions = [Condition(), *(Condition(shuffled=m) for m in experiment.modalities), *(Condition(without=m) for m in others)]
   if 'text' in experiment.modalities and experiment.config.data.languages.text in ('', 'en'):
-    conditions += [Condition(masked=kind, shuffled=m) for kind in WORDS for m in ('', *others)]
+    source = experiment.source(split)
+    texts = [source[i].get('text', '') for i in range(len(source))]
+    kinds = [kind for kind in WORDS if any(mask_words(text, kind) != text for text in texts)]
+    conditions += [Condition(masked=kind, shuffled=m) for kind in kinds for m in ('', *others)]
   return conditions
 
 
 def translate(workdir: str, image: str, n_best: int, scores: bool, settings: dict) -> None:
-  """Translates the lines of standard input, in order; on a terminal it answers line by line."""
-  settings = settings | ({'decoding.n_best': str(n_best)} if n_best > 1 else {})
-  experiment = Experiment.of_run(workdir, settings)
+  """Translates the lines of standard input, in order, an empty one into an empty one; on a terminal it answers line by line."""
+  experiment = Experiment.of_run(workdir, {'decoding.n_best': str(n_best)} | settings)
   if 'text' not in experiment.modalities:
     raise UserError(f'{workdir} reads {", ".join(experiment.modalities)} and no text: use `./launch.sh predict`.')
-  if image and 'image' not in experiment.modalities:
-    raise UserError(f'--image {image}: this model reads no picture.')
-  picture = {}
-  if image:
-    (example,) = inputs_of(image, ('image',))
-    picture = {'image': example['image']}
+  picture = _picture(image, experiment.modalities)
   predictor = Predictor(experiment)
-  answer = lambda examples: predictor(examples, 'translate') if examples else []
+
+  def answer(examples):
+    given = [example for example in examples if example['text']]
+    rows = iter(predictor(given, 'translate') if given else [])
+    for example in examples:
+      _show(next(rows) if example['text'] else {'n_best': [('', 0.0)] * experiment.config.decoding.n_best}, scores)
+
   if sys.stdin.isatty():
     print('One sentence a line; Ctrl-D ends.')
     lines = iter(lambda: input('> '), None)
     try:
       for number, line in enumerate(lines, 1):
-        _show(answer([_line(number, line, picture)]), scores)
+        try:
+          answer([_line(number, line, picture)])
+        except UserError as error:
+          print(f'mmlm: {error}', file=sys.stderr)
     except EOFError:
       print()
     return
-  size = experiment.config.evaluate.batch_size
   waiting = []
   for number, line in enumerate(sys.stdin.buffer, 1):
     waiting.append(_line(number, decode_line(line.rstrip(b'\n'), 'standard input', number), picture))
-    if len(waiting) == size:
-      _show(answer(waiting), scores)
+    if len(waiting) == experiment.config.evaluate.batch_size:
+      answer(waiting)
       waiting = []
-  _show(answer(waiting), scores)
+  answer(waiting)
+
+
+def _picture(path: str, modalities: tuple) -> dict:
+  """{'image': the bytes of the file} where the model reads pictures."""
+  wanted = [modality for modality in modalities if modality != 'text']
+  if not path and not wanted:
+    return {}
+  if wanted != ['image']:
+    raise UserError(f'--image {path}: this model reads {", ".join(modalities)}.')
+  if not path:
+    raise UserError('this model reads a picture beside the text: give it by --image, or a manifest to `./launch.sh predict`.')
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f'--image {path}: {error.strerror}.') from None
+  if not data:  # elsewhere this means that an example has none
+    raise UserError(f'--image {path}: the file has zero bytes.')
+  return {'image': data}
 
 
 def _line(number: int, text: str, picture: dict) -> dict:
   return {'id': f'standard input, line {number}', 'text': text.strip(), **picture}
 
 
-def _show(rows, scores: bool):
-  for row in rows:
-    for text, value in row.get('n_best') or [(row['hypothesis'], row['score'])]:
-      print(f'{value:.4f}\t{text}' if scores else text, flush=True)
+def _show(row: dict, scores: bool):
+  for text, value in row.get('n_best') or [(row['hypothesis'], row['score'])]:
+    text = ' '.join(text.splitlines())  # one line each, whatever was learned
+    print(f'{value:.4f}\t{text}' if scores else text, flush=True)

@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 
 from mmlm.errors import UserError
-from mmlm.evaluation import caption_metrics, meteor
-from mmlm.evaluation.caption_metrics import METRICS, score_texts, tokenize_caption
+from mmlm.evaluation import caption_metrics, meteor, text_metrics
+from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
 
-TEXT_METRICS = [name for name in METRICS if name != 'meteor']
+TEXT_METRICS = [name for name in CAPTION_METRICS if name != 'meteor']
 HYPOTHESES = ['a dog runs on the grass', 'two men sit', 'a red car', 'the cat sleeps on a mat today']
 REFERENCES = [['a dog runs on green grass', 'dogs run'], ['two men sit', 'the men are sitting on a bench'],
               ['a blue car drives by', 'red car'], ['a cat sleeps', 'the cat lies on a mat']]
+
+
+def score_texts(hypotheses, references, names, samples=1000):
+  rows = [{'hypothesis': text, 'references': group} for text, group in zip(hypotheses, references, strict=True)]
+  return text_metrics.score_texts(text_metrics.Views(rows), names, samples)
 
 
 def value(name, hypotheses, references):
@@ -119,7 +124,7 @@ def test_neither_order_of_examples_nor_of_references_matters(name):
 
 @pytest.mark.parametrize('name', [name for name in TEXT_METRICS if name != 'cider_d'])
 def test_an_example_given_twice_is_a_weight_of_two(name):
-  metric = METRICS[name]
+  metric = CAPTION_METRICS[name]
   tokens = [text.split() for text in HYPOTHESES]
   references = [[text.split() for text in group] for group in REFERENCES]
   weights = np.array([1, 2, 1, 1])
@@ -139,7 +144,7 @@ def test_values_of_single_examples_come_in_order():
   tokens = [text.split() for text in HYPOTHESES]
   references = [[text.split() for text in group] for group in REFERENCES]
   names = ('exact_match', 'word_f1')
-  single = {name: METRICS[name].value(METRICS[name].statistics(tokens, references)) for name in names}
+  single = {name: CAPTION_METRICS[name].value(CAPTION_METRICS[name].statistics(tokens, references)) for name in names}
   assert single['exact_match'].tolist() == [0, 1, 0, 0]
   assert single['word_f1'].shape == (4,) and single['word_f1'].argmax() == 1
 

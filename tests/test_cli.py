@@ -150,8 +150,8 @@ def copy(run, tmp_path):
 @pytest.mark.parametrize('argv, says', [
   (['trian', 'x'], "no command 'trian'. Nearest: 'train'"),
   (['train', 'x.py'], '--workdir'),
-  (['train', '--workdir=x'], 'train takes one CONFIG_PATH'),
-  (['evaluate', 'a', 'b'], 'evaluate takes one WORKDIR'),
+  (['train', '--workdir=x'], 'train takes CONFIG_PATH, not []'),
+  (['evaluate', 'a', 'b'], "evaluate takes WORKDIR, not ['a', 'b']"),
   (['predict', 'a'], '--input'),
   (['train', 'x.py', '--workdir=x', '--skip_brokn'], "Unknown command line flag 'skip_brokn'. Did you mean: skip_broken"),
   (['evaluate', 'x', '--workdir=y'], "Unknown command line flag 'workdir'"),
@@ -181,7 +181,7 @@ def test_wrong_words(argv, says, tmp_path, monkeypatch):
   ('data.name=flickr8k', './launch.sh prepare flickr8k --source'),
   ('decoding.method=beem', "did you mean 'beam'"),
   ('decoding.n_best=9', 'n_best=9'),
-  ('evaluate.metrics=("blue",)', "evaluate.metrics: no 'blue'. Nearest: 'bleu_"),
+  ('evaluate.metrics=("blue",)', "evaluate.metrics: no 'blue'. Nearest: 'bleu"),
   ('data.splits.train=nowhere.jsonl', 'A manifest looks like this'),
   ('data.splits.valid=nowhere.jsonl', 'A manifest looks like this'),
 ])  # fmt: skip
@@ -195,7 +195,7 @@ def test_wrong_settings(place, tmp_path, monkeypatch, setting, says):
   (['data.buckets=(4,)'], 'data.buckets=(4,): expected increasing lengths that end with data.max_length=8'),
   (['data.buckets=(8,4,8)'], 'expected increasing lengths'),
   (['data.max_length=2'], 'no example is within data.max_length=2'),
-  (['train.monitor=bleu'], "train.monitor: no 'bleu'. Nearest: 'bleu_"),
+  (['train.monitor=blue'], "train.monitor: no 'blue'. Nearest: 'bleu"),
   (['train.monitor=word_f2', 'decoding.method=sample', 'decoding.temperature=0.5'], "Nearest: 'word_f1'"),
   (['tokenizer.kind=bp'], "did you mean 'bpe'"),
   (['data.train_ops=("decod",)'], "'decode'"),
@@ -354,7 +354,7 @@ def test_a_config_of_a_run_that_was_edited_badly(copy):
   (['--config.evaluate.average=0'], 'evaluate.average=0: expected 1 or more'),
   (['--config.evaluate.checkpoint=5'], "evaluate.checkpoint='5': not in"),
   (['--config.evaluate.checkpoint=newest'], "Or 'best', 'latest'"),
-  (['--config.evaluate.metrics=("blue",)'], "evaluate.metrics: no 'blue'. Nearest: 'bleu_"),
+  (['--config.evaluate.metrics=("blue",)'], "evaluate.metrics: no 'blue'. Nearest: 'bleu"),
   (['--config.decoding.beam=2'], 'Nearest: --config.decoding.beam_size'),
 ])  # fmt: skip
 def test_evaluation_that_cannot_be(run, words, says):
@@ -416,9 +416,9 @@ def test_a_second_modality_is_one_line_of_config(place, tmp_path):
   assert {'encoders_image', 'encoders_text'} <= state.keys()
   assert 'this model reads image, text: give a manifest' in refused('predict', folder, '--input', place.folder / '0.png')
   told = [{'id': 'a', 'image': '0.png', 'text': 'red'}, {'id': 'b', 'image': '0.png', 'text': LONG}]
-  said = done('predict', folder, '--input', write_jsonl(place.folder / 'told.jsonl', told))
-  assert 'told.jsonl: 1 of 2 examples are longer than data.max_length=8 tokens and are left out' in said
-  assert said.splitlines()[-1].startswith('a\t') and 'b\t' not in said
+  told = [write_jsonl(place.folder / f'told{n}.jsonl', told[:n]) for n in (1, 2)]
+  assert done('predict', folder, '--input', told[0]).startswith('a\t')
+  assert "told2.jsonl: 'b' has 13 tokens, the model reads 8 at most" in refused('predict', folder, '--input', told[1])
 
 
 # Killed, damaged, full

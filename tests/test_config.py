@@ -43,7 +43,8 @@ def test_every_config_file_completes(path, arg):
   assert config.name == f'{path}:{arg}' and config.card.splitlines()[0] == config.card.splitlines()[0].strip() != ''
   assert config.is_locked
   if arg:
-    assert config.data.name == 'unicode_pictures/tiny' and configs.parse_duration(config.train.duration, '') == (6.0, 'steps')
+    generated = 'numerals/tiny' if 'text' in config.model.encoders else 'unicode_pictures/tiny'
+    assert config.data.name == generated and configs.parse_duration(config.train.duration, '') == (6.0, 'steps')
   # What a run folder keeps is the same config again.
   assert configs.override(configs.from_dict(config.to_dict()), {}).to_dict() == config.to_dict()
 
@@ -117,7 +118,7 @@ def test_complete_fills_in_and_leaves_its_argument_alone():
   done = configs.complete(config)
   assert done.model.encoders.image.to_dict() == {
     'name': 'vit', 'layers': 6, 'heads': 4, 'patch': 4, 'stem': (), 'ffn_dim': 0, 'positions': 'learned', 'scan': False,
-    'remat': False,
+    'remat': False, 'hidden_dropout': True,
   }  # fmt: skip
   assert done.model.head.layers == 3 and 'layers' not in config.model.head
   assert configs.complete(done).to_dict() == done.to_dict()
@@ -160,7 +161,7 @@ def replaced(**groups):
   (dict(model__encoders={'image': {'name': 'vit', 'scan': 1}}), 'model.encoders.image.scan=1: expected bool'),
   (dict(model__fusion={'name': 'concat'}), "model.fusion.name: no 'concat'. Nearest: 'concatenation'"),
   (dict(model__fusion={'name': 'concatenation', 'dims': 1}), 'model.fusion.dims: unknown key'),
-  (dict(model__head={'name': 'decoder'}), "model.head.name: no 'decoder'. Nearest: 'transformer_decoder'"),
+  (dict(model__head={'name': 'transformer'}), "model.head.name: no 'transformer'. Nearest: 'transformer_decoder'"),
   (dict(model__head={'name': 'transformer_decoder', 'layer': 1}), 'model.head.layer: unknown key. Nearest: model.head.layers'),
   (dict(model__dtype='bfloat61'), "model.dtype: no 'bfloat61'. Nearest: 'bfloat16'"),
   (dict(model__dropout=1.0), 'model.dropout=1.0: expected 0 or more, and less than 1'),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import flax.linen as nn
@@ -10,28 +11,38 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
+from num2words import num2words
 from PIL import Image
-from test_cli import done, read_jsonl, refused
+from test_cli import done, read_jsonl, refused, write_jsonl
+from test_sources import BAD_PARALLEL, write_parallel
 
 from mmlm import commands
 from mmlm import config as configs
 from mmlm.data import prepare
 from mmlm.data.batching import Batch
+from mmlm.data.datasets.numerals import draw
 from mmlm.experiment import Experiment
 from mmlm.pretrained.features import BACKBONES
+from mmlm.tasks import TASKS
 
 QUICK_START = commands.QUICK_START
 FILES = sorted(path for path in ROOT.glob('configs/*/*.py') if path != ROOT / QUICK_START)
 # A frozen network needs seconds for each hundred pictures: a few are enough, and validation shares those of the test.
-FEW = ['--config.data.splits.train=train[:32]', '--config.data.splits.valid=test_faces[:8]',
-       '--config.data.splits.test=test_faces[:8]', '--config.parallel.strategy=jit']  # fmt: skip
+FEW = ['--config.data.splits.train=train[:32]', '--config.parallel.strategy=jit']
+HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]'}
+
+
+def few(spec) -> list[str]:
+  held_out = HELD_OUT[configs.load_config(spec).data.name]
+  return [*FEW, f'--config.data.splits.valid={held_out}', f'--config.data.splits.test={held_out}']
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """The generated set, prepared once, and the cached grids of the configs, which are all the same."""
+  """The generated sets, prepared once, and the cached grids of the configs, which are all the same."""
   folder = tmp_path_factory.mktemp('data')
-  prepare.prepare('unicode_pictures/tiny', None, folder)
+  for name in HELD_OUT:
+    prepare.prepare(name, None, folder)
   return folder
 
 
@@ -47,41 +58,49 @@ def png(value, side=32) -> bytes:
   return file.getvalue()
 
 
-def check(folder, training, picture):
+def check(folder, training, place):
   """What stands in the folder of a smoke run that was evaluated; then a prediction and a report from it."""
+  config = configs.from_dict(json.loads((folder / 'config.json').read_text()))
+  reads = tuple(config.model.encoders)
   assert '32 examples' in training and '6 steps in all' in training and '6/6 100 %' in training
   assert [row['step'] for row in read_jsonl(folder / 'metrics.jsonl') if row['kind'] == 'valid'] == [3, 6]
   scores = {p.stem: json.loads(p.read_text()) for p in (folder / 'scores').iterdir()}
-  (plain,) = (name for name in scores if f'{name}-shuffled' in scores)
-  assert len(scores) == 2 and all(s['n'] == 8 and s['scores'] for s in scores.values())
+  plain, *others = sorted(scores, key=len)
+  assert others == [f'{plain}-shuffled'] * config.evaluate.shuffled
+  wanted = set(config.evaluate.metrics or TASKS[config.task].metrics) - {'meteor'}
+  assert all(s['n'] == 8 and s['scores'].keys() == wanted for s in scores.values())
   assert all(0 <= v['low'] <= v['value'] <= v['high'] for s in scores.values() for v in s['scores'].values())
   rows = read_jsonl(folder / 'predictions' / f'{plain}.jsonl')
-  assert len({row['id'] for row in rows}) == 8
-  assert all(row['references'][0].startswith('latin ') and isinstance(row['hypothesis'], str) for row in rows)
-  picture.write_bytes(png(200))
-  assert done('predict', folder, '--input', picture).startswith(f'{picture.name}\t')
+  assert len({row['id'] for row in rows}) == 8 and all(isinstance(row['hypothesis'], str) for row in rows)
+  for row in rows:
+    assert row['references'] == [num2words(int(row['id']), lang='de')] if 'text' in reads else row['references'][0].startswith('latin ')
+  (place / 'mine.png').write_bytes(png(200) if reads == ('image',) else draw(23))
+  given = place / 'mine.png'
+  if 'text' in reads:
+    given = write_jsonl(place / 'mine.jsonl', [{'id': 'mine.png', 'image': 'mine.png', 'text': 'twenty-three'}])
+  assert done('predict', folder, '--input', given).startswith('mine.png\t')
   assert str(folder / 'report.html') in done('report', folder)
   page = (folder / 'report.html').read_text()
-  assert 'data:image/png;base64' in page and rows[0]['references'][0] in page
+  assert rows[0]['references'][0] in page and ('image' not in reads or 'data:image/png;base64' in page)
   return rows
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_the_smoke_form_goes_from_training_to_the_report(path, data, tmp_path):
-  folder = tmp_path / 'run'
-  said = done('train', f'{path}:smoke', '--workdir', folder, f'--config.data.dir={data}', *FEW)
+  folder, spec = tmp_path / 'run', f'{path}:smoke'
+  said = done('train', spec, '--workdir', folder, f'--config.data.dir={data}', *few(spec))
   said_then = done('evaluate', folder)
-  assert 'bleu_4' in said_then and 'METEOR is left out' in said_then
-  check(folder, said, tmp_path / 'mine.png')
+  assert ('METEOR is left out' in said_then) == (configs.load_config(spec).task == 'captioning')
+  check(folder, said, tmp_path)
 
 
 def test_the_quick_start(data, tmp_path, monkeypatch):
   """Everything with one word; also from another folder than the project's."""
   monkeypatch.setattr(commands, 'QUICK_START', f'{QUICK_START}:smoke')
   monkeypatch.chdir(tmp_path)
-  said = done(f'--config.data.dir={data}', *FEW)
+  said = done(f'--config.data.dir={data}', *few(QUICK_START + ':smoke'))
   assert said.splitlines()[-1] == 'Report: runs/unicode_pictures/report.html'
-  rows = check(tmp_path / 'runs' / 'unicode_pictures', said, tmp_path / 'mine.png')
+  rows = check(tmp_path / 'runs' / 'unicode_pictures', said, tmp_path)
   assert all(f'  {row["references"][0]:<48} {row["hypothesis"]}\n' in said for row in rows)
   assert 'inputs shuffled' in said and 'exact_match' in said
 
@@ -104,7 +123,7 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
   def batches(cache, train):
     experiment = Experiment(configs.override(smoke, settings | {'model.encoders.image.cache': cache}), tmp_path)
     loader = experiment.loader('train[:70]', experiment.table('train[:70]', True), 8, train)
-    grids = [np.asarray(loader(n, Batch(np.arange(8) + 8 * n, 40))['image'], np.float32) for n in range(8)]
+    grids = [np.asarray(loader(n, Batch(np.arange(8) + 8 * n, 40, 8))['image'], np.float32) for n in range(8)]
     return np.concatenate(grids) if cache == 'True' else np.asarray(experiment.backbone.grid(np.concatenate(grids)), np.float32)
 
   wanted, turned = batches('False', False), batches('True', True)
@@ -114,6 +133,63 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
   (path,) = (tmp_path / 'features').iterdir()
   mirrored = np.load(path)[:64, 1].astype(np.float32)
   assert np.array_equal(turned[~as_it_is], mirrored[~as_it_is]) and not np.array_equal(mirrored, wanted)
+
+
+# Parallel texts of a person's own
+
+SMALL = [
+  '--config.train.duration=2 steps', '--config.train.eval_every=2 steps', '--config.train.batch_size=4', '--config.train.batch_tokens=200',
+  '--config.tokenizer.vocab_size=60', '--config.model.dim=16', '--config.model.encoders.text.layers=1', '--config.model.head.layers=1',
+  '--config.train.monitor=loss', '--config.parallel.strategy=jit', '--config.evaluate.batch_size=4', '--config.evaluate.average=1',
+  '--config.data.max_length=24', '--config.data.buckets=(8, 24)',
+]  # fmt: skip
+LINES = {'en': 'a dog runs .\nthe cat sleeps, too .\ntwo dogs !\na cat and a dog .\n' * 3,
+         'de': 'ein Hund rennt .\ndie Katze schläft auch .\nzwei Hunde !\neine Katze und ein Hund .\n' * 3}  # fmt: skip
+
+
+def parallel(folder, split='my', source='en', target='de', **arguments):
+  for language, text in LINES.items():
+    (folder / f'good.{language}').write_text(text)
+  rows = zip(*(text.splitlines() for text in LINES.values()))
+  (folder / 'good.tsv').write_text(''.join('\t'.join(row) + '\n' for row in [('en', 'de'), *rows]))
+  splits = {'train': split, 'valid': 'good', 'test': 'good'} | arguments
+  paths = ','.join(f'{part}={folder / name}' for part, name in splits.items())
+  return ['train', f'configs/translation/parallel.py:{paths},source={source},target={target}', '--workdir', folder / 'run', *SMALL]
+
+
+@pytest.mark.parametrize('split', ['good', 'good.tsv'])
+def test_parallel_texts_are_trained_on_and_translated(tmp_path, split):
+  said = done(*parallel(tmp_path, split))
+  assert f'{split}: 12 examples' in said and '2 steps in all' in said
+  said = done('evaluate', tmp_path / 'run', '--greedy', '--config.evaluate.shuffled=False', '--config.evaluate.bootstrap_samples=5')
+  assert all(name in said for name in ('bleu_words', 'bleu', 'chrf', 'ter'))
+  (path,) = (tmp_path / 'run' / 'predictions').iterdir()
+  rows = read_jsonl(path)
+  assert [row['references'] for row in rows] == [[line] for line in LINES['de'].splitlines()]
+  assert [row['input'] for row in rows] == [{'text': line} for line in LINES['en'].splitlines()]
+
+
+@pytest.mark.parametrize('split, file, content, says', BAD_PARALLEL)
+@pytest.mark.parametrize('part', ['train', 'valid'])
+def test_bad_parallel_texts_are_refused_before_anything_is_written(tmp_path, part, split, file, content, says):
+  write_parallel(tmp_path, {file: content})
+  arguments = {'split': split} if part == 'train' else {'split': 'good', 'valid': split}
+  said = refused(*parallel(tmp_path, **arguments))
+  assert re.search(says, said), said
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_unknown_language_is_refused(tmp_path):
+  argv = parallel(tmp_path, 'good', target='dee')
+  (tmp_path / 'good.de').rename(tmp_path / 'good.dee')
+  assert "unknown language code 'dee'. Nearest: 'de'" in refused(*argv)
+  argv[1] += ',moses=False'  # without Moses' rules it is but a name
+  assert '2 steps in all' in done(*argv)
+
+
+def test_lines_over_the_limit_are_counted_and_left_out(tmp_path):
+  write_parallel(tmp_path, {'my.en': b'a dog\n' + b'dog ' * 40 + b'\n'})
+  assert 'my: 1 of 2 examples are longer than data.max_length=24 tokens and are left out' in done(*parallel(tmp_path, 'my'))
 
 
 @pytest.mark.parametrize('settings, says', [

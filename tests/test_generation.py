@@ -17,21 +17,24 @@ from mmlm.data.tokenizers import BOS, EOS, PAD, UNK
 from mmlm.decoding.search import SearchOptions, penalty
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
+from mmlm.trees import flat
 
 B, S, T, V = 3, 5, 6, 7
 TASK = TASKS['captioning']
 close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
 
 
-def model_config(encoders=('image', 'text'), **head):
+def model_config(encoders=('image', 'text'), shared=False, **head):
   config = default_config()
-  config.model.unlock().update(dim=16, dropout=0.0)
+  config.model.unlock().update(dim=16, dropout=0.0, shared_embeddings=shared)
   every = {
     'image': {'name': 'vit', 'layers': 1, 'heads': 2, 'patch': 4},
     'text': {'name': 'text_transformer', 'layers': 1, 'heads': 2},
   }
+  if recurrent := head.get('name') == 'recurrent_decoder':
+    every['text'] = {'name': 'text_recurrent', 'cell': head['cell']}
   config.model.encoders = {name: every[name] for name in encoders}
-  config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'kv_heads': 2} | head
+  config.model.head = head if recurrent else {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'kv_heads': 2} | head
   return complete(config).model
 
 
@@ -170,9 +173,18 @@ def test_greedy_is_the_argmax_of_the_uncached_model(setup):
     assert found[:n].tolist() == expected
 
 
-def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
+DECODERS = {
+  'transformer': dict(positions='rotary', scan=True, pre_norm=False),
+  'lstm': dict(name='recurrent_decoder', cell='lstm', layers=2),
+  'gru': dict(name='recurrent_decoder', cell='gru', tied=False),
+}
+every_decoder = pytest.mark.parametrize('head', DECODERS.values(), ids=list(DECODERS))
+
+
+@every_decoder
+def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them(head):
   """A beam that drops nothing is exact: log-probabilities from the cache against teacher-forced losses."""
-  setup = Setup(encoders=('text',), positions='rotary', scan=True, pre_norm=False)
+  setup = Setup(encoders=('text',), **head)
   length, words, batch = 2, (UNK, *range(4, V)), example_batch()
   options = SearchOptions('beam', max_length=length, beam_size=24, n_best=8, length_penalty=0.6)
   result = setup.generate(batch, options)
@@ -190,6 +202,31 @@ def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them():
     best = sorted(range(len(every)), key=lambda i: (not ended[i], -scores[i]))[:8]
     assert [tuple(row[:n]) for row, n in zip(result.tokens[b], result.lengths[b])] == [every[i] for i in best]
     np.testing.assert_allclose(result.scores[b], scores[best], rtol=1e-4)
+
+
+@every_decoder
+def test_a_narrow_beam_is_scored_by_its_own_tokens(head):
+  """Hypotheses change places at every step: what a row remembers must follow it."""
+  setup, batch, length, n = Setup(encoders=('text',), **head), example_batch(), T, 3
+  result = setup.generate(batch, SearchOptions('beam', max_length=length, min_length=length, beam_size=4, n_best=n))
+  assert len(np.unique(result.tokens.reshape(-1, length), axis=0)) > B
+  rows = {key: np.repeat(value, n, 0) for key, value in batch.items()}
+  target = result.tokens.reshape(-1, length)
+  mask = np.arange(length) < result.lengths.reshape(-1, 1)
+  losses, _ = jax.jit(lambda batch: TASK.losses(setup.model, setup.params, batch))(rows | {'target': target, 'target_mask': mask})
+  np.testing.assert_allclose(result.log_probs.reshape(-1), -losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('head', [{}, {'name': 'recurrent_decoder', 'cell': 'gru'}], ids=['transformer', 'gru'])
+def test_shared_embeddings_are_one_table_that_learns_from_every_end(head, tied):
+  setup = Setup(encoders=('text',), shared=True, tied=tied, **head)
+  (table,) = (name for name in flat(setup.params) if 'table' in name)
+  batch = example_batch() | {'text': np.full((B, S), 4), 'target': np.full((B, T), 5)}
+  gradient = jax.jit(jax.grad(lambda params: TASK.losses(setup.model, params, batch)[0].sum()))(setup.params)
+  rows = np.abs(flat(gradient)[table]).max(1) > 1e-6
+  # 4 is read by the encoder alone, the start and 5 by the decoder; a tied output asks how likely every token is.
+  assert rows.tolist() == [tied or token in (BOS, 4, 5) for token in range(V)]
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -72,7 +72,7 @@ def test_buckets_are_used():
 
 
 def same(left, right):
-  return all(a.length == b.length and a.indices.tolist() == b.indices.tolist() for a, b in zip(left, right, strict=True))
+  return all(a[1:] == b[1:] and a.indices.tolist() == b.indices.tolist() for a, b in zip(left, right, strict=True))
 
 
 def test_a_plan_is_a_function_of_seed_and_epoch():
@@ -90,10 +90,53 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
 def test_what_fits_in_no_bucket_is_an_error(plan):
   with pytest.raises(UserError, match='17 tokens.*16'):
     plan(np.array([3, 17, 2]), 2, (8, 16))
-
-
   with pytest.raises(UserError, match='^0 examples'):
     plan(np.array([], int), 2, (8, 16))
+
+
+# Plans by tokens
+
+BUDGETS = [  # examples, batch size, buckets, tokens
+  (1, 1, (4,), 16), (7, 8, (3, 6), 60), (101, 8, (2, 4, 8, 16), 100), (500, 4, (2, 3, 5, 8, 16), 64), (1000, 8, (8, 16, 24, 40), 512),
+  (300, 16, (4, 30), 64), (64, 1, (16,), 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('count, batch_size, buckets, tokens', BUDGETS)
+def test_a_budget_of_tokens_bounds_every_batch(count, batch_size, buckets, tokens):
+  lengths = lengths_of(count, buckets)
+  plan = TrainPlan(lengths, batch_size, buckets, 0, tokens)
+  for number in range(4):
+    batches = epoch(plan, number)
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(count))
+    assert sum(len(batch.indices) < batch.size for batch in batches) <= 1
+    for batch in batches:
+      assert 0 < len(batch.indices) <= batch.size and lengths[batch.indices].max() <= batch.length in buckets
+      assert batch.size % batch_size == 0
+      assert batch.size * batch.length <= tokens or batch.size == batch_size
+      assert (batch.size + batch_size) * batch.length > tokens  # as many rows as the budget has room for
+  assert plan.examples_per_step * plan.steps_per_epoch == pytest.approx(count)
+  # A shape of a batch is compiled once: there is one for each bucket.
+  shapes = {(batch.size, batch.length) for number in range(4) for batch in epoch(plan, number)}
+  assert len(shapes) <= len(buckets)
+
+
+def test_a_plan_by_tokens_is_a_function_of_seed_and_epoch():
+  lengths, buckets = lengths_of(300, (4, 8, 16)), (4, 8, 16)
+  plan, again, other = (TrainPlan(lengths, 4, buckets, seed, 64) for seed in (0, 0, 1))
+  assert same(epoch(plan, 1), epoch(again, 1)) and same(epoch(plan, 0), epoch(again, 0))
+  assert not same(epoch(plan, 0), epoch(plan, 1)) and not same(epoch(plan, 0), epoch(other, 0))
+  assert plan.steps_per_epoch == other.steps_per_epoch
+
+
+def test_a_batch_by_tokens_is_loaded_with_the_rows_of_its_bucket():
+  loader = make_loader(('decode',))
+  plan = TrainPlan(loader.table.lengths, 2, (3, 5), 0, 18)
+  assert {plan[i].size for i in range(plan.steps_per_epoch)} == {6, 2}
+  with stream(plan, loader, 0, plan.steps_per_epoch) as batches:
+    for batch, (indices, length, size) in zip(batches, epoch(plan, 0), strict=True):
+      assert batch['target'].shape == (size, length) and len(batch['image']) == size
+      assert batch['weight'].sum() == len(indices)
 
 
 # Padding and stacking
@@ -183,7 +226,8 @@ def test_a_batch_holds_what_the_plan_says(batches):
   loader = make_loader()
   plan = plan_of(loader)
   for number, batch in enumerate(batches):
-    indices, length = plan[number]
+    indices, length, size = plan[number]
+    assert size == 8
     n = len(indices)
     assert batch['weight'].tolist() == [1.0] * n + [0.0] * (8 - n) and batch['weight'].dtype == np.float32
     for key, rows in (('target', loader.table.targets), ('text', loader.table.texts)):
@@ -197,7 +241,7 @@ def test_a_batch_holds_what_the_plan_says(batches):
 
 def test_a_picture_is_that_of_its_record():
   loader = make_loader(('decode',))
-  batch = loader(0, Batch(np.array([5, 18]), 5))
+  batch = loader(0, Batch(np.array([5, 18]), 5, 8))
   for row, record in enumerate((2, 9)):
     np.testing.assert_array_equal(batch['image'][row], Image.open(io.BytesIO(encoded(record))))
 
@@ -214,14 +258,14 @@ def test_workers_load_the_same_batches_from_anywhere(batches):
 
 def test_random_ops_depend_on_seed_batch_and_row_alone():
   draw = lambda example, rng: example | {'image': rng.random(3)}
-  batch = Batch(np.array([4, 7, 4]), 5)
+  batch = Batch(np.array([4, 7, 4]), 5, 8)
 
   def values(number, batch=batch, seed=0):
     return make_loader([draw], seed)(number, batch)['image'][:3]
 
   first = values(0)
   np.testing.assert_array_equal(first, values(0))
-  np.testing.assert_array_equal(first, values(0, Batch(np.array([1, 2, 3]), 5)))
+  np.testing.assert_array_equal(first, values(0, Batch(np.array([1, 2, 3]), 5, 8)))
   every = np.concatenate([first, values(1), values(2), values(0, seed=1)])
   assert len(np.unique(every[:, 0])) == len(every)
 
@@ -229,7 +273,7 @@ def test_random_ops_depend_on_seed_batch_and_row_alone():
 def test_a_missing_modality_is_masked():
   source = Source(missing=(1,))
   source.examples[3]['image'] = b''
-  batch = make_loader(source=source)(0, Batch(np.arange(8), 5))
+  batch = make_loader(source=source)(0, Batch(np.arange(8), 5, 8))
   assert batch['image_mask'].tolist() == [True, True, False, False, True, True, False, False]
   assert np.all(batch['image'][~batch['image_mask']] == 0) and batch['image'][0].std() > 0
   assert np.all(batch['weight'] == 1) and batch['text_mask'].any(1).all()

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmlm.data import prepare
+from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.sources import TfdsSource
 from mmlm.errors import UserError
 
@@ -137,3 +138,65 @@ def test_missing_source_says_how_to_get_it(tmp_path, monkeypatch):
     prepare.prepare('flickr8k', tmp_path / 'nowhere', tmp_path)
   with pytest.raises(UserError, match='full, tiny'):
     prepare.prepare('unicode_pictures/huge', None, tmp_path)
+
+
+# Parallel texts
+
+FIELDS = {'text': 'en', 'targets': 'de'}
+GOOD = {'my.en': b'a dog\nthe "cat"\n', 'my.de': 'ein Hund\nDöner'.encode(), 'my.tsv': 'de\tid\ten\nein Hund\t1\ta dog\nDöner\t2\tthe "cat"\n'.encode()}
+BAD_PARALLEL = [  # split, file and its bytes (None: no such file), what is said
+  ('my', 'my.de', b'ein Hund\n', '/my.en has 2 lines, .*/my.de has 1'),
+  ('my', 'my.de', b'ein Hund\n \t\n', '/my.de, line 2: empty'),
+  ('my', 'my.en', b'\nthe cat\n', '/my.en, line 1: empty'),
+  ('my', 'my.de', 'ein Hund\nDöner'.encode('latin-1'), '/my.de, line 2: byte 2 is no UTF-8'),
+  ('my', 'my.en', None, '(?s)/my.en: No such file.*line by line'),
+  ('my.tsv', 'my.tsv', None, '(?s)/my.tsv: No such file.*table with a header'),
+  ('my.tsv', 'my.tsv', b'de\tid\tenglish\na\t1\tb\n', "/my.tsv, line 1: no column 'en'; there are: de, id, english"),
+  ('my.tsv', 'my.tsv', b'de\ten\na\tb\na\tb\tc\n', '/my.tsv, line 3: 3 columns instead of 2'),
+  ('my.tsv', 'my.tsv', b'de\ten\na\n', '/my.tsv, line 2: 1 columns instead of 2'),
+  ('my.tsv', 'my.tsv', b'de\ten\na\tb\na\t\n', '/my.tsv, line 3: empty'),
+  ('my.tsv', 'my.tsv', b'de\ten\na\tb\n\xff\tb\n', '/my.tsv, line 3: byte 1 is no UTF-8'),
+  ('my.tsv', 'my.tsv', b'', "/my.tsv, line 1: no column 'en'"),
+  ('my.tsv', 'my.tsv', b'de\ten\n', '/my.tsv: no line'),
+]  # fmt: skip
+
+
+def write_parallel(folder, changes=()):
+  for name, content in (GOOD | dict(changes)).items():
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+      (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize('split', ['my', 'my.tsv'])
+@pytest.mark.parametrize('change', [
+  lambda content: content, lambda content: content.rstrip(b'\n').replace(b'\n', b'\r\n') + b'\r\n', lambda content: b'\xef\xbb\xbf' + content,
+], ids=['as it is', 'CRLF', 'byte order mark'])  # fmt: skip
+def test_parallel_texts_are_the_lines(tmp_path, split, change):
+  write_parallel(tmp_path, {name: change(content) for name, content in GOOD.items()})
+  split = str(tmp_path / split)
+  source = pickle.loads(pickle.dumps(ParallelTexts(split, FIELDS)))
+  assert [source[i] for i in range(len(source))] == [
+    {'id': f'{split}:1', 'text': 'a dog', 'targets': ('ein Hund',)}, {'id': f'{split}:2', 'text': 'the "cat"', 'targets': ('Döner',)},
+  ]  # fmt: skip
+  assert ParallelTexts(split, {'text': 'de', 'targets': 'en'})[1]['text'] == 'Döner'
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+  """What else Unicode counts as the end of a line may stand in a text."""
+  write_parallel(tmp_path, {'my.en': 'a\u2028b\x0bc\u0085d\ne'.encode()})
+  assert ParallelTexts(str(tmp_path / 'my'), FIELDS)[0]['text'] == 'a\u2028b\x0bc\u0085d'
+
+
+@pytest.mark.parametrize('split, file, content, says', BAD_PARALLEL)
+def test_what_is_wrong_with_parallel_texts_is_named(tmp_path, split, file, content, says):
+  write_parallel(tmp_path, {file: content})
+  with pytest.raises(UserError, match=says):
+    ParallelTexts(str(tmp_path / split), FIELDS)
+
+
+@pytest.mark.parametrize('fields', [{}, {'text': 'en'}, {'text': 'en', 'targets': 'de', 'image': 'x'}])
+def test_parallel_texts_have_two_fields(tmp_path, fields):
+  write_parallel(tmp_path)
+  with pytest.raises(UserError, match="data.fields=.*{'text': LANGUAGE, 'targets': LANGUAGE}"):
+    ParallelTexts(str(tmp_path / 'my'), fields)

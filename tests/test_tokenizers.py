@@ -11,7 +11,7 @@ from mmlm.errors import UserError
 TEXTS = ['A dog runs, then sleeps.', 'two dogs run through the snow', "a man's red hat",
          'the man sleeps in the snow', 'a dog in a red hat'] * 4
 CHINESE = ['一条狗在雪地里奔跑。', '一个男人戴着红色的帽子。', '狗在睡觉。'] * 4
-KINDS = ('bpe', 'unigram', 'word', 'char')
+KINDS = ('bpe', 'subword', 'unigram', 'word', 'char')
 
 
 def trained(kind, texts=TEXTS, **options):
@@ -77,7 +77,7 @@ def test_saved_and_pickled_are_the_same(kind, tmp_path):
 def test_training_is_deterministic_between_processes(tmp_path):
   code = ('import sys, json; from mmlm.data.tokenizers import train_tokenizer\n'
           'texts = json.loads(sys.argv[1])\n'
-          'for kind in ("bpe", "unigram", "word", "char"):\n'
+          'for kind in ("bpe", "subword", "unigram", "word", "char"):\n'
           '  train_tokenizer(texts, kind, 310).save(f"{sys.argv[2]}/{kind}.json")')
   texts = TEXTS + [f'the {a}{b} of {b}{a}' for a in 'abcdefgh' for b in 'stuvwxyz']
   subprocess.run([sys.executable, '-c', code, json.dumps(texts), str(tmp_path)], check=True)

@@ -10,22 +10,18 @@
 from mmlm.config import default_config, parse_arg, smoke
 
 
-def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, source='en', target='de')
-  config = default_config()
+def recipe(config, source, target):
+  """Multi30k's texts, its tokenizer and the training that all of its experiments share."""
   config.task = 'translation'
   config.data.name = 'multi30k/text'
-  config.data.fields = {'id': 'id', 'text': args.source, 'targets': args.target}
+  config.data.fields = {'id': 'id', 'text': source, 'targets': target}
   config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_2016',)}
-  config.data.languages = {'text': args.source, 'target': args.target}
+  config.data.languages = {'text': source, 'target': target}
   config.data.max_length = 56
   config.data.buckets = (8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 56)
   config.tokenizer = {'kind': 'subword', 'vocab_size': 10000, 'lowercase': True, 'min_frequency': 2}
-  block = {'layers': 4, 'heads': 4, 'ffn_dim': 256, 'activation': 'relu', 'pre_norm': False, 'hidden_dropout': False}
   config.model.dim = 128
   config.model.dropout = 0.3
-  config.model.encoders = {'text': {'name': 'text_transformer', **block}}
-  config.model.head = {'name': 'transformer_decoder', 'positions': 'sinusoidal', **block}
   config.model.shared_embeddings = True
   config.optimizer.schedule = 'inverse_sqrt'
   config.optimizer.learning_rate = 5e-3
@@ -40,8 +36,21 @@ def get_config(arg=''):
   config.train.keep_latest = 10
   config.evaluate.checkpoint = 'latest'
   config.evaluate.average = 10
+  config.evaluate.shuffled = False  # what the photos do is told by `ablate`
   config.decoding.beam_size = 5
   config.decoding.length_penalty = 1.0
-  if args.target == 'de':
+  if target == 'de':
     config.evaluate.reference_words = {'test_2016': 12103}
+  return config
+
+
+BLOCK = {'layers': 4, 'heads': 4, 'ffn_dim': 256, 'hidden_dropout': False}
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, source='en', target='de')
+  config = recipe(default_config(), args.source, args.target)
+  block = BLOCK | {'activation': 'relu', 'pre_norm': False}
+  config.model.encoders = {'text': {'name': 'text_transformer', **block}}
+  config.model.head = {'name': 'transformer_decoder', 'positions': 'sinusoidal', **block}
   return smoke(config) if args.smoke else config

@@ -10,46 +10,31 @@
 
 Sizes: 'flickr8k' is configs/captioning/flickr8k.py; 'large' has 3 layers, D 512, 8 heads and 8,000 words over a
 grid of 49 places. Everything is float32; weights are random, and the end token is forbidden until the last step,
-on both sides. The peers stand in peer.py. `startup` and `pipeline` use real data, and take Flickr8k only if it lies
-prepared, with its grids, in --data_dir.
+on both sides. The peers stand in peer_captioning.py. `startup` and `pipeline` use real data, and take Flickr8k only if
+it lies prepared, with its grids, in --data_dir.
 """
 
-import argparse
+import collections
 import functools
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+from common import ROOT, STEPS, Generator, Trainer, check_parameters, config_of, examples, in_turns, main, row
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from mmlm.commands import environment  # noqa: E402
-from mmlm.config import load_config, override, to_steps  # noqa: E402
-from mmlm.data.batching import TrainPlan, pad  # noqa: E402
-from mmlm.data.pipeline import stream  # noqa: E402
-from mmlm.data.tokenizers import BOS, EOS, PAD  # noqa: E402
-from mmlm.decoding.search import SearchOptions  # noqa: E402
-from mmlm.experiment import Experiment  # noqa: E402
-from mmlm.models.multimodal import build_model  # noqa: E402
-from mmlm.parallel import Parallel, side_by_side  # noqa: E402
-from mmlm.runs import write_json  # noqa: E402
-from mmlm.tasks import TASKS  # noqa: E402
-from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
-from mmlm.training.step import StepOptions, initial_state, train_step  # noqa: E402
-from mmlm.trees import count  # noqa: E402
+from mmlm.data.batching import TrainPlan, pad
+from mmlm.data.pipeline import stream
+from mmlm.data.tokenizers import EOS
+from mmlm.experiment import Experiment
+from mmlm.models.multimodal import build_model
 
 GRID = (49, 1280)  # places and channels of EfficientNet-Lite0 at 224 x 224
 FLICKR8K = ROOT / 'configs/captioning/flickr8k.py'
 PICTURES = ROOT / 'configs/captioning/unicode_pictures.py'
-STEPS = 20  # of decoding
 GOALS = {
   'train': 'ratio 1.2',
   'greedy': 'none',
@@ -63,68 +48,6 @@ SIZES = {
   'large': ({'model.dim': '512', 'model.encoders.image.layers': '0'}, 8000),
 }
 SMOKE_SIZES = {'smoke': ({'model.dim': '32', 'train.batch_size': '8'}, 100)}
-
-
-# Ours
-
-
-def initial_params(model, batch: dict):
-  row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
-  return jax.jit(model.init)({'params': jax.random.key(0)}, row, jnp.asarray(row['target']))['params']
-
-
-class Trainer:
-  """The train step as `mmlm train` compiles it."""
-
-  def __init__(self, config, model, batch: dict, steps_per_epoch: int):
-    size, smoothing, task = config.train.batch_size, config.train.label_smoothing, TASKS[config.task]
-    params = initial_params(model, batch)
-    total = to_steps(config.train.duration, 'train.duration', size, steps_per_epoch)
-    rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
-
-    def loss(params, batch, rng):
-      losses, weights = task.losses(model, params, batch, smoothing, rng)
-      return losses.sum(), weights.sum()
-
-    optimizer = make_optimizer(config.optimizer, rate, params)
-    options = StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay)
-    parallel = Parallel('jit')
-    self.step = parallel.step(lambda state, batch: train_step(state, batch, options))
-    self.state = parallel.replicate(initial_state(params, options, config.seed))
-
-  def __call__(self, batches: list) -> int:
-    for batch in batches:
-      self.state, metrics = self.step(self.state, batch)
-    if not np.isfinite(metrics['loss']):
-      raise SystemExit('the loss is not finite')
-    return sum(int(batch['weight'].sum()) for batch in batches)
-
-
-class Generator:
-  """The decoding of `mmlm evaluate`, from grids to tokens."""
-
-  def __init__(self, config, model, batch: dict, method: str):
-    self.params = initial_params(model, batch)
-    task, rng = TASKS[config.task], jax.random.key(0)
-    options = SearchOptions(
-      method, max_length=STEPS, min_length=STEPS, beam_size=config.decoding.beam_size,
-      length_penalty=config.decoding.length_penalty, pad_id=PAD, bos_id=BOS, eos_id=EOS,
-    )  # fmt: skip
-    generate = lambda params, batch: task.generate(model, params, batch, options, rng)._asdict()
-    self.generate = Parallel('jit').rows(generate)
-
-  def __call__(self, batches: list) -> int:
-    for _, found in side_by_side(functools.partial(self.generate, self.params), batches):
-      if not (found['lengths'] == STEPS).all():
-        raise SystemExit('a caption does not have all steps')
-    return sum(int(batch['weight'].sum()) for batch in batches)
-
-
-# Input
-
-
-def config_of(path, settings: dict):
-  return override(load_config(str(path)), settings)
 
 
 def random_batches(config, vocabulary: int, number: int) -> list[dict]:
@@ -144,44 +67,12 @@ def random_batches(config, vocabulary: int, number: int) -> list[dict]:
   return batches
 
 
-# Measuring
-
-
-def in_turns(sides: dict, rounds: int) -> dict:
-  """{name: () -> amount of work} -> {name: amount a second in each round}; a first call, not counted, compiles."""
-  for run in sides.values():
-    run()
-  rates = {name: [] for name in sides}
-  for number in range(rounds):
-    for name in list(sides)[:: -1 if number % 2 else 1]:
-      began = time.perf_counter()
-      amount = sides[name]()
-      rates[name].append(amount / (time.perf_counter() - began))
-  return rates
-
-
-def summary(values: list) -> dict:
-  return {'median': statistics.median(values), 'low': min(values), 'high': max(values), 'all': values}
-
-
-def row(benchmark: str, size: str, unit: str, rates: dict) -> dict:
-  """A line of the results, printed; the ratio is that of the first side's median to the second's."""
-  sides = {name: summary(values) for name, values in rates.items()}
-  medians = [side['median'] for side in sides.values()]
-  ratio = medians[0] / medians[1]
-  text = '   '.join(f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items())
-  print(f'{benchmark:<9} {size:<17} {text}  {unit}   ratio {ratio:.2f}   (goal: {GOALS[benchmark]})', flush=True)
-  return {'benchmark': benchmark, 'size': size, 'unit': unit, 'sides': sides, 'ratio': ratio, 'goal': GOALS[benchmark]}
-
-
 def against_peer(kind: str, options) -> list[dict]:
   """Training, greedy search or beam search at each size."""
-  import torch
-  from peer import Generator as PeerGenerator
-  from peer import Size
-  from peer import Trainer as PeerTrainer
+  import peer
+  from peer_captioning import Captioner, Size, generator, tensors
 
-  torch.set_num_threads(os.cpu_count())
+  peer.use_all_cores()
   rows = []
   for name, (settings, vocabulary) in (SMOKE_SIZES if options.smoke else SIZES).items():
     config = config_of(FLICKR8K, settings)
@@ -189,18 +80,16 @@ def against_peer(kind: str, options) -> list[dict]:
     size = Size.of(config, vocabulary, GRID)
     model = build_model(config.model, vocabulary, config.data.max_length)
     if kind == 'train':
-      ours, peer = Trainer(config, model, batches[0], len(batches)), PeerTrainer(config, size)
-      parameters = count(ours.state.params), sum(p.numel() for p in peer.parameters)
-      if parameters[0] != parameters[1]:
-        raise SystemExit(f'{name}: {parameters[0]} parameters against {parameters[1]} of the peer')
+      ours, theirs = Trainer(config, model, batches[0], len(batches)), peer.Trainer(config, Captioner(size), tensors)
+      check_parameters(ours, theirs)
     else:
       beams = config.decoding.beam_size if kind == 'beam' else 1
       ours = Generator(config, model, batches[0], kind)
-      peer = PeerGenerator(size, beams, STEPS, config.decoding.length_penalty)
+      theirs = generator(size, beams, STEPS, config.decoding.length_penalty)
     names = ('mmlm', 'PyTorch' if kind == 'train' else 'transformers')
-    sides = {side: functools.partial(run, batches) for side, run in zip(names, (ours, peer))}
+    sides = {side: (functools.partial(run, batches), examples(batches)) for side, run in zip(names, (ours, theirs))}
     unit = 'examples/s' if kind == 'train' else 'captions/s'
-    rows.append(row(kind, name, unit, in_turns(sides, options.rounds)))
+    rows.append(row(kind, name, unit, in_turns(sides, options.rounds), GOALS[kind]))
   return rows
 
 
@@ -243,7 +132,7 @@ def startup(options) -> list[dict]:
     with tempfile.TemporaryDirectory() as cache:
       cold = [first_step_seconds(spec, options, cache)]
       warm = [first_step_seconds(spec, options, cache) for _ in range(options.rounds)]
-    rows.append(row('startup', name, 's', {'warm': warm, 'cold': cold}))
+    rows.append(row('startup', name, 's', {'warm': warm, 'cold': cold}, GOALS['startup']))
   return rows
 
 
@@ -263,14 +152,15 @@ def pipeline(options) -> list[dict]:
         batches = list(some)
       trainer = Trainer(config, experiment.model, batches[0], plan.steps_per_epoch)
       load = functools.partial(drain, plan, loader, number, config.data.workers)
-      sides = {'pipeline': load, 'train step': functools.partial(trainer, batches)}
-      rows.append(row('pipeline', name, 'examples/s', in_turns(sides, options.rounds)))
+      loaded = sum(len(plan[i].indices) for i in range(number))
+      sides = {'pipeline': (load, loaded), 'train step': (functools.partial(trainer, batches), examples(batches))}
+      rows.append(row('pipeline', name, 'examples/s', in_turns(sides, options.rounds), GOALS['pipeline']))
   return rows
 
 
-def drain(plan, loader, number: int, workers: int) -> int:
+def drain(plan, loader, number: int, workers: int):
   with stream(plan, loader, 0, number, workers) as batches:
-    return sum(int(batch['weight'].sum()) for batch in batches)
+    collections.deque(batches, maxlen=0)
 
 
 BENCHMARKS = {
@@ -282,37 +172,5 @@ BENCHMARKS = {
 }
 
 
-def machine() -> dict:
-  """Environment of the run, with the processor's name and the versions of the peers."""
-  found = environment()
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
-  found['processor'] = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
-  for name in ('torch', 'transformers'):
-    if name in sys.modules:
-      found['versions'][name] = sys.modules[name].__version__
-  return found
-
-
-def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--rounds', type=int, default=5, help='measurements of each side (default 5)')
-  parser.add_argument('--only', default=','.join(BENCHMARKS), help='some of the five, with commas')
-  parser.add_argument('--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)')
-  output = pathlib.Path(__file__).with_name('results.json')
-  parser.add_argument('--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark')
-  parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
-  options = parser.parse_args()
-  options.data_dir = options.data_dir.absolute()
-  names = options.only.split(',')
-  if unknown := set(names) - set(BENCHMARKS):
-    parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(BENCHMARKS)}')
-  rows = []
-  for name in names:
-    rows += BENCHMARKS[name](options)
-    settings = {'rounds': options.rounds, 'smoke': options.smoke}
-    write_json(options.output, {'environment': machine(), **settings, 'rows': rows})
-  print(f'Written: {options.output}')
-
-
 if __name__ == '__main__':
-  main()
+  main(__doc__, BENCHMARKS, 'results.json')

@@ -4,6 +4,7 @@
                                                                   my/train.tsv  reads the columns en and de of a table with a header
 """
 
+import codecs
 import pathlib
 
 from mmlm.errors import UserError
@@ -31,9 +32,9 @@ class ParallelTexts:
 
 
 def read_lines(path) -> list[str]:
-  """The lines of a UTF-8 file, without their ends."""
+  """The lines of a UTF-8 file, without their ends and a byte order mark."""
   try:
-    data = pathlib.Path(path).read_bytes()
+    data = pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}.\n{__doc__}') from None
   lines = data.split(b'\n')

@@ -51,7 +51,7 @@ class TfdsSource:
       value = _read(row, *self._leaves[path], name == 'targets')
       if name == 'targets':
         value = (value,) if isinstance(value, str) else tuple(value)
-        if not value or not all(isinstance(text, str) for text in value):
+        if not value or not all(isinstance(text, str) and text.strip() for text in value):
           raise UserError(f"{self.folder}: {path!r} of example {example['id']} is no text, or is empty.")
       example[name] = str(value) if name == 'id' else value
     return example

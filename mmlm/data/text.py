@@ -18,11 +18,15 @@ LANGUAGES = (
 )  # fmt: skip
 
 
+def check_language(language: str) -> None:
+  if language not in LANGUAGES:
+    raise UserError(f'unknown language code {language!r}. Nearest: {nearest(language, LANGUAGES)!r} of {", ".join(LANGUAGES)}.')
+
+
 @functools.cache
 def _rules(language: str):
   """The normaliser, tokenizer and detokenizer of a language code."""
-  if language not in LANGUAGES:
-    raise UserError(f'unknown language code {language!r}. Nearest: {nearest(language, LANGUAGES)!r} of {", ".join(LANGUAGES)}.')
+  check_language(language)
   return MosesPunctNormalizer(language), MosesTokenizer(language), MosesDetokenizer(language)
 
 

@@ -109,6 +109,10 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
   tokenizer.pre_tokenizer, tokenizer.decoder = _KINDS[kind]
   options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
+  if kind == 'subword':
+    # The trainer numbers what it does not know as special in the order of a hash map: here the last letters of words.
+    ends = {word[-1] for text in texts for word in tokenizer.normalizer.normalize_str(text).split()}
+    options['special_tokens'] += [letter + _WORD_END for letter in sorted(ends)]
   if kind == 'unigram':
     tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
     tokenizer.add_special_tokens(list(SPECIALS))
@@ -118,7 +122,9 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
       'subword': functools.partial(trainers.BpeTrainer, end_of_word_suffix=_WORD_END),
     }.get(kind, trainers.WordLevelTrainer)
     tokenizer.train_from_iterator(texts, train(**options))
-  return Tokenizer(kind, tokenizer.to_str(), casing)
+  trained = json.loads(tokenizer.to_str())
+  trained['added_tokens'] = trained['added_tokens'][: len(SPECIALS)]
+  return Tokenizer(kind, json.dumps(trained), casing)
 
 
 def usual_casing(texts) -> dict:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmlm.data.text import MASK
 from mmlm.evaluation.significance import paired_bootstrap
-from mmlm.evaluation.text_metrics import METRICS, Views
+from mmlm.evaluation.text_metrics import METRICS, Views, computable
 from mmlm.trees import one_of
 
 COLOURS = 'black white grey gray brown red orange yellow green blue purple pink tan beige blond blonde golden silver dark light'
@@ -52,6 +52,7 @@ def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: 
   """
   first, *_ = predictions.values()
   base, table = Views(first, language), []
+  metrics = computable(base, metrics)
   for condition, rows in predictions.items():
     views = Views(rows, language)
     row = {'condition': condition, 'n': len(rows)}
@@ -63,7 +64,8 @@ def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: 
 
 
 def format_table(table: list[dict], metrics: tuple) -> str:
-  """The table for a terminal."""
+  """The table for a terminal, with those of `metrics` that are in it."""
+  metrics = [name for name in metrics if name in table[0]]
   width = max(len(row['condition']) for row in table)
   lines = [f'{"":<{width}}  changed' + ''.join(f'  {name:^28}' for name in metrics)]
   for row in table:

@@ -34,7 +34,8 @@ def paired_bootstrap(first, second, value_fn, samples: int = 1000, seed: int = 0
   """Is `first` different from `second` on the same examples (Koehn 2004)? Both [N, K], drawn together.
 
   Returns {'value', 'low', 'high'} of the first with its 95 % interval, 'difference' (first - second) and two-sided 'p': how often
-  a resampled difference, moved so that its mean is the one observed shifted to 0, is at least as large as the observed one.
+  a resampled difference, less the mean of all, is at least as large as the observed one in either direction. (sacrebleu's paired
+  bootstrap counts one direction, its randomisation test both.)
   """
   if len(first) != len(second):
     raise ValueError(f'{len(first)} examples against {len(second)}')

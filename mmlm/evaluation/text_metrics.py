@@ -57,8 +57,10 @@ class Views:
       return hypotheses, references
     if view == 'caption':
       return [tokenize_caption(text) for text in hypotheses], [[tokenize_caption(text) for text in group] for group in references]
-    written = [row.get('words', row['hypothesis']).lower() for row in self.predictions]
-    return written, [[words(text, self.language).lower() for text in group] for group in references]
+    # A file that is not ours may lack the words as they were written.
+    written = [(row['words'] if 'words' in row else words(row['hypothesis'], self.language)).lower() for row in self.predictions]
+    # Lower-cased first, as published: a capital word with a full stop may pass for an abbreviation ('Bart.').
+    return written, [[words(text.lower(), self.language) for text in group] for group in references]
 
   @functools.cache  # noqa: B019
   def statistics(self, name: str) -> np.ndarray:
@@ -82,17 +84,20 @@ def check_reference_words(predictions: list[dict], split: str, config) -> None:
     )
 
 
-def score_texts(views: Views, names, samples: int = 1000) -> dict:
-  """{name: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples.
-
-  A metric that this machine cannot compute is left out and the reason printed.
-  """
-  scores = {}
+def computable(views: Views, names) -> list[str]:
+  """The metrics that this machine can compute; for one that it cannot the reason is printed."""
+  found = []
   for name in names:
     one_of('evaluate.metrics', name, METRICS)
     try:
-      interval = bootstrap_interval(views.statistics(name), METRICS[name].value, samples)
-      scores[name] = dict(zip(('value', 'low', 'high'), interval))
+      views.statistics(name)
+      found.append(name)
     except Unavailable as reason:
       print(reason)
-  return scores
+  return found
+
+
+def score_texts(views: Views, names, samples: int = 1000) -> dict:
+  """{name: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples, of the metrics that are computable."""
+  interval = lambda name: bootstrap_interval(views.statistics(name), METRICS[name].value, samples)
+  return {name: dict(zip(('value', 'low', 'high'), interval(name))) for name in computable(views, names)}

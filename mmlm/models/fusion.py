@@ -1,7 +1,8 @@
 """Fusions: {modality: Sequence} -> Sequence. `FUSIONS` maps the names of configs to classes.
 
 Any subset of modalities may be present: what an example lacks is all mask, and adds nothing. Some fusions enrich one modality, the
-`main` one, by the others: 'text' where there is text, or else the first by name.
+`main` one, by the others: 'text' where there is text, or else the first by name. Under 'gated' and 'selective' an example that
+lacks the main one has an empty memory.
 Axes: B batch, S sequence, D width, L latents.
 """
 
@@ -64,7 +65,7 @@ class Gated(nn.Module):
       mean = (other.values * kept).sum(1, keepdims=True) / jnp.maximum(kept.sum(1, keepdims=True), 1)  # [B, 1, D]
       mean = Dropout(self.dropout)(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(mean), train)
       values = values + _gate(self, name, values, mean) * mean * _present(other.mask, values)
-    return Sequence(values, mask)
+    return _joined([Sequence(values, mask)])
 
 
 class Selective(nn.Module):
@@ -83,7 +84,7 @@ class Selective(nn.Module):
       attention = MultiHeadAttention(self.heads, dtype=self.dtype, name=f'{name}_attention')
       found = Dropout(self.dropout)(attention(values, other.values, other.mask), train)  # [B, S, D]
       values = values + _gate(self, name, values, found) * (found - values) * _present(other.mask, values)
-    return Sequence(values, mask)
+    return _joined([Sequence(values, mask)])
 
 
 def _gate(module, name, values, other):

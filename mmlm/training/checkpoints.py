@@ -97,7 +97,7 @@ class Checkpoints:
       raise UserError(f"evaluate.checkpoint={which!r}: not in {self.folder}, which holds {steps}. Or 'best', 'latest'.")
     chosen = [s for s in steps if s <= int(step)][-average:]
     if len(chosen) < average:
-      raise UserError(f'evaluate.average={average}, but {self.folder} holds the steps {steps}: raise train.keep_latest.')
+      raise UserError(f'evaluate.average={average}, but {self.folder} holds the steps {steps}: set it to {len(chosen)} or less, or train with a larger train.keep_latest.')
     name = 'ema' if (self.folder / str(step) / 'ema').is_dir() else 'params'
     read, trees = lambda step: self._read(step, {name: abstract_params}), []
     for s in chosen:

@@ -62,11 +62,14 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
   def _split_generators(self, dl_manager):
     form = self.builder_config.name
     splits = {split: list(self._examples(form, split)) for split in (FILES if form == 'text' else PHOTO_SPLITS)}
+    if empty := [split for split, examples in splits.items() if not examples]:
+      raise UserError(f'{self.source}: {empty[0]} has no example{"" if form == "text" else " with a photo"}.')
     if form != 'text':
       owners = collections.defaultdict(set)
       for split, examples in splits.items():
         for example in examples:
-          owners[example['id']].add(split)
+          for name in (example['id'], example['image']):
+            owners[name].add(split)
       if shared := [name for name, found in owners.items() if len(found) > 1]:
         raise UserError(f'{self.source}: the photo {shared[0]} is in {" and ".join(sorted(owners[shared[0]]))}.')
     return {split: self._generate_examples(split, examples) for split, examples in splits.items()}
@@ -79,7 +82,9 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
       raise UserError(f'{path}: no such file.\n{self.HOW}')
     if form == 'descriptions':
       found = {}
-      for row in read_table(path, ('image', 'flickr8k_image', 'lang', 'index', 'description')):
+      for number, row in enumerate(read_table(path, ('image', 'flickr8k_image', 'lang', 'index', 'description')), 2):
+        if row['lang'] not in LANGUAGES[:2]:
+          raise UserError(f"{path}, line {number}: the language {row['lang']!r} is neither 'en' nor 'de'.")
         example = found.setdefault(row['image'], {'id': row['image'], 'image': row['flickr8k_image'], 'en': [], 'de': []})
         example[row['lang']].append(row['description'])
       yield from found.values()

@@ -1,0 +1,43 @@
+"""Translation with photos: the 6,993 / 242 / 243 pairs of Multi30k whose photo is free, any fusion, or the text alone.
+
+  ./launch.sh prepare multi30k/photos --source FOLDER
+  ./launch.sh train configs/translation/multi30k_photos.py:fusion=selective --workdir runs/selective
+  ./launch.sh ablate runs/selective
+  ./launch.sh compare runs/selective runs/text
+
+`:fusion=` concatenation, gated, selective, bottleneck, resampler; `:modalities=text` for the text alone.
+"""
+
+from configs.translation.multi30k import BLOCK, recipe
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, source='en', target='de', fusion='selective', modalities='text+image')
+  config = recipe(default_config(), args.source, args.target)
+  config.data.name = 'multi30k/photos'
+  config.data.fields = {'id': 'id', 'image': 'image', 'text': args.source, 'targets': args.target}
+  if args.modalities == 'text':
+    config.data.fields = {'id': 'id', 'text': args.source, 'targets': args.target}
+  config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
+  config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
+  config.data.buckets = (12, 16, 20, 28, 56)
+  config.tokenizer.vocab_size = 6000
+  encoders = {
+    'text': {'name': 'text_transformer', **BLOCK, 'layers': 3},
+    'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2},
+  }
+  config.model.dropout = 0.3
+  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.fusion = {'name': args.fusion}
+  config.model.head = {'name': 'transformer_decoder', **BLOCK, 'layers': 3}
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup = '500 steps'
+  config.optimizer.clip_norm = 1.0
+  config.train.duration = '60 epochs'
+  config.train.batch_tokens = 2048
+  config.train.patience = 8
+  config.train.keep_latest = 5
+  config.evaluate.average = 5
+  config.evaluate.reference_words = {}
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,19 @@
+"""A small pre-norm Transformer on Multi30k: 3 + 3 layers, D 256, gated feed-forward (SiLU), rotary positions.
+
+  ./launch.sh train configs/translation/multi30k_prenorm.py --workdir runs/prenorm
+"""
+
+from configs.translation.multi30k import recipe
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, source='en', target='de')
+  config = recipe(default_config(), args.source, args.target)
+  block = {'layers': 3, 'heads': 4, 'ffn_dim': 512, 'activation': 'silu', 'positions': 'rotary'}
+  config.model.dim = 256
+  config.model.encoders = {'text': {'name': 'text_transformer', **block}}
+  config.model.head = {'name': 'transformer_decoder', 'gated': True, **block}
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.clip_norm = 1.0
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,169 @@
+"""What the benchmarks share: our sides of a comparison, measuring in turns, lines of results, the command line."""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from mmlm.commands import environment  # noqa: E402
+from mmlm.config import load_config, override, to_steps  # noqa: E402
+from mmlm.data.tokenizers import BOS, EOS, PAD  # noqa: E402
+from mmlm.decoding.search import SearchOptions  # noqa: E402
+from mmlm.parallel import Parallel, side_by_side  # noqa: E402
+from mmlm.runs import write_json  # noqa: E402
+from mmlm.tasks import TASKS  # noqa: E402
+from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
+from mmlm.training.step import StepOptions, initial_state, train_step  # noqa: E402
+from mmlm.trees import count  # noqa: E402
+
+STEPS = 20  # of decoding
+
+
+# Ours
+
+
+def config_of(spec, settings: dict):
+  return override(load_config(str(spec)), settings)
+
+
+def initial_params(model, batch: dict):
+  row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
+  return jax.jit(model.init)({'params': jax.random.key(0)}, row, jnp.asarray(row['target']))['params']
+
+
+class Trainer:
+  """The train step as `mmlm train` compiles it."""
+
+  def __init__(self, config, model, batch: dict, steps_per_epoch: int):
+    size, smoothing, task = config.train.batch_size, config.train.label_smoothing, TASKS[config.task]
+    params = initial_params(model, batch)
+    total = to_steps(config.train.duration, 'train.duration', size, steps_per_epoch)
+    rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
+
+    def loss(params, batch, rng):
+      losses, weights = task.losses(model, params, batch, smoothing, rng)
+      return losses.sum(), weights.sum()
+
+    optimizer = make_optimizer(config.optimizer, rate, params)
+    options = StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay)
+    parallel = Parallel('jit')
+    self.step = parallel.step(lambda state, batch: train_step(state, batch, options))
+    self.state = parallel.replicate(initial_state(params, options, config.seed))
+
+  def __call__(self, batches: list):
+    for batch in batches:
+      self.state, metrics = self.step(self.state, batch)
+    if not np.isfinite(metrics['loss']):
+      raise SystemExit('the loss is not finite')
+
+
+class Generator:
+  """The decoding of `mmlm evaluate`, from inputs to tokens, forced to STEPS steps."""
+
+  def __init__(self, config, model, batch: dict, method: str):
+    self.params = initial_params(model, batch)
+    task, rng = TASKS[config.task], jax.random.key(0)
+    options = SearchOptions(
+      method, max_length=STEPS, min_length=STEPS, beam_size=config.decoding.beam_size,
+      length_penalty=config.decoding.length_penalty, pad_id=PAD, bos_id=BOS, eos_id=EOS,
+    )  # fmt: skip
+    self.generate = Parallel('jit').rows(lambda params, batch: task.generate(model, params, batch, options, rng)._asdict())
+
+  def __call__(self, batches: list) -> list:
+    """Tokens [n, STEPS] of the examples of each batch."""
+    tokens = []
+    for batch, found in side_by_side(lambda batch: self.generate(self.params, batch), batches):
+      real = batch['weight'] > 0
+      if not (found['lengths'][real] == STEPS).all():
+        raise SystemExit('a hypothesis does not have all steps')
+      tokens.append(found['tokens'][real, 0])
+    return tokens
+
+
+def examples(batches: list) -> int:
+  return sum(int(batch['weight'].sum()) for batch in batches)
+
+
+def check_parameters(ours: Trainer, peer):
+  """Stops unless both sides train as many parameters."""
+  numbers = count(ours.state.params), sum(p.numel() for p in peer.parameters)
+  if numbers[0] != numbers[1]:
+    raise SystemExit(f'{numbers[0]} parameters against {numbers[1]} of the peer')
+
+
+# Measuring
+
+
+def in_turns(sides: dict, rounds: int) -> dict:
+  """{name: (what to run, its amount of work)} -> {name: amount a second in each round}; a first call, not counted, compiles."""
+  for run, _ in sides.values():
+    run()
+  rates = {name: [] for name in sides}
+  for number in range(rounds):
+    for name in list(sides)[:: -1 if number % 2 else 1]:
+      run, amount = sides[name]
+      time.sleep(0.3)  # idle OpenMP threads of the side before may spin for 0.2 s
+      began = time.perf_counter()
+      run()
+      rates[name].append(amount / (time.perf_counter() - began))
+  return rates
+
+
+def summary(values: list) -> dict:
+  return {'median': statistics.median(values), 'low': min(values), 'high': max(values), 'all': values}
+
+
+def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) -> dict:
+  """A line of the results, printed; the ratios are those of the first side's median to each other's. `more`: further values."""
+  sides = {name: summary(values) for name, values in rates.items()}
+  first, *others = sides
+  ratios = {name: sides[first]['median'] / sides[name]['median'] for name in others}
+  text = '   '.join(f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items())
+  ratio = ', '.join(f'{ratio:.2f}' for ratio in ratios.values())
+  print(f'{benchmark:<9} {size:<17} {text}  {unit}   ratio {ratio}   (goal: {goal})', flush=True)
+  return {'benchmark': benchmark, 'size': size, 'unit': unit, 'sides': sides, 'ratios': ratios, 'goal': goal, **more}
+
+
+# Command line
+
+
+def machine() -> dict:
+  """Environment of the run, with the processor's name and the versions of the peers."""
+  found = environment()
+  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
+  found['processor'] = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
+  for name in ('torch', 'transformers', 'ctranslate2'):
+    if name in sys.modules:
+      found['versions'][name] = sys.modules[name].__version__
+  return found
+
+
+def main(description: str, benchmarks: dict, output: str):
+  """Runs {name: options -> rows}, all or those of --only. `output`: the file beside this one that is written."""
+  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--rounds', type=int, default=5, help='measurements of each side (default 5)')
+  parser.add_argument('--only', default=','.join(benchmarks), help=f'some of {", ".join(benchmarks)}, with commas')
+  parser.add_argument('--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)')
+  output = pathlib.Path(__file__).with_name(output)
+  parser.add_argument('--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark')
+  parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
+  options = parser.parse_args()
+  options.data_dir = options.data_dir.absolute()
+  names = options.only.split(',')
+  if unknown := set(names) - set(benchmarks):
+    parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(benchmarks)}')
+  rows = []
+  for name in names:
+    rows += benchmarks[name](options)
+    settings = {'rounds': options.rounds, 'smoke': options.smoke}
+    write_json(options.output, {'environment': machine(), **settings, 'rows': rows})
+  print(f'Written: {options.output}')

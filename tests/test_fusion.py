@@ -1,0 +1,118 @@
+"""Every fusion: what is absent changes nothing, what is present does, any subset works, in any order.
+
+Axes: B batch (here every subset of the modalities is present in one example), S sequence, D width.
+"""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from test_models import initial, normal
+
+from mmlm.models.fusion import FUSIONS
+from mmlm.models.sequence import Sequence
+from mmlm.trees import flat
+
+D = 8
+LENGTHS = {'text': 4, 'image': 3, 'audio': 2}
+PRESENT = np.array(list(itertools.product([True, False], repeat=3)))  # [B, 3], the first example has all, the last none
+ENRICHED = ('gated', 'selective')  # the memory is the text, and empty without it
+close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+every_fusion = pytest.mark.parametrize('name', FUSIONS)
+
+
+def sequences(seed=0, names=tuple(LENGTHS)):
+  return {name: Sequence(normal(seed + len(name), 8, LENGTHS[name], D), _mask(name)) for name in names}
+
+
+def _mask(name):
+  mask = np.repeat(PRESENT[:, [list(LENGTHS).index(name)]], LENGTHS[name], 1)
+  mask[0, -1] = False  # present, with padding
+  return mask
+
+
+@functools.cache
+def fusion(name, names=tuple(LENGTHS)):
+  module = FUSIONS[name](D)
+  several = len(names) > 1 or name in ('bottleneck', 'resampler')  # the others give one modality back as it is
+  params = initial(module, sequences(names=names)) if several else {}
+  return params, jax.jit(lambda params, inputs: module.apply({'params': params}, inputs))
+
+
+@every_fusion
+@pytest.mark.parametrize('modality', LENGTHS)
+def test_what_is_absent_changes_nothing_and_what_is_present_does(name, modality):
+  """A decoder looks at all places of a memory that is all mask, so what stands there counts too."""
+  params, run = fusion(name)
+  inputs = sequences()
+  values, mask = inputs[modality]
+  out = run(params, inputs)
+  hidden = run(params, inputs | {modality: Sequence(np.where(mask[..., None], values, 1e3), mask)})
+  for before, after in zip(out, hidden):
+    places = slice(None) if name not in ENRICHED else slice(None, 3)
+    close(before[1:], after[1:])  # absent
+    close(before[:1, places], after[:1, places])  # padding
+  shown = run(params, inputs | {modality: Sequence(-values, mask)})
+  present = PRESENT[:, list(LENGTHS).index(modality)] & (PRESENT[:, 0] | (name not in ENRICHED))
+  moved = np.abs(np.where(out.mask[..., None], out.values - shown.values, 0)).max((1, 2))
+  assert np.all(moved[present] > 1e-3) and np.all(moved[~present] < 1e-5)
+  assert np.array_equal(out.mask, shown.mask)
+
+
+@every_fusion
+def test_masks_tell_what_is_there_and_values_are_finite(name):
+  params, run = fusion(name)
+  out = run(params, sequences())
+  assert out.values.shape == (*out.mask.shape, D) and np.all(np.isfinite(out.values))
+  some = PRESENT[:, 0] if name in ENRICHED else PRESENT.any(1)
+  assert np.array_equal(out.mask.any(1)[:-1], some[:-1])
+  assert not out.mask[0].all()  # padding stays padding
+
+
+@every_fusion
+def test_what_no_example_has_may_as_well_not_be_asked_for(name):
+  """The same parameters, without the place where it would stand."""
+  params, run = fusion(name)
+  inputs = sequences()
+  silent = inputs | {'audio': Sequence(inputs['audio'].values, np.zeros_like(inputs['audio'].mask))}
+  whole, without = run(params, silent), run(params, {key: inputs[key] for key in ('text', 'image')})
+  for b in range(6):  # the last two have nothing, or audio alone
+    close(whole.values[b][whole.mask[b]], without.values[b][without.mask[b]])
+
+
+@pytest.mark.parametrize('name', [*ENRICHED, 'resampler'])
+def test_the_main_modality_alone_stays_as_it_is(name):
+  params, run = fusion(name)
+  inputs = sequences()
+  out, alone = run(params, inputs), 3  # the example that has the text alone
+  assert PRESENT[alone].tolist() == [True, False, False]
+  close(out.values[alone, :4], inputs['text'].values[alone])
+  assert out.mask[alone].sum() == 4
+
+
+@every_fusion
+@pytest.mark.parametrize('names', [('text',), ('image',), ('audio', 'image'), ('image', 'text')], ids='+'.join)
+def test_any_subset_of_modalities_works_in_any_order(name, names):
+  params, run = fusion(name, names)
+  inputs = sequences(names=names)
+  out = run(params, inputs)
+  assert np.all(np.isfinite(out.values)) and out.mask[0].any()
+  for order in itertools.permutations(names):  # not compiled: jax sorts the keys of what it compiles
+    found = FUSIONS[name](D).apply({'params': params}, {modality: inputs[modality] for modality in order})
+    jax.tree.map(close, out, found)
+
+
+@every_fusion
+def test_gradients_reach_every_parameter(name):
+  params, run = fusion(name)
+  inputs = {modality: Sequence(values, np.ones_like(mask)) for modality, (values, mask) in sequences().items()}
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    return (run(params, inputs).values ** 3).sum()
+
+  for path, value in flat(gradient(params)).items():
+    assert np.abs(value).max() > 1e-4 or path.endswith('key/bias'), path  # it moves all scores alike
