@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_models import initial, normal
 
+from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.sequence import Sequence
 from mmlm.trees import flat
@@ -116,3 +117,21 @@ def test_gradients_reach_every_parameter(name):
 
   for path, value in flat(gradient(params)).items():
     assert np.abs(value).max() > 1e-4 or path.endswith('key/bias'), path  # it moves all scores alike
+
+
+@pytest.mark.parametrize('name', ENRICHED)
+def test_the_equations_of_gates_by_hand(name):
+  """Gated adds the gated mean; selective moves from the text towards what it attends to."""
+  inputs = sequences(names=('text', 'image'))
+  params, apply = fusion(name, ('text', 'image'))
+  text, image = inputs['text'], inputs['image']
+  dense = lambda part, x: x @ params[f'image_{part}']['kernel'] + params[f'image_{part}']['bias']
+  if name == 'gated':
+    kept = image.mask[..., None]
+    found = dense('projection', (image.values * kept).sum(1, keepdims=True) / np.maximum(kept.sum(1, keepdims=True), 1))
+  else:
+    found = MultiHeadAttention(4).apply({'params': params['image_attention']}, text.values, image.values, image.mask)
+  gate = jax.nn.sigmoid(dense('gate_main', text.values) + dense('gate_other', found))
+  mixed = text.values + gate * found if name == 'gated' else (1 - gate) * text.values + gate * found
+  both = (PRESENT[:, 0] & PRESENT[:, 1])[:, None] & text.mask
+  close(np.where(both[..., None], apply(params, inputs).values, 0), np.where(both[..., None], mixed, 0))
