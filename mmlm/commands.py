@@ -17,8 +17,7 @@ from mmlm.data import prepare as data
 from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
-from mmlm.evaluation.evaluator import score
-from mmlm.evaluation.text_metrics import METRICS, check_reference_words
+from mmlm.evaluation.text_metrics import METRICS, Views, check_reference_words, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.parallel import describe_devices
@@ -141,7 +140,7 @@ def _validation(experiment: Experiment):
       found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
       if metric in METRICS:
         rows = decode(experiment, evaluator, params, split, limit)
-        found |= {name: s['value'] for name, s in score(rows, (metric,), 1, config.data.languages.target).items()}
+        found |= {name: s['value'] for name, s in score_texts(Views(rows, config.data.languages.target), (metric,), 1).items()}
       values |= {prefix + name: value for name, value in found.items()}
     return values
 
@@ -158,6 +157,9 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   method = '' if decoding['method'] == config.decoding.method else f'-{decoding["method"]}'
   splits = splits or experiment.splits('test')
   params, step = params_of(experiment, experiment.loader(splits[0], experiment.table(splits[0], False), config.evaluate.batch_size))
+  for split in splits:  # before anything is decoded
+    source = experiment.source(split)
+    check_reference_words((source[i]['targets'] for i in range(len(source))), split, config)
   written = []
   for split, shuffled in itertools.product(splits, (False, True) if config.evaluate.shuffled else (False,)):
     began = time.monotonic()
@@ -165,8 +167,7 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
     condition = Condition(shuffled='inputs' if shuffled else '')
     rows = decode(experiment, evaluator, params, split, condition=condition, progress=tag)
     metrics = config.evaluate.metrics or experiment.task.metrics
-    scores = score(rows, metrics, config.evaluate.bootstrap_samples, config.data.languages.target)
-    check_reference_words(rows, split, config)
+    scores = score_texts(Views(rows, config.data.languages.target), metrics, config.evaluate.bootstrap_samples)
     result = {
       'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
       'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,

@@ -78,11 +78,10 @@ def default_config() -> ConfigDict:
     # eval_every: validation and checkpoint; keep_latest, keep_best: checkpoints
     # patience: stop after so many validations without a better score; 0 = never
     # monitor: the validation score that names the best checkpoint; for a text metric the split is decoded greedily
-    # init_from: a run folder whose parameters start this one
     'train': {
       'duration': '10 epochs', 'batch_size': 64, 'batch_tokens': 0, 'accumulate': 1, 'label_smoothing': 0.1, 'ema_decay': 0.0,
       'log_every': '20 steps', 'eval_every': '1 epochs', 'patience': 0, 'keep_latest': 2, 'keep_best': 1,
-      'monitor': 'loss', 'init_from': '',
+      'monitor': 'loss',
     },
     # checkpoint: best, latest, or a step; average: mean of the parameters of the last n checkpoints
     # metrics: () = the task's own

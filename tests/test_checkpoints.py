@@ -318,7 +318,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_higher_is_better():
-  assert [higher_is_better(n) for n in ('loss', 'perplexity', 'dev/loss', 'bleu_4', 'a/b/cider_d')] == [0, 0, 0, 1, 1]
+  assert [higher_is_better(n) for n in ('loss', 'perplexity', 'dev/loss', 'ter', 'bleu_4', 'a/b/cider_d')] == [0, 0, 0, 0, 1, 1]
 
 
 def scripted(*scores):

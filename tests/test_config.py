@@ -190,7 +190,6 @@ def test_what_is_wrong_is_named(changes, says):
   ('tokenizer.lowercase', 'false', False),
   ('tokenizer.lowercase', 'True', True),
   ('train.duration', '3 epochs', '3 epochs'),
-  ('train.init_from', '', ''),
   ('data.source', 'a=b', 'a=b'),
   ('data.buckets', '(8, 40)', (8, 40)),
   ('data.buckets', '8,40', (8, 40)),

@@ -182,7 +182,7 @@ def test_bad_parallel_texts_are_refused_before_anything_is_written(tmp_path, par
 def test_an_unknown_language_is_refused(tmp_path):
   argv = parallel(tmp_path, 'good', target='dee')
   (tmp_path / 'good.de').rename(tmp_path / 'good.dee')
-  assert "unknown language code 'dee'. Nearest: 'de'" in refused(*argv)
+  assert "language code: no 'dee'. Nearest: 'de'" in refused(*argv)
   argv[1] += ',moses=False'  # without Moses' rules it is but a name
   assert '2 steps in all' in done(*argv)
 

@@ -43,7 +43,7 @@ def make_step(model):
 def run_jit(model, options, **kw):
   batch, length = model['embed'].shape[:2]
   cache = {'history': jnp.full((batch * rows(options), length), PAD, jnp.int32), 'count': jnp.array(0)}
-  return search(make_step(model), cache, options, **kw)
+  return search(make_step(model), cache, options, **{'prompt': jnp.full((batch, 1), BOS)} | kw)
 
 
 def run(model, options, **kw):

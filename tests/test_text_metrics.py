@@ -12,6 +12,7 @@ from mmlm.evaluation import meteor
 from mmlm.evaluation.ablation import ablation_table, format_table, mask_words
 from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.evaluation.text_metrics import METRICS, Views, check_reference_words, score_texts
+from mmlm.training.checkpoints import higher_is_better
 
 SACREBLEU = {'bleu': sacrebleu.BLEU(), 'chrf': sacrebleu.CHRF(), 'ter': sacrebleu.TER()}
 TEXT = 'Ein Mann, eine Frau und zwei Hunde laufen schnell über die grüne Wiese neben dem alten "Haus" am See .'
@@ -46,7 +47,7 @@ def test_a_perfect_hypothesis_scores_the_best(name, best):
   rows = corpus(noise=0)
   assert [*score_texts(Views(rows, 'de'), [name], 5)[name].values()] == pytest.approx([best] * 3)
   worse = score_texts(Views(corpus(noise=0.1), 'de'), [name], 5)[name]['value']
-  assert worse > best if METRICS[name].higher_is_better is False else worse < best
+  assert worse < best if higher_is_better(name) else worse > best
 
 
 def test_published_bleu_reads_the_words_that_the_model_wrote():
@@ -62,13 +63,13 @@ def test_published_bleu_reads_the_words_that_the_model_wrote():
 def test_references_of_another_length_fail_the_evaluation():
   config = default_config()
   config.data.languages.target = 'de'
-  rows = [{'hypothesis': '', 'references': ['Ein Mann, der läuft.']}]
+  references = [['Ein Mann, der läuft.']]
   for split, wanted in (('test', 6), ('other', 5)):
     config.evaluate.reference_words = {split: wanted}
-    check_reference_words(rows, 'test', config)
+    check_reference_words(references, 'test', config)
   config.evaluate.reference_words = {'test': 5}
   with pytest.raises(UserError, match=r'test: the references have 6 words.*not the 5 of evaluate\.reference_words'):
-    check_reference_words(rows, 'test', config)
+    check_reference_words(references, 'test', config)
 
 
 # Comparison

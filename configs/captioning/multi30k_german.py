@@ -1,4 +1,4 @@
-"""German captioning: the photos of Multi30k that are free, with five German descriptions each, written independently.
+"""German captioning: the photos of Multi30k that are also in Flickr8k, with five German descriptions each, written independently.
 
   ./launch.sh prepare multi30k/descriptions --source FOLDER
   ./launch.sh train configs/captioning/multi30k_german.py --workdir runs/german

@@ -1,4 +1,4 @@
-"""Translation with photos: the 6,993 / 242 / 243 pairs of Multi30k whose photo is free, any fusion, or the text alone.
+"""Translation with photos: the 6,993 / 242 / 243 pairs of Multi30k whose photo is also in Flickr8k, any fusion, or the text alone.
 
   ./launch.sh prepare multi30k/photos --source FOLDER
   ./launch.sh train configs/translation/multi30k_photos.py:fusion=selective --workdir runs/selective

@@ -81,7 +81,7 @@ class Generator:
   def __call__(self, batches: list) -> list:
     """Tokens [n, STEPS] of the examples of each batch."""
     tokens = []
-    for batch, found in side_by_side(lambda batch: self.generate(self.params, batch), batches):
+    for batch, found in zip(batches, side_by_side(lambda batch: self.generate(self.params, batch), batches)):
       real = batch['weight'] > 0
       if not (found['lengths'][real] == STEPS).all():
         raise SystemExit('a hypothesis does not have all steps')

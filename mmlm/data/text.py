@@ -8,8 +8,7 @@ import functools
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
 from mmlm.data.tokenizers import Tokenizer
-from mmlm.errors import UserError
-from mmlm.trees import nearest
+from mmlm.trees import one_of
 
 MASK = '\ufffc'  # stands for a masked word
 LANGUAGES = (
@@ -19,8 +18,7 @@ LANGUAGES = (
 
 
 def check_language(language: str) -> None:
-  if language not in LANGUAGES:
-    raise UserError(f'unknown language code {language!r}. Nearest: {nearest(language, LANGUAGES)!r} of {", ".join(LANGUAGES)}.')
+  one_of('language code', language, LANGUAGES)
 
 
 @functools.cache

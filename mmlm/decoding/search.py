@@ -30,7 +30,7 @@ class SearchOptions:
   top_k: int = 0  # draw among this many likeliest tokens; 0 is all
   top_p: float = 1.0  # draw in the smallest set that holds this mass: the nucleus of Holtzman et al. (2020)
   pad_id: int = 0  # never generated; fills what follows the end
-  bos_id: int = 1  # the default prompt; never generated unless it is also the end token
+  bos_id: int = 1  # never generated unless it is also the end token
   eos_id: int = 2
 
   def __post_init__(self):
@@ -80,7 +80,7 @@ def rows(options: SearchOptions) -> int:
   return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
 
 
-def search(step, cache, options: SearchOptions, rng=None, prompt=None, prompt_length=None, active=None) -> SearchResult:
+def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None) -> SearchResult:
   """Generates after `prompt` until nothing that is left could change the result.
 
   Args:
@@ -89,14 +89,11 @@ def search(step, cache, options: SearchOptions, rng=None, prompt=None, prompt_le
       are left alone. It must hold P + max_length - 1 positions.
     rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
       Key 0 when None.
-    prompt: [B, P] int tokens, padded; bos_id alone when None (B is then read from the cache).
+    prompt: [B, P] int tokens, padded; a column of bos_id to start from nothing.
     prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
     active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
   """
   width = rows(options)
-  if prompt is None:
-    batch = next(leaf.shape[0] for leaf in jax.tree.leaves(cache) if jnp.ndim(leaf)) // width
-    prompt = jnp.full((batch, 1), options.bos_id)
   prompt = jnp.asarray(prompt, jnp.int32)
   prompt_length = jnp.full(len(prompt), prompt.shape[1]) if prompt_length is None else prompt_length
   active = jnp.ones(len(prompt), bool) if active is None else active

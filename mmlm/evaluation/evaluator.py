@@ -1,4 +1,4 @@
-"""Evaluation: the loss of a split, the predictions of a split, and the scores of predictions."""
+"""Evaluation: the loss and the predictions of a split."""
 
 import functools
 
@@ -10,7 +10,6 @@ from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.data.text import Texts
 from mmlm.decoding.search import SearchOptions
-from mmlm.evaluation.text_metrics import Views, score_texts
 from mmlm.parallel import side_by_side
 
 
@@ -51,7 +50,7 @@ def _computed(fn, loader: Loader, buckets, workers, name=''):
   """(rows of the table, fn of their batch) for every example once; with a name, progress is printed."""
   plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)
   with stream(plan, loader, 0, len(plan), workers) as batches:
-    for (_, found), part in zip(side_by_side(fn, batches), progress(plan, f'{name}: batches') if name else plan):
+    for found, part in zip(side_by_side(fn, batches), progress(plan, f'{name}: batches') if name else plan):
       yield part.indices, found
 
 
@@ -61,8 +60,3 @@ def shuffle_inputs(table: Table, seed: int = 0) -> Table:
   other = np.empty_like(order)
   other[order] = np.roll(order, 1)
   return table._replace(records=table.records[other], texts=[table.texts[i] for i in other])
-
-
-def score(predictions: list[dict], metrics: tuple, samples: int, language: str = '') -> dict:
-  """{metric: {'value', 'low', 'high'}} with 95 % bootstrap intervals over the examples."""
-  return score_texts(Views(predictions, language), metrics, samples)

@@ -26,4 +26,3 @@ class Metric:
   statistics: Callable
   value: Callable = mean_value
   view: str = 'caption'
-  higher_is_better: bool = True

@@ -17,7 +17,7 @@ from mmlm.evaluation.significance import bootstrap_interval
 from mmlm.trees import one_of
 
 
-def _sacrebleu(metric, view: str, definition: str, higher_is_better: bool = True) -> Metric:
+def _sacrebleu(metric, view: str, definition: str) -> Metric:
   """A metric of sacrebleu, 0 to 100, through the sufficient statistics that its own significance tests resample."""
 
   def statistics(hypotheses, references) -> np.ndarray:
@@ -31,7 +31,7 @@ def _sacrebleu(metric, view: str, definition: str, higher_is_better: bool = True
     return np.array(scores) if np.ndim(sums) > 1 else scores[0]
 
   name = ' '.join([definition, f'(sacrebleu {sacrebleu.__version__})'])
-  return Metric(name, statistics, value, view, higher_is_better)
+  return Metric(name, statistics, value, view)
 
 
 METRICS = CAPTION_METRICS | {
@@ -40,8 +40,13 @@ METRICS = CAPTION_METRICS | {
     sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'), 'words',
     'BLEU-4 of normalised, Moses-tokenised, lower-cased words, as published on Multi30k: tok:none|smooth:none|case:lc'),
   'chrf': _sacrebleu(sacrebleu.CHRF(), 'surface', 'chrF2 of detokenised, cased text: nc:6|nw:0'),
-  'ter': _sacrebleu(sacrebleu.TER(), 'surface', 'TER of detokenised text, lower-cased: tok:tercom|norm:no|punct:yes', False),
+  'ter': _sacrebleu(sacrebleu.TER(), 'surface', 'TER of detokenised text, lower-cased: tok:tercom|norm:no|punct:yes'),
 }  # fmt: skip
+
+
+def lower_words(text: str, language: str) -> str:
+  """Lower-cased before Moses' rules, as published: a capital word with a full stop may pass for an abbreviation ('Bart.')."""
+  return words(text.lower(), language)
 
 
 class Views:
@@ -58,9 +63,8 @@ class Views:
     if view == 'caption':
       return [tokenize_caption(text) for text in hypotheses], [[tokenize_caption(text) for text in group] for group in references]
     # A file that is not ours may lack the words as they were written.
-    written = [(row['words'] if 'words' in row else words(row['hypothesis'], self.language)).lower() for row in self.predictions]
-    # Lower-cased first, as published: a capital word with a full stop may pass for an abbreviation ('Bart.').
-    return written, [[words(text.lower(), self.language) for text in group] for group in references]
+    written = [row['words'].lower() if 'words' in row else lower_words(row['hypothesis'], self.language) for row in self.predictions]
+    return written, [[lower_words(text, self.language) for text in group] for group in references]
 
   @functools.cache  # noqa: B019
   def statistics(self, name: str) -> np.ndarray:
@@ -68,15 +72,16 @@ class Views:
     return METRICS[name].statistics(*self.of(METRICS[name].view))
 
 
-def check_reference_words(predictions: list[dict], split: str, config) -> None:
-  """Fails when the references of a split do not have the words that `evaluate.reference_words` tells.
+def check_reference_words(references, split: str, config) -> None:
+  """Fails when the references of a split (lists of texts) do not have the words that `evaluate.reference_words` tells.
 
   Scores of tokenised text can be compared only where the references were tokenised alike: on Multi30k's test_2016 in German that
   is 12,103 words.
   """
   if not (wanted := config.evaluate.reference_words.get(split)):
     return
-  found = sum(len(text.split()) for group in Views(predictions, config.data.languages.target).of('words')[1] for text in group)
+  language = config.data.languages.target
+  found = sum(len(lower_words(text, language).split()) for group in references for text in group)
   if found != wanted:
     raise UserError(
       f'{split}: the references have {found} words by Moses\' rules, not the {wanted} of evaluate.reference_words: the tokenised '

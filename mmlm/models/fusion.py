@@ -33,6 +33,12 @@ def _present(mask, values):
   return mask.any(1)[:, None, None].astype(values.dtype)
 
 
+def _latents(module, name: str, examples: int):
+  """Learned vectors of a module, the same for every example: [B, L, D]."""
+  latents = module.param(name, nn.initializers.normal(0.02), (module.latents, module.dim)).astype(module.dtype)
+  return jnp.broadcast_to(latents, (examples, *latents.shape))
+
+
 class Concatenation(nn.Module):
   """All sequences one after another, in the order of their names; a learned vector tells the modalities apart."""
 
@@ -106,9 +112,7 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
     names = sorted(sequences)
-    size = len(sequences[names[0]].mask)
-    latents = self.param('latents', nn.initializers.normal(0.02), (self.latents, self.dim)).astype(self.dtype)
-    shared = jnp.broadcast_to(latents, (size, *latents.shape))  # [B, L, D]
+    shared = _latents(self, 'latents', len(sequences[names[0]].mask))
     seen = jnp.ones(shared.shape[:2], bool)
     for layer in range(self.layers):
       told, there = 0, 0
@@ -142,8 +146,7 @@ class Resampler(nn.Module):
     main, others = _main(sequences, self.main)
     kept = [main] if others else []
     for name, (values, mask) in (others or sequences).items():
-      latents = self.param(f'{name}_latents', nn.initializers.normal(0.02), (self.latents, self.dim)).astype(self.dtype)
-      x = jnp.broadcast_to(latents, (len(mask), *latents.shape))  # [B, L, D]
+      x = _latents(self, f'{name}_latents', len(mask))
       for layer in range(self.layers):
         block = TransformerBlock(self.heads, dropout=self.dropout, dtype=self.dtype, name=f'{name}_{layer}')
         x = block(x, memory=values, memory_mask=mask, train=train)

@@ -7,20 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
-from mmlm.trees import nearest
+from mmlm.trees import one_of
 
 CELLS = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}
 
 
 def _cell(kind: str, width: int, **options):
-  if kind not in CELLS:
-    raise UserError(f'cell={kind!r}. Nearest: {nearest(kind, CELLS)!r} of {sorted(CELLS)}.')
-  return CELLS[kind](width, **options)
+  return CELLS[one_of('cell', kind, CELLS)](width, **options)
 
 
 class RecurrentEncoder(nn.Module):
@@ -109,9 +106,10 @@ class RecurrentDecoder(nn.Module):
 
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """The tokens [R] at position `step.index` -> logits [R, V]; the state stands in the collection 'cache', rows first."""
-    if self.is_mutable_collection('memory'):
+    if self.is_mutable_collection('memory'):  # once, before the loop
       self.put_variable('memory', 'attended', self._attended(memory))
-    first = self._initial(len(tokens), memory)
+      self.put_variable('memory', 'first', self._initial(len(tokens), memory))
+    first = self.get_variable('memory', 'first')
     last = self.get_variable('cache', 'state', first)
     carry = jax.tree.map(lambda new, old: jnp.where(step.index == 0, new, old), first, last)
     carry, found = self.steps(carry, self.tokens(tokens[:, None]), self.get_variable('memory', 'attended'), False)

@@ -82,7 +82,7 @@ class Transformer(nn.Module):
     if self.scan:
       run = nn.scan(
         lambda block, carry, _: (block(carry, *inputs), None),
-        # Axis 1: the leaves of the caches keep their rows on axis 0, where the search reorders them.
+        # Axis 1: examples stay on axis 0 of all caches, as without scan.
         variable_axes={'params': 0, 'cache': 1, 'memory': 1}, split_rngs={'params': True, 'dropout': True}, length=self.layers,
       )  # fmt: skip
       x, _ = run(block_class(**self.block, name='blocks'), x, None)

@@ -70,4 +70,4 @@ class TextGeneration:
 
     cache = {'index': start, 'writers': writers, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}
     prompt = jnp.full((examples, 1), options.bos_id)
-    return search(step, cache, options, rng, prompt, active=batch['weight'] > 0)
+    return search(step, cache, options, prompt, rng, active=batch['weight'] > 0)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from mmlm.config import to_steps
-from mmlm.errors import UserError
-from mmlm.trees import by_rules, nearest
+from mmlm.trees import by_rules, one_of
 
 OPTIMIZERS = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
@@ -24,16 +23,10 @@ SCHEDULES = {
 }
 
 
-def _named(table, name, key):
-  if name not in table:
-    raise UserError(f'{key}: no {name!r}. Nearest: {nearest(name, table)!r} of {sorted(table)}.')
-  return table[name]
-
-
 def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: int):
   """Learning rate of a step: linear warm-up, then the named schedule."""
   warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch)
-  named, rate = _named(SCHEDULES, config.schedule, 'optimizer.schedule'), config.learning_rate
+  named, rate = SCHEDULES[one_of('optimizer.schedule', config.schedule, SCHEDULES)], config.learning_rate
   after = named(rate, warmup, total_steps, config.final_fraction)
   return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
@@ -52,7 +45,7 @@ def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
 
   decay = lambda u, p, d: u + config.weight_decay * d * p if d else u
   scale = lambda u, r: u * r if r != 1 else u
-  core = _named(OPTIMIZERS, config.name, 'optimizer.name')(config)
+  core = OPTIMIZERS[one_of('optimizer.name', config.name, OPTIMIZERS)](config)
   labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
   return optax.chain(
     optax.stateless(clip) if config.clip_norm else optax.identity(),

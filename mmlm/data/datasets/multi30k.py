@@ -1,7 +1,7 @@
 """Multi30k (Elliott et al. 2016, 2017; Barrault et al. 2018): captions of Flickr30k photos with their translations.
 
 Translations: train 29,000, valid 1,014, test_2016 1,000 (en, de, fr, cs), test_2017 1,000 and test_coco 461 (en, de, fr).
-A quarter of the photos of train, valid and test_2016 also belongs to Flickr8k; only those are used, the others are not free.
+A quarter of the photos of train, valid and test_2016 is also in Flickr8k; no other photo is used.
 """
 
 import collections
