@@ -178,7 +178,8 @@ class Experiment:
 
   def checkpoints(self, writing: bool = False) -> Checkpoints:
     train = self.config.train
-    return Checkpoints(self.folder / 'checkpoints', train.monitor, train.keep_latest, train.keep_best, writing)
+    folder, vocabulary = self.folder / 'checkpoints', self.tokenizer.fingerprint
+    return Checkpoints(folder, train.monitor, train.keep_latest, train.keep_best, writing, vocabulary)
 
   def search_options(self, **changes) -> SearchOptions:
     decoding = self.config.decoding.to_dict() | changes

@@ -22,7 +22,8 @@ from mmlm.data import prepare
 from mmlm.data.batching import Batch
 from mmlm.data.datasets.numerals import draw
 from mmlm.experiment import Experiment
-from mmlm.pretrained.features import BACKBONES
+from mmlm.parallel import Parallel
+from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
 from mmlm.tasks import TASKS
 
 QUICK_START = commands.QUICK_START
@@ -135,6 +136,15 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
   assert np.array_equal(turned[~as_it_is], mirrored[~as_it_is]) and not np.array_equal(mirrored, wanted)
 
 
+def test_an_example_without_a_picture_has_no_grid_on_disk(tmp_path, monkeypatch):
+  params = Blocks().init(jax.random.key(0), np.zeros((1, 16, 16, 3)))['params']
+  monkeypatch.setitem(BACKBONES, 'efficientnet_lite0', (Blocks, lambda: params))
+  source = [{'id': 'a', 'image': png(9, 16)}, {'id': 'b'}, {'id': 'c', 'image': b''}]
+  cached = FrozenBackbone('efficientnet_lite0', Parallel('jit')).cached(source, 'x', ('decode', 'normalize'), True, tmp_path)
+  pick = pick_variant(train=True)
+  assert ['image' in pick(cached[i], np.random.default_rng(0)) for i in range(3)] == [True, False, False]
+
+
 # Parallel texts of a person's own
 
 SMALL = [
@@ -167,6 +177,21 @@ def test_parallel_texts_are_trained_on_and_translated(tmp_path, split):
   rows = read_jsonl(path)
   assert [row['references'] for row in rows] == [[line] for line in LINES['de'].splitlines()]
   assert [row['input'] for row in rows] == [{'text': line} for line in LINES['en'].splitlines()]
+
+
+def test_the_vocabulary_of_another_run_is_refused(tmp_path):
+  argv = parallel(tmp_path, 'good')
+  done(*argv)
+  path = tmp_path / 'run' / 'tokenizer.json'
+  right = path.read_text()
+  saved = json.loads(right)
+  pieces = saved['tokenizer']['model']['vocab']
+  pieces[-1], pieces[-2] = pieces[-2], pieces[-1]  # as many words, in another order
+  path.write_text(json.dumps(saved))
+  for command in (['evaluate', tmp_path / 'run'], argv):
+    assert f'{path} is not the vocabulary that checkpoint 2 was trained with' in refused(*command)
+  path.write_text(right)
+  assert 'The run is complete.' in done(*argv)
 
 
 @pytest.mark.parametrize('split, file, content, says', BAD_PARALLEL)

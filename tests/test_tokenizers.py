@@ -94,6 +94,7 @@ def test_vocabulary_is_bounded(kind):
 @pytest.mark.parametrize('call, says', [
     (lambda: train_tokenizer(TEXTS, 'unigrm'), "'unigram'"),
     (lambda: train_tokenizer(TEXTS, 'bpe', 100), 'at least 260'),
+    (lambda: train_tokenizer(['ab ba cb'], 'subword', 8), 'vocab_size=8.*subword of these texts needs at least 9'),
     (lambda: train_tokenizer(['', ' ']), 'no text'), (lambda: train_tokenizer(CHINESE, 'unigram', 12), '12')])
 def test_bad_input(call, says):
   with pytest.raises(UserError, match=says):

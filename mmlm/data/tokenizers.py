@@ -6,6 +6,7 @@ Kinds: 'bpe' (byte-level, knows every text), 'subword' (BPE of words that stand 
 
 import collections
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -47,6 +48,11 @@ class Tokenizer:
 
   def __reduce__(self):
     return Tokenizer, (self.kind, self._text, self.casing)
+
+  @property
+  def fingerprint(self) -> str:
+    """Tells this vocabulary from others, even of the same size."""
+    return hashlib.sha256(repr((self.kind, self._text, sorted(self.casing.items()))).encode()).hexdigest()[:16]
 
   @property
   def vocab_size(self) -> int:
@@ -99,8 +105,7 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   if kind not in _KINDS:
     raise UserError(f'No kind of tokenizer {kind!r}; did you mean {nearest(kind, _KINDS)!r}, of {list(_KINDS)}?')
   least = len(SPECIALS) + (len(_BYTES) if kind == 'bpe' else 1)
-  if vocab_size < least:
-    raise UserError(f'A tokenizer of kind {kind!r} needs a vocabulary of at least {least}, not {vocab_size}.')
+  _check_size(kind, vocab_size, least)
   texts = list(texts)
   if not any(text.strip() for text in texts):
     raise UserError("A tokenizer can't be trained: there is no text.")
@@ -111,8 +116,10 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
   if kind == 'subword':
     # The trainer numbers what it does not know as special in the order of a hash map: here the last letters of words.
-    ends = {word[-1] for text in texts for word in tokenizer.normalizer.normalize_str(text).split()}
-    options['special_tokens'] += [letter + _WORD_END for letter in sorted(ends)]
+    words = {word for text in texts for word in tokenizer.normalizer.normalize_str(text).split()}
+    ends = sorted({word[-1] for word in words})
+    options['special_tokens'] += [letter + _WORD_END for letter in ends]
+    _check_size(f'{kind} of these texts', vocab_size, len(SPECIALS) + len(ends) + len(set().union(*words)))
   if kind == 'unigram':
     tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
     tokenizer.add_special_tokens(list(SPECIALS))
@@ -125,6 +132,11 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
   trained = json.loads(tokenizer.to_str())
   trained['added_tokens'] = trained['added_tokens'][: len(SPECIALS)]
   return Tokenizer(kind, json.dumps(trained), casing)
+
+
+def _check_size(kind: str, vocab_size: int, least: int):
+  if vocab_size < least:
+    raise UserError(f'tokenizer.vocab_size={vocab_size}: a tokenizer of kind {kind} needs at least {least}.')
 
 
 def usual_casing(texts) -> dict:

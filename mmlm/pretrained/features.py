@@ -62,7 +62,7 @@ class FrozenBackbone:
           rows = range(start, min(start + batch_size, len(source)))
           images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
           grids = np.stack([self.grid(view) for view in (images, images[:, :, ::-1])[:variants]], 1)  # [B, V, S, C]
-          grids[~present] = 0
+          grids[~present] = np.nan  # what no network computes: `CachedGrids` knows it again
           if not start:
             shape = (len(source), *grids.shape[1:])
             np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
@@ -73,7 +73,10 @@ class FrozenBackbone:
 
 
 class CachedGrids:
-  """A source whose pictures are replaced by all variants of their grids [V, S, C]; `pick_variant` takes one."""
+  """A source whose pictures are replaced by all variants of their grids [V, S, C]; `pick_variant` takes one.
+
+  An example without a picture has no grid.
+  """
 
   def __init__(self, source, path):
     self.source, self.path = source, path
@@ -86,13 +89,16 @@ class CachedGrids:
     return len(self.source)
 
   def __getitem__(self, i) -> dict:
-    return {'id': '', 'image': self._grids[i]}
+    grids = self._grids[i]
+    return {'id': ''} if np.isnan(grids.flat[0]) else {'id': '', 'image': grids}
 
 
 def pick_variant(train: bool):
   """The op that takes one variant of a cached grid: any in training, the first in evaluation."""
 
   def op(example, rng):
+    if 'image' not in example:
+      return example
     grids = example['image']
     return {**example, 'image': grids[rng.integers(len(grids)) if train else 0]}
 

@@ -23,10 +23,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 class Checkpoints:
-  """The folder `checkpoints/` of a run; only the training (`writing`) makes it and clears what a killed writer left."""
+  """The folder `checkpoints/` of a run; only the training (`writing`) makes it and clears what a killed writer left.
 
-  def __init__(self, folder, monitor: str = 'loss', keep_latest: int = 2, keep_best: int = 1, writing: bool = True):
-    self.folder, self.monitor = pathlib.Path(folder).absolute(), monitor
+  `vocabulary`: the fingerprint of the tokenizer; a step that was trained with another is refused.
+  """
+
+  def __init__(
+    self, folder, monitor: str = 'loss', keep_latest: int = 2, keep_best: int = 1, writing: bool = True, vocabulary: str = ''
+  ):
+    self.folder, self.monitor, self.vocabulary = pathlib.Path(folder).absolute(), monitor, vocabulary
     self.sign = 1 if higher_is_better(monitor) else -1
     best = lambda metrics: self.sign * metrics[monitor]
     kept = [checkpoint_managers.LatestN(keep_latest), checkpoint_managers.BestN(get_metric_fn=best, n=keep_best)]
@@ -48,7 +53,7 @@ class Checkpoints:
     value = metrics.get(self.monitor, math.nan)
     value = value if math.isfinite(value) else -self.sign * math.inf
     with _disk_errors(self.folder):
-      args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+      args = ocp.args.Composite(meta=ocp.args.JsonSave(meta | {'vocabulary': self.vocabulary}), **items)
       self._manager.save(int(state.step), args=args, metrics={self.monitor: value})
 
   def close(self):
@@ -110,15 +115,21 @@ class Checkpoints:
     return jax.tree.map(lambda *leaves: sum(leaf / len(trees) for leaf in leaves), *trees), int(step)
 
   def _read(self, step, items: dict) -> tuple:
-    """(the items of a step and its meta, '') or (None, why they cannot be read)."""
+    """(the items of a step and its meta, '') or (None, why they cannot be read). UserError: it is of another vocabulary."""
     # Onto the first local device, whatever devices wrote it.
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding)
     args = {name: ocp.args.StandardRestore(jax.tree.map(place, tree)) for name, tree in items.items()}
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)), ''
+      meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+      if meta.get('vocabulary', self.vocabulary) == self.vocabulary:
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)), ''
     except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
       return None, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    raise UserError(
+      f'{self.folder.parent}/tokenizer.json is not the vocabulary that checkpoint {step} was trained with: its words would be others. '
+      'Put back the tokenizer.json of this run.'
+    )
 
 
 def _items(state: TrainState) -> dict:
