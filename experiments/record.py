@@ -2,20 +2,25 @@
 
   python -m experiments.record flickr8k runs/flickr8k              one run: bootstrap intervals over the examples
   python -m experiments.record flickr8k runs/s0 runs/s1 runs/s2    seeds of one config: mean, spread, Student's interval
+  python -m experiments.record multi30k_photos runs/gated0 runs/gated1 --name gated --against runs/text0 runs/text1
+                                                                   also the differences, by paired bootstrap
 
-The table is a file of this folder (flickr8k.py): dataset, metrics, published numbers. Every score file of the runs gives its rows.
+The table is a file of this folder (flickr8k.py): dataset, metrics, published numbers. Every score file of the runs and, where `ablate`
+was run, every condition gives its rows.
 """
 
 import argparse
 import importlib
 import pathlib
 import platform
+import re
+import shlex
 import sys
 
 from experiments.tables import add_rows, write_tables
 from mmlm.errors import UserError
-from mmlm.evaluation.significance import mean_and_spread
-from mmlm.evaluation.text_metrics import METRICS
+from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
+from mmlm.evaluation.text_metrics import METRICS, Views
 from mmlm.runs import read_json, read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,34 +45,98 @@ def hardware(environment: dict) -> str:
   return f'{count} CPU cores ({platform.machine()})' if devices['platform'] == 'cpu' else f'{count} x {devices["kind"]}'
 
 
-def scores_of(folder: pathlib.Path) -> dict:
-  """{(split, row): score file} of the newest step of each."""
-  files = sorted(map(read_json, (folder / 'scores').glob('*.json')), key=lambda score: score['step'])
-  return {(score['split'], row_name(score)): score for score in files}
+def results_of(folder: pathlib.Path) -> dict:
+  """{(split, row): (scores, the command that made them, their predictions file)} of the newest step of each."""
+  found = {}
+  for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
+    score = read_json(path)
+    command = 'evaluate runs/x' + (' --greedy' if score['decoding']['method'] == 'greedy' else '')
+    found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
+  for path in sorted((folder / 'ablation').glob('*.json')):
+    ablation = read_json(path)
+    for row in ablation['rows'][1:]:
+      found[ablation['split'], f'ablation, {row["condition"]}'] = row, 'ablate runs/x', None
+  return found
 
 
-def rows_of(table, folders: list[pathlib.Path]) -> list[dict]:
-  """One row a metric for each (split, decoding, shuffled) that all runs have; the newest step of each."""
-  runs = [scores_of(folder) for folder in folders]
-  environment = read_json(folders[0] / 'environment.json')
-  seeds = ' '.join(f'--config.seed={read_json(folder / "config.json")["seed"]}' for folder in folders)
-  seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
+def trained_with(command: str) -> str:
+  """The config and the flags of a `train` command, without seed and places; '' for another command."""
+  words = shlex.split(re.sub(r'\s--(workdir|config\.data\.dir|config\.seed)[ =]\S+', '', command))
+  return shlex.join(words[words.index('train') + 1:]) if 'train' in words else ''
+
+
+class Runs:
+  """Seeds of one config, whose results all of them have."""
+
+  def __init__(self, folders: list[pathlib.Path], default: str):
+    self.environments = [read_json(folder / 'environment.json') for folder in folders]
+    self.results = [results_of(folder) for folder in folders]
+    configs = [read_json(folder / 'config.json') for folder in folders]
+    self.seeds = ' '.join(f'--config.seed={config["seed"]}' for config in configs)
+    self.language = configs[0]['data']['languages']['target']
+    self.seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
+    self.spec, *others = dict.fromkeys(trained_with(environment['command']) or default for environment in self.environments)
+    if others:
+      raise UserError(f'these runs are no seeds of one config: {self.spec} and {others[0]}.')
+
+  def common(self) -> list:
+    return sorted(set.intersection(*map(set, self.results)))
+
+  def statistics(self, key, metric: str):
+    """{id: sufficient statistics of an example, summed over the seeds}."""
+    total = {}
+    for results in self.results:
+      rows = read_jsonl(results[key][2])
+      for row, statistics in zip(rows, Views(rows, self.language).statistics(metric), strict=True):
+        total[row['id']] = total.get(row['id'], 0) + statistics
+    return total
+
+
+def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pathlib.Path] = (), other: str = '') -> list[dict]:
+  """One row a metric for each (split, row) that all runs have; with `against`, the differences from these runs beside them."""
+  runs = Runs(folders, table.CONFIG)
   rows = []
-  for key in sorted(set.intersection(*(set(scores) for scores in runs))):
-    for metric, (title, factor, published, source) in table.METRICS.items():
-      found = [scores[key]['scores'].get(metric) for scores in runs]
+  for key in runs.common():
+    for metric, (_, factor, published, source) in table.METRICS.items():
+      found = [results[key][0].get(metric) for results in runs.results]
       if None in found:
         continue
       spread = mean_and_spread([f['value'] * factor for f in found])
-      interval = [found[0]['low'] * factor, found[0]['high'] * factor] if len(found) == 1 else [spread['low'], spread['high']]
       interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
-      command = f'./launch.sh train {table.CONFIG} --workdir runs/x {seeds} && ./launch.sh evaluate runs/x'
-      rows.append({
-        'row': key[1], 'dataset': table.DATASET, 'split': key[0], 'metric': title, 'definition': METRICS[metric].definition,
-        'published': None if 'shuffled' in key[1] else published, 'source': source, 'ours': spread['mean'],
-        'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval), 'config': table.CONFIG,
-        'command': command + (' --greedy' if 'greedy' in key[1] else ''), 'commit': environment['commit'],
-        'hardware': hardware(environment), 'seconds': seconds,
+      comparable = key[0] == getattr(table, 'SPLIT', key[0]) and 'shuffled' not in key[1] and 'ablation' not in key[1]
+      rows.append(_row(table, runs, key, name, metric) | {
+        'published': published if comparable else None, 'source': source if comparable else None,
+        'ours': spread['mean'], 'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval),
+      })  # fmt: skip
+  return rows + (_differences(table, runs, Runs(against, table.CONFIG), name, other) if against else [])
+
+
+def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
+  environment, spec = runs.environments[0], runs.spec
+  return {
+    'row': ', '.join(filter(None, (name, key[1]))), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
+    'definition': METRICS[metric].definition, 'config': spec.split()[0],
+    'command': f'./launch.sh train {spec} --workdir runs/x {runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
+    'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': runs.seconds,
+  }  # fmt: skip
+
+
+def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> list[dict]:
+  """Rows of `runs` minus `against`: examples are drawn together, each with its sums over the seeds of its side."""
+  rows = []
+  for key in runs.common():
+    reference = (key[0], key[1].removesuffix(', pictures shuffled'))
+    if runs.results[0][key][2] is None or reference not in against.common():
+      continue
+    for metric in table.METRICS:
+      sides = runs.statistics(key, metric), against.statistics(reference, metric)
+      if sides[0].keys() != sides[1].keys():
+        raise UserError(f'{key[0]}: the two sides hold different examples.')
+      factor = table.METRICS[metric][1]
+      found = paired_bootstrap(*([side[i] for i in sides[0]] for side in sides), METRICS[metric].value)
+      rows.append(_row(table, runs, key, name, metric) | {
+        'row': ', '.join(filter(None, (name, key[1]))) + f' minus {other}', 'published': None, 'source': None, 'spread': None,
+        'n': len(runs.results), 'ours': found['difference'] * factor, 'interval': [bound * factor for bound in found['difference_interval']],
       })  # fmt: skip
   return rows
 
@@ -81,9 +150,12 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('table')
   parser.add_argument('runs', nargs='+', type=pathlib.Path)
+  parser.add_argument('--name', default='', help='stands in front of the rows: which variant of the config it is')
+  parser.add_argument('--against', nargs='+', type=pathlib.Path, default=[], help='runs of another variant')
+  parser.add_argument('--against_name', default='text only', help='what to call them')
   arguments = parser.parse_args()
   try:
-    rows = rows_of(load_table(arguments.table), arguments.runs)
+    rows = rows_of(load_table(arguments.table), arguments.runs, arguments.name, arguments.against, arguments.against_name)
     if not rows:
       raise UserError('the runs have no score file in common: ./launch.sh evaluate them first.')
     add_rows(ROOT / 'experiments' / 'results' / f'{arguments.table}.json', rows)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def environment() -> dict:
   except OSError:  # there is no git
     commit = None
   return {
-    'command': ' '.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'commit': commit,
+    'command': shlex.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'commit': commit,
     'python': platform.python_version(), 'versions': {name: importlib.metadata.version(name) for name in packages},
     'devices': describe_devices(), 'cpu_count': os.cpu_count(),
   }  # fmt: skip

@@ -37,7 +37,8 @@ def compare(first: str, second: str, split: str, settings: dict) -> dict:
   results = {}
   for name in computable(views[0], metrics):
     found = results[name] = paired_bootstrap(*(view.statistics(name) for view in views), METRICS[name].value, samples)
-    print(f'{name:<12} a {found["value"]:.4f}  b {found["value"] - found["difference"]:.4f}  a - b {found["difference"]:+.4f}  p {found["p"]:.3f}')
+    low, high = found['difference_interval']
+    print(f'{name:<12} a {found["value"]:.4f}  b {found["value"] - found["difference"]:.4f}  a - b {found["difference"]:+.4f} [{low:+.4f}, {high:+.4f}]  p {found["p"]:.3f}')
   return results
 
 

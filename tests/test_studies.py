@@ -121,7 +121,7 @@ def test_a_run_does_not_differ_from_itself(run):
   path = run / 'predictions' / f'test-{STEPS}.jsonl'
   assert said.startswith(f'32 examples\n  a  {path}\n  b  {path}\n')
   scores = json.loads((run / 'scores' / f'test-{STEPS}.json').read_text())['scores']
-  assert len(said.splitlines()) == 5 and said.count('a - b +0.0000  p 1.000') == len(scores) == 2
+  assert len(said.splitlines()) == 5 and said.count('a - b +0.0000 [+0.0000, +0.0000]  p 1.000') == len(scores) == 2
   for name, score in scores.items():
     assert f'{name:<12} a {score["value"]:.4f}  b {score["value"]:.4f}' in said
 
@@ -174,7 +174,7 @@ def test_an_ablation_leaves_a_table_and_nothing_that_passes_for_the_runs_own(cop
   assert all(f'{condition} ' in said for condition in conditions)
   own = json.loads((copy / 'scores' / f'test-{STEPS}.json').read_text())['scores']
   for row in table['rows']:
-    assert row['n'] == 32 and {'value', 'low', 'high', 'difference', 'p'} == row['chrf'].keys() == row['bleu'].keys()
+    assert row['n'] == 32 and {'value', 'low', 'high', 'difference', 'difference_interval', 'p'} == row['chrf'].keys() == row['bleu'].keys()
     if row['condition'] == 'as it is':
       assert row['changed'] == 0 and row['chrf']['value'] == pytest.approx(own['chrf']['value'])
   names = {path.stem for path in (copy / 'predictions').iterdir()}

@@ -84,7 +84,7 @@ def test_a_system_does_not_differ_from_itself_and_a_better_one_does():
   same = compared(rows, rows)
   assert same['p'] == 1 and same['difference'] == 0 and same['low'] < same['value'] < same['high']
   better = compared(corpus(noise=0.05), corpus(noise=0.3))
-  assert better['p'] < 0.01 and better['difference'] > 10
+  assert better['p'] < 0.01 and 0 < better['difference_interval'][0] < better['difference'] < better['difference_interval'][1]
   worse = compared(corpus(noise=0.3), corpus(noise=0.05))
   assert worse['p'] == better['p'] and worse['difference'] == -better['difference']
 

@@ -33,7 +33,8 @@ def _resampled(statistics, value_fn, samples, seed) -> np.ndarray:
 def paired_bootstrap(first, second, value_fn, samples: int = 1000, seed: int = 0) -> dict:
   """Is `first` different from `second` on the same examples (Koehn 2004)? Both [N, K], drawn together.
 
-  Returns {'value', 'low', 'high'} of the first with its 95 % interval, 'difference' (first - second) and two-sided 'p': how often
+  Returns {'value', 'low', 'high'} of the first with its 95 % interval, 'difference' (first - second), its 'difference_interval'
+  (95 %) and two-sided 'p': how often
   a resampled difference, less the mean of all, is at least as large as the observed one in either direction. (sacrebleu's paired
   bootstrap counts one direction, its randomisation test both.)
   """
@@ -46,9 +47,10 @@ def paired_bootstrap(first, second, value_fn, samples: int = 1000, seed: int = 0
   value, other = (float(value_fn(np.sum(part, 0))) for part in (np.asarray(first, float), np.asarray(second, float)))
   low, high = np.percentile(values[:, 0], [2.5, 97.5])
   drawn = values[:, 0] - values[:, 1]
+  interval = [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]
   extreme = np.abs(drawn - drawn.mean()) >= abs(value - other)
   return {'value': value, 'low': float(low), 'high': float(high), 'difference': value - other,
-          'p': float((extreme.sum() + 1) / (samples + 1))}
+          'difference_interval': interval, 'p': float((extreme.sum() + 1) / (samples + 1))}
 
 
 def mean_and_spread(values) -> dict:
@@ -60,5 +62,5 @@ def mean_and_spread(values) -> dict:
   count, mean = len(values), float(values.mean())
   if count < 2:
     return {'mean': mean, 'sd': None, 'n': count, 'low': None, 'high': None}
-  low, high = map(float, stats.t.interval(0.95, count - 1, mean, stats.sem(values)))
-  return {'mean': mean, 'sd': float(values.std(ddof=1)), 'n': count, 'low': low, 'high': high}
+  half = float(stats.t.ppf(0.975, count - 1) * stats.sem(values))
+  return {'mean': mean, 'sd': float(values.std(ddof=1)), 'n': count, 'low': mean - half, 'high': mean + half}

@@ -1,0 +1,11 @@
+"""Multi30k from English into German, text alone: the published number is of test_2016."""
+
+CONFIG = 'configs/translation/multi30k.py'
+DATASET = 'Multi30k en-de'
+SPLIT = 'test_2016'
+METRICS = {
+  'bleu_words': ('BLEU as published', 1, 41.02, 'Transformer-Tiny, Wu et al. 2021'),
+  'bleu': ('sacreBLEU', 1, None, None),
+  'chrf': ('chrF', 1, None, None),
+  'ter': ('TER', 1, None, None),
+}
