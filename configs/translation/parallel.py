@@ -9,15 +9,11 @@ Pre-norm Transformer, 3 + 3 layers, D 256; a language code chooses Moses' rules,
 from mmlm.config import default_config, parse_arg, smoke
 
 
-def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, train='train', valid='valid', test='test', source='en', target='de', moses=True)
-  config = default_config()
+def recipe(config, source, target, moses):
+  """Tokenizer, model and training for a user's own translations, wherever they come from."""
   config.task = 'translation'
-  config.data.name = 'parallel'
-  config.data.fields = {'text': args.source, 'targets': args.target}
-  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
-  if args.moses:
-    config.data.languages = {'text': args.source, 'target': args.target}
+  if moses:
+    config.data.languages = {'text': source, 'target': target}
   config.data.max_length = 128
   config.data.buckets = (8, 12, 16, 20, 24, 28, 36, 48, 64, 96, 128)
   config.tokenizer = {'kind': 'unigram', 'vocab_size': 8000, 'lowercase': False, 'min_frequency': 1}
@@ -39,4 +35,13 @@ def get_config(arg=''):
   config.evaluate.checkpoint = 'latest'
   config.decoding.beam_size = 5
   config.decoding.length_penalty = 1.0
+  return config
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, train='train', valid='valid', test='test', source='en', target='de', moses=True)
+  config = recipe(default_config(), args.source, args.target, args.moses)
+  config.data.name = 'parallel'
+  config.data.fields = {'text': args.source, 'targets': args.target}
+  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
   return smoke(config) if args.smoke else config

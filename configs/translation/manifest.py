@@ -1,0 +1,27 @@
+"""Translation on a user's own texts and pictures: JSON lines with `id`, `text`, `target` and `image` (a path relative to the file).
+
+  ./launch.sh train configs/translation/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl,source=en,target=de --workdir runs/mine
+  ./launch.sh ablate runs/mine
+
+The model is that of parallel.py with a frozen picture encoder beside it: `:fusion=` concatenation, gated, selective, bottleneck,
+resampler; `:modalities=text` for the text alone. `test=` names a manifest for `evaluate`; without it the validation set is scored.
+"""
+
+from configs.translation.parallel import recipe
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(
+    arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='', source='en', target='de', moses=True,
+    fusion='gated', modalities='text+image',
+  )  # fmt: skip
+  config = recipe(default_config(), args.source, args.target, args.moses)
+  config.data.name = 'manifest'
+  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
+  config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
+  config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
+  encoders = config.model.encoders.to_dict() | {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2}}
+  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.fusion = {'name': args.fusion}
+  return smoke(config) if args.smoke else config
