@@ -113,8 +113,7 @@ def _training_parts(experiment: Experiment, split: str):
   model, task, smoothing = experiment.model, experiment.task, config.train.label_smoothing
 
   def loss(params, batch, rng):
-    losses, weights = task.losses(model, params, batch, smoothing, rng)
-    return losses.sum(), weights.sum()
+    return task.loss(model, params, batch, smoothing, rng)
 
   options = StepOptions(make_optimizer(config.optimizer, rate, params), loss, config.train.accumulate, config.train.ema_decay)
   print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')

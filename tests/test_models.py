@@ -266,7 +266,7 @@ def test_steps_with_a_cache_give_the_teacher_forced_logits(decoder):
 def test_only_an_untied_output_has_parameters(decoder):
   tied = decoder.module.tied
   assert ('output' in decoder.params) != tied
-  assert tied or decoder.params['output']['kernel'].shape == (D, V)
+  assert tied or decoder.params['output']['table'].shape == (V, D)
 
 
 @every_decoder

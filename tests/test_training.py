@@ -17,7 +17,7 @@ from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.models.layers import Dropout
 from mmlm.parallel import Parallel, describe_devices
-from mmlm.training.losses import cross_entropy
+from mmlm.training import losses
 from mmlm.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, initial_state, train_step
 from mmlm.trees import by_rules, count, differences, flat, nearest
@@ -37,35 +37,38 @@ def reference(logits, targets, smoothing):
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
+@pytest.mark.parametrize('most', [1 << 20, 44, 11])  # logits at once: all tokens, 4 of 13 (the last chunk is filled), one
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_cross_entropy_and_its_gradient_are_optax_s(smoothing, dtype):
-  logits = (5 * normal(0, 3, 4, 11)).astype(dtype)
-  targets = np.random.default_rng(1).integers(11, size=(3, 4))
-  weights = normal(2, 3, 4)
+def test_losses_and_their_gradient_are_optax_s(smoothing, dtype, most, monkeypatch):
+  monkeypatch.setattr(losses, 'LOGITS', {'cpu': most})
+  x, table = (3 * normal(0, 13, 8)).astype(dtype), normal(1, 11, 8)
+  targets, weights = np.random.default_rng(1).integers(11, size=13), np.abs(normal(2, 13))
 
-  @functools.partial(jax.jit, static_argnums=0)
-  def value_and_grad(loss, logits):
-    def total(logits):
-      values = loss(logits, targets, smoothing)
-      return (values * weights).sum(), values
+  def through_logits(x, table):
+    logits = jnp.einsum('nd,vd->nv', x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    values = reference(logits, targets, smoothing)
+    return 2 * (values * weights).sum(), values
 
-    return jax.value_and_grad(total, has_aux=True)(logits)
+  def chunked(x, table):
+    return 2 * losses.summed_loss(x, table, targets, weights, smoothing), losses.token_losses(x, table, targets, smoothing)
 
-  (_, values), gradient = value_and_grad(cross_entropy, logits)
-  (_, expected), expected_gradient = value_and_grad(reference, logits)
-  assert values.shape == (3, 4) and values.dtype == jnp.float32 and gradient.dtype == logits.dtype
-  close(values, expected)
-  tolerance = 1e-5 if dtype == 'float32' else 1e-2
-  np.testing.assert_allclose(*(np.float32(x) for x in (gradient, expected_gradient)), atol=tolerance, rtol=tolerance)
+  value_and_grad = lambda fn: jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(x, table)
+  (total, values), gradients = value_and_grad(chunked)
+  (expected_total, expected), expected_gradients = value_and_grad(through_logits)
+  assert values.shape == (13,) and values.dtype == jnp.float32 and [g.dtype for g in gradients] == [x.dtype, table.dtype]
+  tolerance = 1e-5 if dtype == 'float32' else 3e-2
+  for got, wanted in zip((total, values, *gradients), (expected_total, expected, *expected_gradients)):
+    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=10 * tolerance, rtol=tolerance)
+  plain = jax.jit(jax.grad(lambda x: 2 * (losses.token_losses(x, table, targets, smoothing) * weights).sum()))(x)
+  np.testing.assert_allclose(np.float32(plain), np.float32(gradients[0]), atol=10 * tolerance, rtol=tolerance)
 
 
-def test_cross_entropy_of_extreme_logits_is_finite():
-  logits = np.array([[[1e4, -1e4, 0.0]]], np.float32)
-  targets = np.array([[1]])
-  value, gradient = jax.value_and_grad(lambda x: cross_entropy(x, targets, 0.1).sum())(logits)
+def test_losses_of_extreme_logits_are_finite():
+  x, table, targets = np.eye(1, dtype=np.float32), np.array([[1e4], [-1e4], [0]], np.float32), np.array([1])
+  value, gradient = jax.value_and_grad(losses.summed_loss, (0, 1))(x, table, targets, np.ones(1), 0.1)
   close(value, 0.9 * 2e4 + 0.1 / 3 * (2e4 + 1e4))
-  assert np.all(np.isfinite(gradient))
+  assert all(np.all(np.isfinite(g)) for g in gradient)
 
 
 # Optimizers

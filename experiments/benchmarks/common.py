@@ -50,8 +50,7 @@ class Trainer:
     rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
 
     def loss(params, batch, rng):
-      losses, weights = task.losses(model, params, batch, smoothing, rng)
-      return losses.sum(), weights.sum()
+      return task.loss(model, params, batch, smoothing, rng)
 
     optimizer = make_optimizer(config.optimizer, rate, params)
     options = StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay)

@@ -3,8 +3,6 @@
 Axes: B batch, R decoding rows, T time, D width, V vocabulary.
 """
 
-import flax.linen as nn
-
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
@@ -30,20 +28,22 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
     self.position = Positions(self.positions, self.max_length)
     self.embedding_dropout = Dropout(self.dropout)
     self.transformer = self.stack(causal=True, rotary=self.positions == 'rotary')
-    if not self.tied:
-      self.output = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
+    self.output = self.tokens if self.tied else TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
-  def __call__(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | None = None):
-    """Inputs [B, T] (the target shifted right) -> logits [B, T, V]. Padding stands at the end, where no query of ours looks."""
+  def __call__(self, tokens, memory: Sequence | None, train=False):
+    """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
+    return self.output.logits(self.hidden(tokens, memory, train))
+
+  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | None = None):
+    """Inputs [B, T] -> [B, T, D], what the output layer sees. Padding stands at the end, where no query of ours looks."""
     x = self.position(self.tokens(tokens), step.index if step else 0)
     x = self.embedding_dropout(x, train)
     values, mask = memory if memory is not None else (None, None)
-    x = self.transformer(x, None, values, mask, step, train)
-    return self.tokens.logits(x) if self.tied else self.output(x)
+    return self.transformer(x, None, values, mask, step, train)
 
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """The tokens [R] at position `step.index` -> logits [R, V]; the past stands in the collection 'cache'."""
-    return self(tokens[:, None], memory, step=step)[:, 0]
+    return self.output.logits(self.hidden(tokens[:, None], memory, step=step)[:, 0])
 
 
 HEADS = {'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder}

@@ -34,6 +34,10 @@ class MultimodalModel(nn.Module):
     """Logits [B, T, V] for the decoder inputs [B, T]."""
     return self.head(inputs, self.encode(batch, train), train)
 
+  def hidden(self, batch: dict, inputs, train=False):
+    """What the output layer sees, [B, T, D], and that layer, [V, D]: their product is the logits."""
+    return self.head.hidden(inputs, self.encode(batch, train), train), self.head.output.table
+
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """One decoding step: tokens [R] -> logits [R, V]."""
     return self.head.step(tokens, memory, step)

@@ -96,13 +96,16 @@ class RecurrentDecoder(nn.Module):
     self.key = nn.Dense(self.dim, use_bias=False, dtype=self.dtype)
     self.start = nn.Dense(self.dim, dtype=self.dtype)
     self.output_dropout = Dropout(self.dropout)
-    if not self.tied:
-      self.output = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
+    self.output = self.tokens if self.tied else TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
   def __call__(self, tokens, memory: Sequence | None, train=False):
     """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
+    return self.output.logits(self.hidden(tokens, memory, train))
+
+  def hidden(self, tokens, memory: Sequence | None, train=False):
+    """Inputs [B, T] -> [B, T, D], what the output layer sees."""
     found = self.steps(self._initial(len(tokens), memory), self.tokens(tokens), self._attended(memory), train)[1]
-    return self._logits(self.output_dropout(found, train))
+    return self.output_dropout(found, train)
 
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """The tokens [R] at position `step.index` -> logits [R, V]; the state stands in the collection 'cache', rows first."""
@@ -114,7 +117,7 @@ class RecurrentDecoder(nn.Module):
     carry = jax.tree.map(lambda new, old: jnp.where(step.index == 0, new, old), first, last)
     carry, found = self.steps(carry, self.tokens(tokens[:, None]), self.get_variable('memory', 'attended'), False)
     self.put_variable('cache', 'state', carry)
-    return self._logits(found)[:, 0]
+    return self.output.logits(found)[:, 0]
 
   def _attended(self, memory):
     """Keys [B, S, D], values [B, S, D] and mask [B, S] of the memory."""
@@ -131,6 +134,3 @@ class RecurrentDecoder(nn.Module):
       hidden = jnp.repeat(jnp.tanh(self.start(mean)), rows // len(mean), axis=0)
     state = (zero, hidden) if self.cell == 'lstm' else hidden
     return (state,) * self.layers, zero
-
-  def _logits(self, x):
-    return self.tokens.logits(x) if self.tied else self.output(x)

@@ -14,7 +14,7 @@ from mmlm.data.text import Texts
 from mmlm.data.tokenizers import BOS, EOS
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.models.attention import DecodeStep
-from mmlm.training.losses import cross_entropy
+from mmlm.training.losses import summed_loss, token_losses
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,25 @@ class TextGeneration:
     encoded = [[*row, EOS] for row in outputs.encode_batch(targets)]
     return Table(ids, np.array(records, int), encoded, [[*row, EOS] if row else [] for row in inputs.encode_batch(texts)])
 
-  def losses(self, model, params, batch, label_smoothing=0.0, rng=None):
-    """Cross-entropy sums [B] in nats and their weights [B] (tokens); dropout is on when there is a key `rng`."""
+  def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
+    """Sum of the cross-entropy in nats and of its weights (tokens), for training; dropout is on when there is a key `rng`."""
+    x, table, targets, weights = self._predicted(model, params, batch, rng)
+    return summed_loss(x, table, targets, weights, label_smoothing), weights.sum()
+
+  def losses(self, model, params, batch):
+    """The same for each example: [B] and [B]."""
+    x, table, targets, weights = self._predicted(model, params, batch, None)
+    by_example = lambda tokens: tokens.reshape(batch['target'].shape).sum(1)
+    return by_example(token_losses(x, table, targets) * weights), by_example(weights)
+
+  def _predicted(self, model, params, batch, rng):
+    """Every token: what the output layer sees [B T, D], that layer [V, D], the targets and the weights [B T]."""
     target = batch['target']
     inputs = jnp.concatenate([jnp.full_like(target[:, :1], BOS), target[:, :-1]], axis=1)  # [B, T]
     rngs = {} if rng is None else {'dropout': rng}
-    logits = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs)  # [B, T, V]
-    weight = batch['target_mask'] * batch['weight'][:, None]
-    return (cross_entropy(logits, target, label_smoothing) * weight).sum(1), weight.sum(1)
+    x, table = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs, method='hidden')
+    weights = batch['target_mask'] * batch['weight'][:, None]
+    return x.reshape(-1, x.shape[-1]), table, target.reshape(-1), weights.reshape(-1)
 
   def generate(self, model, params, batch, options: SearchOptions, rng) -> SearchResult:
     """Hypotheses [B, N, T] for a batch, by the search that `options` name."""
