@@ -28,7 +28,7 @@ def recipe(config, source, target):
   config.optimizer.warmup = '2000 steps'
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip_norm = 0.0
-  config.train.duration = '80 epochs'
+  config.train.duration = '120 epochs'
   config.train.batch_tokens = 4096
   config.train.batch_size = 8
   config.train.monitor = 'bleu_words'
