@@ -193,6 +193,8 @@ def test_what_is_wrong_is_named(changes, says):
   ('data.source', 'a=b', 'a=b'),
   ('data.buckets', '(8, 40)', (8, 40)),
   ('data.buckets', '8,40', (8, 40)),
+  ('evaluate.metrics', 'bleu,chrf', ('bleu', 'chrf')),
+  ('evaluate.metrics', 'bleu', ('bleu',)),
   ('data.buckets', '[8, 40]', (8, 40)),
   ('data.buckets', '40', (40,)),
   ('data.buckets', '()', ()),

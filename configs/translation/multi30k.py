@@ -28,11 +28,11 @@ def recipe(config, source, target):
   config.optimizer.warmup = '2000 steps'
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip_norm = 0.0
-  config.train.duration = '120 epochs'
+  config.train.duration = '160 epochs'
   config.train.batch_tokens = 4096
   config.train.batch_size = 8
   config.train.monitor = 'bleu_words'
-  config.train.patience = 10
+  config.train.patience = 20
   config.train.keep_latest = 10
   config.evaluate.checkpoint = 'latest'
   config.evaluate.average = 10
