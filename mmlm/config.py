@@ -250,7 +250,7 @@ def _parse_value(key: str, text: str, old):
   except (ValueError, SyntaxError):
     value = text
   if isinstance(old, tuple) and not isinstance(value, tuple | list):
-    value = tuple(value.split(',')) if isinstance(value, str) else (value,)
+    value = tuple(re.split(r',(?![^(]*\))', value)) if isinstance(value, str) else (value,)  # not at commas within brackets
   return _checked(f'--config.{key}', value, old)
 
 

@@ -195,6 +195,7 @@ def test_what_is_wrong_is_named(changes, says):
   ('data.buckets', '8,40', (8, 40)),
   ('evaluate.metrics', 'bleu,chrf', ('bleu', 'chrf')),
   ('evaluate.metrics', 'bleu', ('bleu',)),
+  ('data.eval_ops', 'decode,resize(64, 32)', ('decode', 'resize(64, 32)')),
   ('data.buckets', '[8, 40]', (8, 40)),
   ('data.buckets', '40', (40,)),
   ('data.buckets', '()', ()),
