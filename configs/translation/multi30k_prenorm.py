@@ -15,5 +15,5 @@ def get_config(arg=''):
   config.model.encoders = {'text': {'name': 'text_transformer', **block}}
   config.model.head = {'name': 'transformer_decoder', 'gated': True, **block}
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.clip_norm = 1.0
+  config.optimizer.warmup = '2000 steps'
   return smoke(config) if args.smoke else config
