@@ -80,7 +80,8 @@ class Runs:
       raise UserError(f'these runs are no seeds of one config: {self.spec} and {others[0]}.')
 
   def common(self) -> list:
-    return sorted(set.intersection(*map(set, self.results)))
+    """(split, row) of all runs, what was taken away last."""
+    return sorted(set.intersection(*map(set, self.results)), key=lambda key: (key[0], key[1].startswith('ablation'), key[1]))
 
   def statistics(self, key, metric: str):
     """{id: sufficient statistics of an example, summed over the seeds}."""

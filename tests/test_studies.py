@@ -178,7 +178,7 @@ def test_an_ablation_leaves_a_table_and_nothing_that_passes_for_the_runs_own(cop
     if row['condition'] == 'as it is':
       assert row['changed'] == 0 and row['chrf']['value'] == pytest.approx(own['chrf']['value'])
   names = {path.stem for path in (copy / 'predictions').iterdir()}
-  assert {f'test-{STEPS}-text_shuffled', f'test-{STEPS}-people_masked-image_shuffled'} <= names and len(names) == 7
+  assert {f'test-{STEPS}-text_shuffled', f'test-{STEPS}-people_masked-image_shuffled'} <= names and len(names) == 6
   assert [name for name in names if runs.PREDICTIONS.fullmatch(name)] == [f'test-{STEPS}']
   assert (copy / 'predictions' / f'test-{STEPS}.jsonl').read_bytes() == before
   assert 'p 1.000' in done('compare', copy, copy)

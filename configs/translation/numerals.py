@@ -1,9 +1,10 @@
-"""Generated numerals, English to German, with one word masked that only the picture of the digits tells. Offline.
+"""Generated numerals, English to German, with one word masked that only the picture of the digits tells. Offline, two minutes on 2 CPU cores.
 
   ./launch.sh train configs/translation/numerals.py --workdir runs/numerals
   ./launch.sh ablate runs/numerals
 
-`:fusion=gated` (concatenation, gated, selective, bottleneck, resampler) and `:modalities=text` for the text alone.
+`:fusion=gated` (concatenation, gated, selective, bottleneck, resampler) and `:modalities=text` for the text alone. Expected: over 98 % exact
+with any fusion, one in ten from the text alone, and no better than that with the picture of another numeral.
 """
 
 from mmlm.config import default_config, parse_arg, smoke
@@ -34,4 +35,5 @@ def get_config(arg=''):
   config.train.batch_size = 128
   config.evaluate.metrics = ('exact_match', 'chrf')
   config.evaluate.batch_size = 128
+  config.evaluate.shuffled = False  # what the pictures do is told by `ablate`
   return smoke(config) if args.smoke else config
