@@ -50,12 +50,12 @@ def results_of(folder: pathlib.Path) -> dict:
   found = {}
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
-    command = 'evaluate runs/x' + (' --greedy' if score['decoding']['method'] == 'greedy' else '')
+    command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding']['method'] == 'greedy' else '')
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
   for path in sorted((folder / 'ablation').glob('*.json')):
     ablation = read_json(path)
     for row in ablation['rows'][1:]:
-      found[ablation['split'], f'ablation, {row["condition"]}'] = row, 'ablate runs/x', None
+      found[ablation['split'], f'ablation, {row["condition"]}'] = row, f'ablate runs/x --splits {ablation["split"]}', None
   return found
 
 

@@ -61,7 +61,7 @@ def test_conditions_of_an_ablation_are_rows(tmp_path):
   rows = [{'condition': name, 'n': 30, 'changed': 0.5, 'exact_match': scores} for name in ('as it is', 'without image')]
   runs.write_json(folder / 'ablation' / 'test.json', {'split': 'test', 'step': 2, 'rows': rows})
   (row,) = [row for row in rows_of(TABLE, [folder]) if 'ablation' in row['row']]
-  assert row['row'] == 'ablation, without image' and row['interval'] == [30, 50] and '&& ./launch.sh ablate runs/x' in row['command']
+  assert row['row'] == 'ablation, without image' and row['interval'] == [30, 50] and '&& ./launch.sh ablate runs/x --splits test' in row['command']
 
 
 def test_runs_of_other_configs_are_no_seeds(tmp_path):

@@ -16,9 +16,8 @@ def get_config(arg=''):
   args = parse_arg(arg, smoke=False, source='en', target='de', fusion='selective', modalities='text+image')
   config = recipe(default_config(), args.source, args.target)
   config.data.name = 'multi30k/photos'
-  config.data.fields = {'id': 'id', 'image': 'image', 'text': args.source, 'targets': args.target}
-  if args.modalities == 'text':
-    config.data.fields = {'id': 'id', 'text': args.source, 'targets': args.target}
+  if 'image' in args.modalities:
+    config.data.fields = config.data.fields.to_dict() | {'image': 'image'}
   config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
   config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
   config.data.buckets = (12, 16, 20, 28, 56)
@@ -27,13 +26,11 @@ def get_config(arg=''):
     'text': {'name': 'text_transformer', **BLOCK, 'layers': 3},
     'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2},
   }
-  config.model.dropout = 0.3
   config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
   config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'transformer_decoder', **BLOCK, 'layers': 3}
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup = '500 steps'
-  config.optimizer.clip_norm = 1.0
   config.train.duration = '60 epochs'
   config.train.batch_tokens = 2048
   config.train.patience = 8

@@ -15,5 +15,4 @@ def get_config(arg=''):
   config.model.head = {'name': 'recurrent_decoder', 'layers': 1, 'cell': 'lstm'}
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '500 steps'
-  config.optimizer.clip_norm = 1.0
   return smoke(config) if args.smoke else config

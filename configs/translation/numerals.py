@@ -1,4 +1,4 @@
-"""Generated numerals, English to German, with one word masked that only the picture of the digits tells. Offline, two minutes on 2 CPU cores.
+"""Generated numerals, English to German, with one word masked that only the picture of the digits tells. Offline, two to four minutes on 2 CPU cores.
 
   ./launch.sh train configs/translation/numerals.py --workdir runs/numerals
   ./launch.sh ablate runs/numerals

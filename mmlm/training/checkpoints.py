@@ -123,7 +123,7 @@ class Checkpoints:
     try:
       meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
       if meta.get('vocabulary', self.vocabulary) == self.vocabulary:
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)), ''
+        return {'meta': meta, **dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())}, ''
     except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
       return None, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     raise UserError(

@@ -18,8 +18,8 @@ def token_losses(x, table, targets, label_smoothing=0.0):
 
   With smoothing e the target distribution is (1 - e) on the target plus e / V on every token (Szegedy et al. 2016, 7).
   """
-  losses = jax.lax.map(lambda part: _chunk(table, *part, label_smoothing)[0], _chunks(table, x, targets))
-  return losses.reshape(-1)[: len(x)]
+  log_sums = jax.lax.map(lambda part: _softmax(table, *part)[0], _chunks(len(table), x))
+  return log_sums.reshape(-1)[: len(x)] - (_wanted(table, targets, label_smoothing) * x.astype(jnp.float32)).sum(-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -31,23 +31,21 @@ def summed_loss(x, table, targets, weights, label_smoothing=0.0):
 
 
 def _forward(x, table, targets, weights, label_smoothing):
-  def step(carry, part):
-    total, grad_table = carry
-    x, targets, weights = part
-    losses, soft = _chunk(table, x, targets, label_smoothing)
+  def step(grad_table, part):
+    x, weights = part
+    log_sum, soft = _softmax(table, x)
     soft = (soft * weights).astype(x.dtype)
     grad_x = jnp.einsum('vc,vd->cd', soft, table.astype(x.dtype), preferred_element_type=jnp.float32)
-    grad_table += jnp.einsum('vc,cd->vd', soft, x, preferred_element_type=jnp.float32)
-    return (total + (losses * weights).sum(), grad_table), grad_x
+    return grad_table + jnp.einsum('vc,cd->vd', soft, x, preferred_element_type=jnp.float32), (log_sum, grad_x)
 
-  start = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
-  (total, grad_table), grad_x = jax.lax.scan(step, start, _chunks(table, x, targets, weights))
-  # Softmax minus the target distribution: what is left of the latter is one row a token and the same for every row of the table.
-  weighted, everywhere = x.astype(jnp.float32) * weights[:, None], label_smoothing / len(table)
-  told = (1 - label_smoothing) * jnp.take(table, targets, axis=0) + everywhere * table.sum(0)
-  grad_x = grad_x.reshape(-1, x.shape[1])[: len(x)] - told * weights[:, None]
-  grad_table = grad_table.at[targets].add((label_smoothing - 1) * weighted) - everywhere * weighted.sum(0)
-  return total, (grad_x.astype(x.dtype), grad_table.astype(table.dtype))
+  grad_table, found = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), _chunks(len(table), x, weights))
+  log_sums, grad_x = (part.reshape(-1, *part.shape[2:])[: len(x)] for part in found)
+  # The gradient is that of the softmax, which the loop has summed, less that of the target distribution: one row of the table a
+  # token, and for smoothing the same for every row.
+  wanted, weighted = _wanted(table, targets, label_smoothing), x.astype(jnp.float32) * weights[:, None]
+  total = (log_sums * weights).sum() - (wanted * weighted).sum()
+  grad_table = grad_table.at[targets].add((label_smoothing - 1) * weighted) - label_smoothing / len(table) * weighted.sum(0)
+  return total, ((grad_x - wanted * weights[:, None]).astype(x.dtype), grad_table.astype(table.dtype))
 
 
 def _backward(label_smoothing, gradients, cotangent):
@@ -58,8 +56,14 @@ def _backward(label_smoothing, gradients, cotangent):
 summed_loss.defvjp(_forward, _backward)
 
 
-def _chunk(table, x, targets, label_smoothing):
-  """Losses [C] and softmax [V, C] of the tokens x [C, D].
+def _wanted(table, targets, label_smoothing):
+  """[N, D]: the mean row of the table under the target distribution of each token."""
+  rows = jnp.take(table, targets, axis=0)
+  return (1 - label_smoothing) * rows + label_smoothing * table.mean(0) if label_smoothing else rows
+
+
+def _softmax(table, x):
+  """Log of the sum of exponentials [C], and softmax [V, C], of the tokens x [C, D].
 
   The vocabulary is the first axis: a CPU vectorises sums along columns, not along rows.
   """
@@ -67,14 +71,13 @@ def _chunk(table, x, targets, label_smoothing):
   largest = logits.max(0)
   soft = jnp.exp(logits - largest)
   total = soft.sum(0)
-  told = (1 - label_smoothing) * jnp.take(table, targets, axis=0) + label_smoothing * table.mean(0)
-  return jnp.log(total) + largest - (told * x.astype(jnp.float32)).sum(-1), soft / total
+  return jnp.log(total) + largest, soft / total
 
 
-def _chunks(table, x, *others):
-  """x [N, D] and arrays [N] in chunks [., C, ...], the last filled with zeros."""
-  most = LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)
-  count = max(1, -(-len(x) * len(table) // most))
-  size = -(-len(x) // count)
-  split = lambda a: jnp.pad(a, [(0, count * size - len(a))] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:])
-  return tuple(map(split, (x, *others)))
+def _chunks(vocabulary: int, *arrays):
+  """Arrays [N, ...] in chunks [., C, ...], the last filled with zeros."""
+  number = len(arrays[0])
+  count = max(1, -(-number * vocabulary // LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)))
+  size = -(-number // count)
+  split = lambda a: jnp.pad(a, [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:])
+  return tuple(map(split, arrays))
