@@ -52,10 +52,12 @@ def results_of(folder: pathlib.Path) -> dict:
     score = read_json(path)
     command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding']['method'] == 'greedy' else '')
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
+  as_it_is = row_name({'decoding': read_json(folder / 'config.json')['decoding'], 'shuffled': False})
   for path in sorted((folder / 'ablation').glob('*.json')):
     ablation = read_json(path)
     for row in ablation['rows'][1:]:
-      found[ablation['split'], f'ablation, {row["condition"]}'] = row, f'ablate runs/x --splits {ablation["split"]}', None
+      key = ablation['split'], f'{as_it_is}, ablation, {row["condition"]}'
+      found[key] = row, f'ablate runs/x --splits {ablation["split"]}', folder / 'predictions' / row['predictions']
   return found
 
 
@@ -81,7 +83,7 @@ class Runs:
 
   def common(self) -> list:
     """(split, row) of all runs, what was taken away last."""
-    return sorted(set.intersection(*map(set, self.results)), key=lambda key: (key[0], key[1].startswith('ablation'), key[1]))
+    return sorted(set.intersection(*map(set, self.results)), key=lambda key: (key[0], 'ablation' in key[1], key[1]))
 
   def statistics(self, key, metric: str):
     """{id: sufficient statistics of an example, summed over the seeds}."""
@@ -123,11 +125,13 @@ def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
 
 
 def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> list[dict]:
-  """Rows of `runs` minus `against`: examples are drawn together, each with its sums over the seeds of its side."""
+  """Rows of `runs`, whatever was taken away from them, minus those of `against` as they are: examples are drawn together, each with its
+  sums over the seeds of its side.
+  """
   rows = []
   for key in runs.common():
-    reference = (key[0], key[1].removesuffix(', pictures shuffled'))
-    if runs.results[0][key][2] is None or reference not in against.common():
+    reference = key[0], re.split(', ablation|, pictures shuffled', key[1])[0]
+    if reference not in against.common():
       continue
     for metric in table.METRICS:
       sides = runs.statistics(key, metric), against.statistics(reference, metric)

@@ -78,15 +78,18 @@ def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
   for split in splits or experiment.splits('test'):
     if params is None:
       params, step = params_of(experiment, experiment.loader(split, experiment.table(split, False), config.evaluate.batch_size))
-    predictions = {}
+    predictions, files = {}, {}
     for condition in conditions_of(experiment, split):
       name = f'{file_name(split)}-{step}' + (f'-{condition}'.replace(', ', '-').replace(' ', '_') if any(condition) else '')
       predictions[str(condition)] = rows = decode(experiment, evaluator, params, split, condition=condition, progress=name)
-      runs.write_jsonl(experiment.folder / 'predictions' / f'{name}.jsonl', rows)
+      files[str(condition)] = f'{name}.jsonl'
+      runs.write_jsonl(experiment.folder / 'predictions' / files[str(condition)], rows)
     # A mask may take more tokens than its word, so that a text no longer fits.
     common = set.intersection(*({row['id'] for row in rows} for rows in predictions.values()))
     predictions = {condition: [row for row in rows if row['id'] in common] for condition, rows in predictions.items()}
     table = ablation_table(predictions, metrics, config.evaluate.bootstrap_samples, config.data.languages.target)
+    for row in table:
+      row['predictions'] = files[row['condition']]
     print(f'\n{split}, step {step}\n{format_table(table, metrics)}')
     runs.write_json(experiment.folder / 'ablation' / f'{file_name(split)}.json', {'split': split, 'step': step, 'rows': table})
     tables.append(table)

@@ -18,7 +18,8 @@ RIGHT = [f'ein Hund läuft über die Wiese Nummer {i} .' for i in range(30)]
 
 def run_folder(folder, seed, wrong, command='main.py train configs/a.py:fusion=b --workdir runs/q --config.seed={seed} --config.x=1'):
   """A run that has `wrong` of 30 sentences wrong, and with its inputs shuffled all."""
-  runs.write_json(folder / 'config.json', {'seed': seed, 'data': {'languages': {'target': ''}}})
+  decoding = {'method': 'beam', 'beam_size': 5}
+  runs.write_json(folder / 'config.json', {'seed': seed, 'data': {'languages': {'target': ''}}, 'decoding': decoding})
   devices = {'platform': 'cpu', 'count': 1, 'kind': 'cpu'}
   runs.write_json(folder / 'environment.json', {'command': command.format(seed=seed), 'commit': 'abc', 'cpu_count': 2, 'devices': devices})
   runs.write_jsonl(folder / 'metrics.jsonl', [{'step': 1, 'seconds': 3.0}, {'step': 2, 'seconds': 4.0}])
@@ -27,7 +28,7 @@ def run_folder(folder, seed, wrong, command='main.py train configs/a.py:fusion=b
     runs.write_jsonl(folder / 'predictions' / f'test-2{shuffled}.jsonl', rows)
     right = {'value': 1 - mistakes / 30, 'low': 0.0, 'high': 1.0}
     runs.write_json(folder / 'scores' / f'test-2{shuffled}.json', {
-      'split': 'test', 'step': 2, 'decoding': {'method': 'beam', 'beam_size': 5}, 'shuffled': bool(shuffled),
+      'split': 'test', 'step': 2, 'decoding': decoding, 'shuffled': bool(shuffled),
       'scores': {'exact_match': right, 'bleu': {name: 100 * value for name, value in right.items()}},
     })  # fmt: skip
   return folder
@@ -58,10 +59,14 @@ def test_differences_are_drawn_over_the_same_examples(tmp_path):
 def test_conditions_of_an_ablation_are_rows(tmp_path):
   folder = run_folder(tmp_path, 0, 3)
   scores = {'value': 0.4, 'low': 0.3, 'high': 0.5, 'difference': -0.1, 'p': 0.2}
-  rows = [{'condition': name, 'n': 30, 'changed': 0.5, 'exact_match': scores} for name in ('as it is', 'without image')]
+  files = {'as it is': 'test-2.jsonl', 'without image': 'test-2-shuffled.jsonl'}
+  rows = [{'condition': name, 'n': 30, 'changed': 0.5, 'exact_match': scores, 'predictions': file} for name, file in files.items()]
   runs.write_json(folder / 'ablation' / 'test.json', {'split': 'test', 'step': 2, 'rows': rows})
-  (row,) = [row for row in rows_of(TABLE, [folder]) if 'ablation' in row['row']]
-  assert row['row'] == 'ablation, without image' and row['interval'] == [30, 50] and '&& ./launch.sh ablate runs/x --splits test' in row['command']
+  found = rows_of(TABLE, [folder], '', [run_folder(tmp_path / 'other', 1, 0)], 'other')
+  (difference,) = [row for row in found if row['row'] == 'beam 5, ablation, without image minus other' and row['metric'] == 'exact, %']
+  assert difference['ours'] == -100  # by its file of predictions
+  (row,) = [row for row in found if row['row'].endswith('ablation, without image')]
+  assert row['row'] == 'beam 5, ablation, without image' and row['interval'] == [30, 50] and '&& ./launch.sh ablate runs/x --splits test' in row['command']
 
 
 def test_runs_of_other_configs_are_no_seeds(tmp_path):
