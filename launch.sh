@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
+# ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
 # ./launch.sh COMMAND     train, evaluate, predict, translate, ablate, compare, prepare, report (each with --help), or test
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
@@ -31,6 +32,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
   install "$here/requirements-dev.txt"
   shift
+  case " $* " in *' --parity '*) install "$here/experiments/benchmarks/requirements.txt" ;; esac
   cd "$here"
   exec .venv/bin/python -m pytest "$@"
 fi

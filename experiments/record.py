@@ -22,6 +22,7 @@ from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
 from mmlm.evaluation.text_metrics import METRICS, Views
 from mmlm.runs import read_json, read_jsonl
+from mmlm.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -33,10 +34,10 @@ def load_table(name: str):
 
 
 def row_name(score: dict) -> str:
-  """What tells one row from another: how it was decoded, and whether the pictures were shuffled."""
+  """What tells one row from another: how it was decoded (labels are not), and whether the inputs were shuffled."""
   decoding = score['decoding']
-  name = f'beam {decoding["beam_size"]}' if decoding['method'] == 'beam' else decoding['method']
-  return name + (', pictures shuffled' if score['shuffled'] else '')
+  name = f'beam {decoding["beam_size"]}' if decoding.get('method') == 'beam' else decoding.get('method', '')
+  return ', '.join(filter(None, (name, 'inputs shuffled' if score['shuffled'] else '')))
 
 
 def hardware(environment: dict) -> str:
@@ -50,13 +51,15 @@ def results_of(folder: pathlib.Path) -> dict:
   found = {}
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
-    command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding']['method'] == 'greedy' else '')
+    command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
-  as_it_is = row_name({'decoding': read_json(folder / 'config.json')['decoding'], 'shuffled': False})
+  config = read_json(folder / 'config.json')
+  searched = TASKS[config['task']].answers == 'targets'
+  as_it_is = row_name({'decoding': config['decoding'] if searched else {}, 'shuffled': False})
   for path in sorted((folder / 'ablation').glob('*.json')):
     ablation = read_json(path)
     for row in ablation['rows'][1:]:
-      key = ablation['split'], f'{as_it_is}, ablation, {row["condition"]}'
+      key = ablation['split'], ', '.join(filter(None, (as_it_is, 'ablation', row['condition'])))
       found[key] = row, f'ablate runs/x --splits {ablation["split"]}', folder / 'predictions' / row['predictions']
   return found
 
@@ -68,16 +71,18 @@ def trained_with(command: str) -> str:
 
 
 class Runs:
-  """Seeds of one config, whose results all of them have."""
+  """Seeds of one config, whose results all of them have; or the folds of one, which a table's FOLDS names, each with its own split."""
 
-  def __init__(self, folders: list[pathlib.Path], default: str):
+  def __init__(self, folders: list[pathlib.Path], table):
     self.environments = [read_json(folder / 'environment.json') for folder in folders]
-    self.results = [results_of(folder) for folder in folders]
+    folds, default = getattr(table, 'FOLDS', ''), table.CONFIG
+    self.results = [{(folds or split, row): found for (split, row), found in results_of(folder).items()} for folder in folders]
     configs = [read_json(folder / 'config.json') for folder in folders]
     self.seeds = ' '.join(f'--config.seed={config["seed"]}' for config in configs)
     self.language = configs[0]['data']['languages']['target']
     self.seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
-    self.spec, *others = dict.fromkeys(trained_with(environment['command']) or default for environment in self.environments)
+    specs = [trained_with(environment['command']) or default for environment in self.environments]
+    self.spec, *others = dict.fromkeys(re.sub(r'(?<=fold=)\d+', 'K', spec) if folds else spec for spec in specs)
     if others:
       raise UserError(f'these runs are no seeds of one config: {self.spec} and {others[0]}.')
 
@@ -97,7 +102,7 @@ class Runs:
 
 def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pathlib.Path] = (), other: str = '') -> list[dict]:
   """One row a metric for each (split, row) that all runs have; with `against`, the differences from these runs beside them."""
-  runs = Runs(folders, table.CONFIG)
+  runs = Runs(folders, table)
   rows = []
   for key in runs.common():
     for metric, (_, factor, published, source) in table.METRICS.items():
@@ -111,17 +116,21 @@ def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pa
         'published': published if comparable else None, 'source': source if comparable else None,
         'ours': spread['mean'], 'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval),
       })  # fmt: skip
-  return rows + (_differences(table, runs, Runs(against, table.CONFIG), name, other) if against else [])
+  return rows + (_differences(table, runs, Runs(against, table), name, other) if against else [])
 
 
 def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
   environment, spec = runs.environments[0], runs.spec
   return {
-    'row': ', '.join(filter(None, (name, key[1]))), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
+    'row': named(name, key), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
     'definition': METRICS[metric].definition, 'config': spec.split()[0],
     'command': f'./launch.sh train {spec} --workdir runs/x {runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
     'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': runs.seconds,
   }  # fmt: skip
+
+
+def named(name: str, key: tuple) -> str:
+  return ', '.join(filter(None, (name, key[1]))) or 'as it is'
 
 
 def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> list[dict]:
@@ -130,7 +139,7 @@ def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> lis
   """
   rows = []
   for key in runs.common():
-    reference = key[0], re.split(', ablation|, pictures shuffled', key[1])[0]
+    reference = key[0], re.split('(?:^|, )(?:ablation|inputs shuffled)', key[1])[0]
     if reference not in against.common():
       continue
     for metric in table.METRICS:
@@ -140,7 +149,7 @@ def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> lis
       factor = table.METRICS[metric][1]
       found = paired_bootstrap(*([side[i] for i in sides[0]] for side in sides), METRICS[metric].value)
       rows.append(_row(table, runs, key, name, metric) | {
-        'row': ', '.join(filter(None, (name, key[1]))) + f' minus {other}', 'published': None, 'source': None, 'spread': None,
+        'row': f'{named(name, key)} minus {other}', 'published': None, 'source': None, 'spread': None,
         'n': len(runs.results), 'ours': found['difference'] * factor, 'interval': [bound * factor for bound in found['difference_interval']],
       })  # fmt: skip
   return rows

@@ -11,26 +11,27 @@ import subprocess
 import sys
 import time
 
+import jax
+
 from mmlm import config as configs
 from mmlm import runs
-from mmlm.data import batching
 from mmlm.data import prepare as data
 from mmlm.data.manifest import ManifestSource, check_pictures
-from mmlm.data.pipeline import stream
+from mmlm.data.parallel_text import read_lines
 from mmlm.errors import UserError
-from mmlm.evaluation.text_metrics import METRICS, Views, check_reference_words, score_texts
+from mmlm.evaluation.label_metrics import confusion_table
+from mmlm.evaluation.text_metrics import Views, check_reference_words, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.parallel import describe_devices
 from mmlm.reports.html import write_report
+from mmlm.setup import GREEDY, training_parts
 from mmlm.training import loop
-from mmlm.training.optimizers import make_optimizer, make_schedule
-from mmlm.training.step import StepOptions, initial_state
-from mmlm.trees import count, differences, one_of
+from mmlm.training.optimizers import rates_of
+from mmlm.trees import count, differences
 
 PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
-GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
 
 
 def environment() -> dict:
@@ -86,65 +87,18 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   folder = experiment.folder
   (split,) = experiment.splits('train')
   for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
-    experiment.source(name)
+    experiment.rows(name)
   experiment.search_options()
   _claim(folder, config)
   runs.write_json(folder / 'environment.json', _announce())
-  parts, state = _training_parts(experiment, split)
-  print(f'{count(state.params):,} parameters; run folder {folder}', flush=True)
+  parts, state = training_parts(experiment, split)
+  learned = sum(leaf.size for leaf, rate in zip(*map(jax.tree.leaves, (state.params, rates_of(config.optimizer, state.params)))) if rate)
+  print(f'{count(state.params):,} parameters, {learned:,} of them learn; run folder {folder}', flush=True)
   try:
     loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), folder)
   except loop.Interrupted as stopped:
     print(stopped)
     sys.exit(130)
-
-
-def _training_parts(experiment: Experiment, split: str):
-  config, batch_size = experiment.config, experiment.config.train.batch_size
-  validate = _validation(experiment)
-  table = experiment.table(split, with_targets=True)
-  plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
-  loader = experiment.loader(split, table, batch_size, train=True)
-  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
-  total = steps('duration')
-  with stream(plan, loader, 0, 1) as first:
-    params = experiment.initial_params(next(first))
-  rate = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
-  model, task, smoothing = experiment.model, experiment.task, config.train.label_smoothing
-
-  def loss(params, batch, rng):
-    return task.loss(model, params, batch, smoothing, rng)
-
-  options = StepOptions(make_optimizer(config.optimizer, rate, params), loss, config.train.accumulate, config.train.ema_decay)
-  print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
-  parts = loop.Parts(
-    options=options, learning_rate=rate, validate=validate,
-    stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
-    ids=lambda number: [table.ids[i] for i in plan[number].indices],
-    schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience),
-  )  # fmt: skip
-  return parts, initial_state(params, options, config.seed)
-
-
-def _validation(experiment: Experiment):
-  config, evaluator = experiment.config, experiment.evaluator(**GREEDY)
-  size, limit, splits = config.evaluate.batch_size, config.data.max_valid_examples, experiment.splits('valid')
-  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
-  scores = [prefix + name for prefix in names for name in ('loss', 'perplexity', *METRICS)]
-  metric = one_of('train.monitor', config.train.monitor, scores).rpartition('/')[2]
-  loaders = {split: experiment.loader(split, experiment.table(split, True, limit), size) for split in splits}
-
-  def validate(params) -> dict:
-    params, values = experiment.parallel.replicate(params), {}
-    for prefix, split in names.items():
-      found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
-      if metric in METRICS:
-        rows = decode(experiment, evaluator, params, split, limit)
-        found |= {name: s['value'] for name, s in score_texts(Views(rows, config.data.languages.target), (metric,), 1).items()}
-      values |= {prefix + name: value for name, value in found.items()}
-    return values
-
-  return validate
 
 
 def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) -> list[dict]:
@@ -153,8 +107,9 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   config = experiment.config
   _announce()
   changes = GREEDY if greedy else {}
-  evaluator, decoding = experiment.evaluator(**changes), config.decoding.to_dict() | changes
-  method = '' if decoding['method'] == config.decoding.method else f'-{decoding["method"]}'
+  evaluator = experiment.evaluator(**changes)
+  decoding = config.decoding.to_dict() | changes if experiment.task.answers == 'targets' else {}  # labels are not searched for
+  method = f'-{decoding["method"]}' if decoding and decoding['method'] != config.decoding.method else ''
   splits = splits or experiment.splits('test')
   params, step = params_of(experiment, experiment.loader(splits[0], experiment.table(splits[0], False), config.evaluate.batch_size))
   for split in splits:  # before anything is decoded
@@ -176,9 +131,15 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
     runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
     runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
     written.append(result)
-    print(f'{split} ({decoding["method"]}){", inputs shuffled" if shuffled else ""}, {len(rows)} examples, step {step}:')
+    told = [f'({decoding["method"]})'] if decoding else []
+    told += ['with inputs shuffled'] if shuffled else []
+    print(f'{" ".join([split, *told])}, {len(rows)} examples, step {step}:')
     for metric, s in scores.items():
       print(f'  {metric:<12} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
+    if config.task == 'classification' and len(config.model.head.classes) <= 12:
+      names, table = confusion_table(rows)
+      width = max(map(len, names))
+      print('\n'.join(f'  {name:<{width}} said ' + ', '.join(f'{said} {count}' for said, count in zip(names, row)) for name, row in zip(names, table)))
   return written
 
 
@@ -197,7 +158,9 @@ def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]
 
 
 def inputs_of(path: str, modalities: tuple) -> list[dict]:
-  """Raw examples of a picture, a folder of pictures, or a manifest (targets are not needed)."""
+  """Raw examples of a picture, a folder of pictures, a sentence, a file of sentences, or a manifest (targets are not needed)."""
+  if modalities == ('text',) and not path.endswith('.jsonl'):
+    return _sentences(path)
   path = pathlib.Path(path)
   if path.suffix == '.jsonl':
     examples = [*ManifestSource(path, require=modalities)]
@@ -217,6 +180,18 @@ def inputs_of(path: str, modalities: tuple) -> list[dict]:
   return examples
 
 
+def _sentences(given: str) -> list[dict]:
+  """A file with a sentence a line, or one sentence as it is."""
+  if not os.path.isfile(given):
+    if not given.strip() or given.endswith(('.txt', '.tsv')):
+      raise UserError(f'--input {given!r}: {"an empty sentence" if not given.strip() else "no such file"}.')
+    return [{'id': 'sentence', 'text': given}]
+  lines = read_lines(given)
+  if empty := [number for number, line in enumerate(lines, 1) if not line.strip()] or [1] * (not lines):
+    raise UserError(f'--input {given}, line {empty[0]}: empty.')
+  return [{'id': f'line {number}', 'text': line} for number, line in enumerate(lines, 1)]
+
+
 def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: dict) -> None:
   """Builds the data set NAME from its original files, or checks every line and picture of the manifest NAME."""
   if settings:
@@ -228,8 +203,8 @@ def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: 
     print(f'Prepared: {data.prepare(name, source or None, data_dir, skip_broken)}')
 
 
-def report(workdir: str, settings: dict) -> None:
-  """Writes report.html into a run folder, with the pictures of its validation and test examples."""
+def report(workdir: str, against: str, settings: dict) -> None:
+  """Writes report.html into a run folder, with the pictures of its validation and test examples; `against`: another run's curves beside."""
   experiment = Experiment.of_run(workdir, settings)
   sources = [experiment.source(split) for part in ('valid', 'test') for split in experiment.splits(part)]
   places = {source[i]['id']: (source, i) for source in sources for i in range(len(source))}
@@ -238,7 +213,7 @@ def report(workdir: str, settings: dict) -> None:
     source, i = places.get(identity, ([{}], 0))
     return source[i].get('image')
 
-  print(f'Report: {write_report(experiment.folder, picture)}')
+  print(f'Report: {write_report(experiment.folder, picture, against or None)}')
 
 
 def quick_start(workdir: str, settings: dict):
@@ -251,4 +226,4 @@ def quick_start(workdir: str, settings: dict):
   for row in rows[:: max(1, len(rows) // 8)][:8]:
     print(f'  {row["references"][0]:<48} {row["hypothesis"]}')
   print()
-  report(workdir, {})
+  report(workdir, '', {})

@@ -54,23 +54,29 @@ def default_config() -> ConfigDict:
       'train_ops': ('decode', 'resize(224)', 'flip', 'normalize'), 'eval_ops': ('decode', 'resize(224)', 'normalize'),
       'max_length': 40, 'buckets': (), 'languages': {'text': '', 'target': ''}, 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
     },
-    'tokenizer': {'kind': 'bpe', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
+    # kind: see data/tokenizers.py; 'wordpiece' is that of the BERT named by source; 'none' where no text is read or written
+    'tokenizer': {'kind': 'bpe', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
     # dim: width of every sequence that leaves an encoder
     # dtype: of the computation; parameters and optimizer state are float32
     # shared_embeddings: one table for the text encoder, the decoder's inputs and, when tied, its output
     # encoders: {modality: {'name': ..., the fields of that encoder}}; fusion and head have a name and fields too
+    # context: an encoder over the parts of an example (the utterances of a video), which are then fused one by one; '' = none
+    # modality_dropout: in training each modality of an example is left out so often, but never all
     'model': {
       'dim': 256, 'dropout': 0.1, 'dtype': 'float32', 'shared_embeddings': False,
-      'encoders': {}, 'fusion': {'name': 'concatenation'}, 'head': {'name': 'transformer_decoder'},
+      'encoders': {}, 'fusion': {'name': 'concatenation'}, 'context': {'name': ''}, 'modality_dropout': 0.0,
+      'head': {'name': 'transformer_decoder'},
     },
     # name: adamw, adafactor, lion            schedule: cosine, linear, inverse_sqrt, constant
     # final_fraction: of the learning rate, at the end of cosine and linear
     # clip_norm: global norm of the gradient; 0 = no clipping
     # decay_rules: (regex, multiplier of weight_decay); rate_rules: (regex, multiplier of learning_rate), 0 freezes
+    # lora_rules: (regex, rank) of the matrices that stand still and learn a low-rank product (training/lora.py); lora_alpha scales it
     'optimizer': {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine', 'warmup': '200 steps', 'final_fraction': 0.0,
       'beta1': 0.9, 'beta2': 0.98, 'epsilon': 1e-9, 'weight_decay': 0.01, 'clip_norm': 1.0,
       'decay_rules': (('.*/(bias|scale|positions)', 0.0), ('.*', 1.0)), 'rate_rules': (('.*', 1.0),),
+      'lora_rules': (), 'lora_alpha': 16.0,
     },
     # batch_size: over all devices, accumulation included; accumulate: micro-batches in one step
     # batch_tokens: padded tokens of a batch, whose rows are then a multiple of batch_size; 0 = batch_size rows
@@ -98,22 +104,58 @@ def default_config() -> ConfigDict:
 
 def smoke(config: ConfigDict) -> ConfigDict:
   """The same experiment in seconds on a CPU: a generated set, a few steps, small parts."""
+  if config.task in ('classification', 'regression'):
+    return _smoke_of_labels(config)
   reads_text = 'text' in config.model.encoders
   config.data.name = 'numerals/tiny' if reads_text else 'unicode_pictures/tiny'
   config.data.fields = {}
   config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test' if reads_text else 'test_faces',)}
   config.evaluate.reference_words = {}
-  config.data.max_valid_examples = 16
   config.model.dim = 32
   for part in (*config.model.encoders.values(), config.model.head):
     part.unlock()['layers'] = 1
+  config.train.batch_tokens = config.train.batch_tokens and 400
+  config.decoding.max_length = 12
+  return _few_steps(config)
+
+
+def _few_steps(config: ConfigDict) -> ConfigDict:
+  config.data.max_valid_examples = 16
   config.train.duration, config.train.log_every, config.train.eval_every = '6 steps', '2 steps', '3 steps'
   config.train.batch_size = config.evaluate.batch_size = 16
-  config.train.batch_tokens = config.train.batch_tokens and 400
   config.train.keep_latest = config.evaluate.average = 1
   config.evaluate.bootstrap_samples = 20
-  config.decoding.max_length = 12
   return config
+
+
+def _smoke_of_labels(config: ConfigDict) -> ConfigDict:
+  """On the generated sentences, faces and melodies; a modality that these lack is played by one that they have."""
+  config.data.name = 'three_modalities/tiny'
+  played = {'text': 'text', 'audio': 'audio', 'image': 'image', 'video': 'image'}
+  modalities = [played[modality] for modality in config.model.encoders]
+  label = 'label' if config.task == 'classification' else 'score'
+  config.data.fields = {'id': 'id', 'label': label} | {modality: modality for modality in modalities}
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test',)}
+  config.data.train_ops = config.data.eval_ops = ("decode('L')", "normalize('half')")
+  config.data.max_length, config.data.buckets = 16, ()
+  config.tokenizer = {'kind': 'word' if 'text' in modalities else 'none', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
+  text = {name: value for name, value in config.model.encoders.get('text', {}).items() if name in ('name', 'windows')}
+  if text.get('name') in (None, 'features', 'feature_recurrent'):
+    text = {'name': 'text_transformer', 'layers': 1}
+  sizes = {'bert': {'width': 24, 'layers': 1, 'heads': 2, 'ffn_dim': 24, 'max_positions': 16}}
+  encoders = {
+    'text': text | sizes.get(text['name'], {}), 'image': {'name': 'vit', 'patch': 8, 'layers': 1},
+    'audio': {'name': 'feature_recurrent', 'width': 12},
+  }  # fmt: skip
+  config.model.encoders = {modality: encoders[modality] for modality in modalities}
+  config.model.context = {'name': ''}
+  config.model.dim = 36
+  if config.model.head.name == 'classifier':
+    config.model.head.classes = ('negative', 'neutral', 'positive')
+  if config.model.head.get('pool') == 'each':
+    config.model.head.pool = 'mean'
+  config.optimizer.rate_rules = (('.*', 1.0),)
+  return _few_steps(config)
 
 
 def parse_arg(arg: str, **spec):
@@ -160,7 +202,7 @@ DURATIONS = ('optimizer.warmup', 'train.duration', 'train.log_every', 'train.eva
 COUNTS = (
   'data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'evaluate.batch_size', 'evaluate.average',
 )  # fmt: skip
-FRACTIONS = ('model.dropout', 'train.label_smoothing', 'train.ema_decay')
+FRACTIONS = ('model.dropout', 'model.modality_dropout', 'train.label_smoothing', 'train.ema_decay')
 
 
 def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
@@ -201,7 +243,10 @@ def _filled(key: str, value, default, dropping: bool):
     raise UserError(f'{key}={value!r}: expected a group with keys, such as {default}.')
   if key in ('data.fields', 'data.splits', 'evaluate.reference_words'):  # their keys are the user's
     return value
-  table = ENCODERS if key.startswith('model.encoders.') else {'model.fusion': FUSIONS, 'model.head': HEADS}.get(key)
+  parts = {'model.fusion': FUSIONS, 'model.head': HEADS, 'model.context': ENCODERS}
+  table = ENCODERS if key.startswith('model.encoders.') else parts.get(key)
+  if key == 'model.context' and not value.get('name'):
+    table = None
   if key == 'model.encoders':
     default = dict.fromkeys(value, {'name': '...'})
   elif table:

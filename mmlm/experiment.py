@@ -10,6 +10,8 @@ import numpy as np
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import prepare
+from mmlm.data.features import count_rows
+from mmlm.data.image import blank_picture
 from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
@@ -20,12 +22,16 @@ from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.text_metrics import METRICS
+from mmlm.models.encoders import FEATURE_ENCODERS
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import Parallel
+from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
+from mmlm.pretrained.word_vectors import embedding_table, read_vectors
 from mmlm.tasks import TASKS
 from mmlm.training.checkpoints import Checkpoints
-from mmlm.trees import one_of
+from mmlm.training.lora import add_lora, merge_lora
+from mmlm.trees import differences, flat, one_of
 
 
 class Experiment:
@@ -39,11 +45,16 @@ class Experiment:
   def __init__(self, config, folder):
     self.config, self.folder = config, pathlib.Path(folder)
     self.task = TASKS[one_of('task', config.task, TASKS)]
+    one_of(f'model.head.name of {config.task}', config.model.head.name, self.task.heads)
     for name in config.evaluate.metrics:
       one_of('evaluate.metrics', name, METRICS)
     for language in filter(None, config.data.languages.values()):
       check_language(language)
     self.modalities = tuple(config.model.encoders)
+    for modality, options in config.model.encoders.items():
+      limit = options.get('max_positions', config.data.max_length)
+      if limit < config.data.max_length and options.get('positions') in ('learned', 'sinusoidal'):
+        raise UserError(f'data.max_length={config.data.max_length}: model.encoders.{modality} ({options.name}) has positions for {limit} alone.')
     self.parallel = Parallel(config.parallel.strategy)
     for part, accumulate in (('train', config.train.accumulate), ('evaluate', 1)):
       size, devices = config[part].batch_size, self.parallel.devices
@@ -68,9 +79,24 @@ class Experiment:
     if data.name == 'parallel':
       return ParallelTexts(split, data.fields.to_dict())
     if data.name == 'manifest':
-      source = ManifestSource(split, require=(*self.modalities, 'targets'))
-      return check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
-    return prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
+      source = ManifestSource(split, require=(*self.modalities, self.task.answers))
+      source = check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
+    else:
+      source = prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
+    return source
+
+  @functools.cached_property
+  def widths(self) -> dict:
+    """{modality that is rows of features: how many values a row has}"""
+    widths = {m: options.width for m, options in self.config.model.encoders.items() if options.name in FEATURE_ENCODERS}
+    if unknown := [m for m, width in widths.items() if width < 1]:
+      raise UserError(f'model.encoders.{unknown[0]}.width: say how many values the features have.')
+    return widths
+
+  @functools.cache  # noqa: B019
+  def rows(self, split: str) -> dict:
+    """{modality: rows of each example}; UserError where features are not those that the encoders read."""
+    return count_rows(self.source(split), self.widths, parse_ops(self.config.data.eval_ops))
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""
@@ -82,19 +108,20 @@ class Experiment:
 
     `source`: the same examples with other texts.
     """
-    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), split)
+    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), self.rows(split), split)
     if limit and limit < len(table.ids):
       table = table.select(np.sort(np.random.default_rng(0).choice(len(table.ids), limit, replace=False)))
     return table
 
-  def fitting(self, table: Table, name: str) -> Table:
-    """The rows of a table that fit data.max_length; `name` is for the message about the others."""
+  def fitting(self, table: Table, rows: dict, name: str) -> Table:
+    """The rows of a table that fit data.max_length; `rows` counts those of features, `name` is for the message about the others."""
+    table = table.with_rows(rows)
     keep = np.flatnonzero(table.lengths <= self.config.data.max_length)
     left_out = len(table.ids) - len(keep)
     if left_out:
       print(
         f'{name}: {left_out} of {len(table.ids)} examples are longer than data.max_length={self.config.data.max_length} '
-        f'tokens and are left out (the longest has {table.lengths.max()}): '
+        f'tokens{" or rows of features" if rows else ""} and are left out (the longest has {table.lengths.max()}): '
         + ', '.join(table.ids[i] for i in np.flatnonzero(table.lengths > self.config.data.max_length)[:3]) + '.'
       )
     if not len(keep):
@@ -116,13 +143,19 @@ class Experiment:
     if data.name == 'manifest':
       name = f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
-    return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed)
+    blank = self.blank | {'image': source.blank}
+    return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank)
 
   def loader_of(self, source, table: Table, batch_size: int, train: bool = False) -> Loader:
     """Batches of any source, nothing cached."""
     ops = parse_ops(self.config.data.train_ops if train else self.config.data.eval_ops)
     finish = self.backbone.batch if self.backbone else None
-    return Loader(source, table, self.modalities, ops, batch_size, self.config.seed, finish)
+    return Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish)
+
+  @property
+  def blank(self) -> dict:
+    """An example with nothing in it, in every modality that is not text."""
+    return {'id': 'blank', 'image': blank_picture()} | {m: np.zeros((1, width), np.float32) for m, width in self.widths.items()}
 
   @functools.cached_property
   def buckets(self) -> tuple:
@@ -133,22 +166,27 @@ class Experiment:
     return buckets
 
   @functools.cached_property
-  def tokenizer(self) -> Tokenizer:
+  def tokenizer(self) -> Tokenizer | None:
+    if self.config.tokenizer.kind == 'none':
+      return None
     path = self.folder / 'tokenizer.json'
     if not path.exists():
       (split,) = self.splits('train')
       options, languages = self.config.tokenizer, self.config.data.languages
+      if options.kind == 'wordpiece':
+        load_wordpiece(options.source).save(path)
+        return Tokenizer.load(path)
       texts = self.task.texts_to_learn(self.source(split))
       learned = {side: [words(text, languages[side]) for text in texts[side]] for side in texts}
       casing = usual_casing(learned['target']) if options.lowercase and languages.target else {}
-      train_tokenizer([*learned['text'], *learned['target']], **options.to_dict(), casing=casing).save(path)
+      train_tokenizer([*learned['text'], *learned['target']], **{k: v for k, v in options.items() if k != 'source'}, casing=casing).save(path)
     return Tokenizer.load(path)
 
   @functools.cached_property
-  def sides(self) -> tuple[Texts, Texts]:
-    """The tokenizer as the text of an example and its targets see it."""
+  def sides(self) -> tuple:
+    """What reads the text of an example, and what reads and writes the answers of the task."""
     languages = self.config.data.languages
-    return Texts(self.tokenizer, languages.text), Texts(self.tokenizer, languages.target)
+    return Texts(self.tokenizer, languages.text), self.task.outputs(self.config.model.head, Texts(self.tokenizer, languages.target))
 
   # Model
 
@@ -160,25 +198,51 @@ class Experiment:
 
   @functools.cached_property
   def model(self):
-    return build_model(self.config.model, self.tokenizer.vocab_size, self.config.data.max_length)
+    return build_model(self.config.model, self.tokenizer.vocab_size if self.tokenizer else 0, self.config.data.max_length)
 
-  def initial_params(self, batch: dict):
-    """Random parameters for a batch's shapes (seeded), with pretrained weights where an encoder is not frozen."""
+  def _random_params(self, batch: dict):
+    """Random parameters for a batch's shapes (seeded)."""
     row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
     inputs = jnp.zeros((1, self.buckets[0]), jnp.int32)
-    params = jax.jit(self.model.init)({'params': jax.random.key(self.config.seed)}, row, inputs)['params']
+    key, options = jax.random.key(self.config.seed), self.config.optimizer
+    return add_lora(jax.jit(self.model.init)({'params': key}, row, inputs)['params'], options.lora_rules, key)
+
+  def weights(self, params):
+    """Parameters of a checkpoint -> those that the model reads."""
+    return merge_lora(params, self.config.optimizer.lora_alpha)
+
+  def initial_params(self, batch: dict):
+    """Those, with pretrained weights where an encoder that learns has them."""
+    params = self._random_params(batch)
     for modality, options in self.config.model.encoders.items():
       if options.name in BACKBONES and not options.frozen:
         params[f'encoders_{modality}']['backbone'] = jax.tree.map(jnp.asarray, BACKBONES[options.name][1]())
+      part = params[f'encoders_{modality}']
+      if options.name == 'bert' and options.pretrained:
+        params[f'encoders_{modality}'] = _loaded(load_bert(options.pretrained), part, f'model.encoders.{modality}', options.pretrained)
+      if options.get('vectors'):
+        tokens = part['tokens'].get('vectors', part['tokens'])
+        tokens['embedding'] = jnp.asarray(self._word_vectors(modality, options, tokens['embedding'].shape[1]))
+    if name := self.config.model.head.get('pooler'):
+      params['head']['hidden'] = _loaded(load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name)
     return params
+
+  def _word_vectors(self, modality: str, options, width: int) -> np.ndarray:
+    """The table [V, W] of an encoder that starts from word vectors."""
+    vectors, key = read_vectors(options.vectors), f'model.encoders.{modality}'
+    if vectors.width != width:
+      raise UserError(f'{key}.vector_dim={width}: the vectors of {options.vectors} have {vectors.width} values.')
+    if self.config.tokenizer.kind != 'word':
+      raise UserError(f"tokenizer.kind={self.config.tokenizer.kind!r}: {key}.vectors are of whole words, choose 'word'.")
+    return embedding_table(vectors, self.tokenizer.pieces, self.config.seed)
 
   def abstract_params(self, batch: dict):
     """Shapes and types of the parameters."""
-    return jax.eval_shape(lambda: self.initial_params(batch))
+    return jax.eval_shape(lambda: self._random_params(batch))
 
   def checkpoints(self, writing: bool = False) -> Checkpoints:
     train = self.config.train
-    folder, vocabulary = self.folder / 'checkpoints', self.tokenizer.fingerprint
+    folder, vocabulary = self.folder / 'checkpoints', self.tokenizer.fingerprint if self.tokenizer else ''
     return Checkpoints(folder, train.monitor, train.keep_latest, train.keep_best, writing, vocabulary)
 
   def search_options(self, **changes) -> SearchOptions:
@@ -190,3 +254,11 @@ class Experiment:
     """`changes` override the config's decoding."""
     return Evaluator(self.model, self.task, self.parallel, self.sides[1], self.search_options(**changes), self.config.seed)
 
+
+
+def _loaded(weights: dict, part: dict, key: str, name: str) -> dict:
+  """The parameters of a part with the pretrained `weights` in it; UserError where their shapes differ."""
+  shapes = lambda tree: {name: leaf.shape for name, leaf in flat(tree).items() if not name.startswith('projection/')}
+  if bad := differences(shapes(weights), shapes(part)):
+    raise UserError('\n  '.join([f'{key} has not the sizes of {name} (there -> here):', *bad[:10]]))
+  return part | jax.tree.map(jnp.asarray, weights)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mmlm.data import batching
+from mmlm.data.features import count_rows
+from mmlm.data.ops import parse_ops
 from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
 from mmlm.evaluation.ablation import mask_words
@@ -56,7 +58,7 @@ def params_of(experiment: Experiment, loader):
   options, checkpoints = experiment.config.evaluate, experiment.checkpoints()
   params, step = checkpoints.params(abstract, options.checkpoint, options.average)
   checkpoints.close()
-  return experiment.parallel.replicate(params), step
+  return experiment.parallel.replicate(experiment.weights(params)), step
 
 
 def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, progress='') -> list[dict]:
@@ -72,12 +74,21 @@ def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, pr
     order = np.arange(len(source))
     order[table.records] = other.records
     loader.source = _Changed(loader.source, name=modality, order=order)
-  rows = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
+    loader.table = table._replace(rows=table.rows | {m: counts for m, counts in other.rows.items() if m == modality})
+  found = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
   read = {m: other.records if modality in ('inputs', m) else table.records for m in experiment.modalities if m != condition.without}
-  for i, row in enumerate(rows):
-    row['references'] = list(source[int(table.records[i])]['targets'])
-    row['input'] = {m: masked[int(records[i])].get('text' if m == 'text' else 'id') for m, records in read.items()}
-  return rows
+  for i, rows in enumerate(found):
+    references = experiment.task.references(source[int(table.records[i])])
+    given = {m: _told(masked[int(records[i])], m) for m, records in read.items()}
+    for row, reference in zip(rows, references, strict=True):
+      row |= {'references': reference, 'input': given}
+  return [row for rows in found for row in rows]
+
+
+def _told(example: dict, modality: str) -> str | None:
+  """What a file of predictions says of an input: the text itself, or the id of the example that it is of."""
+  text = example.get('text') if modality == 'text' else None
+  return text if isinstance(text, str) or (modality == 'text' and text is None) else example['id']
 
 
 class Predictor:
@@ -90,6 +101,7 @@ class Predictor:
     """`name` says in messages where the examples come from; one that is longer than the model reads is an error."""
     experiment = self.experiment
     table = experiment.task.table(examples, *experiment.sides, with_targets=False)
+    table = table.with_rows(count_rows(examples, experiment.widths, parse_ops(experiment.config.data.eval_ops)))
     longest, limit = int(np.argmax(table.lengths)), experiment.config.data.max_length
     if table.lengths[longest] > limit:
       raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} tokens, the model reads {limit} at most.')
@@ -99,7 +111,7 @@ class Predictor:
     loader = experiment.loader_of(examples, table, self.size)
     if self.params is None:
       self.params, _ = params_of(experiment, loader)
-    return self.evaluator.predict(self.params, loader, experiment.buckets)
+    return [row for rows in self.evaluator.predict(self.params, loader, experiment.buckets) for row in rows]
 
 
 def file_name(split: str) -> str:

@@ -3,7 +3,7 @@
   ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
   ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
   ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
-  ./launch.sh predict DIR --input PATH         caption a picture, a folder of pictures, or a manifest
+  ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
   ./launch.sh prepare NAME --source DIR        build a data set once from its original files
   ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
@@ -46,7 +46,7 @@ COMMANDS = {
     (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
   ]),
   'predict': ('workdir', [
-    (TEXT, 'input', None, 'a picture, a folder of pictures, or a manifest of JSON lines (required)'),
+    (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),
     (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
   ]),
   'prepare': ('name', [
@@ -61,7 +61,7 @@ COMMANDS = {
   ]),
   'compare': ('first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
   'ablate': ('workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
-  'report': ('workdir', []),
+  'report': ('workdir', [(TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside')]),
 }  # fmt: skip
 
 

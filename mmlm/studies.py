@@ -6,7 +6,7 @@ import sys
 from mmlm import runs
 from mmlm.data.parallel_text import decode_line
 from mmlm.errors import UserError
-from mmlm.evaluation.ablation import WORDS, ablation_table, format_table, mask_words
+from mmlm.evaluation.ablation import WORDS, ablation_table, format_table, mask_words, missing_curve
 from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.evaluation.text_metrics import METRICS, Views, computable
 from mmlm.experiment import Experiment
@@ -91,16 +91,34 @@ def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
     for row in table:
       row['predictions'] = files[row['condition']]
     print(f'\n{split}, step {step}\n{format_table(table, metrics)}')
-    runs.write_json(experiment.folder / 'ablation' / f'{file_name(split)}.json', {'split': split, 'step': step, 'rows': table})
+    curves = missing_curves(experiment, predictions)
+    runs.write_json(experiment.folder / 'ablation' / f'{file_name(split)}.json', {'split': split, 'step': step, 'rows': table, 'missing': curves})
     tables.append(table)
   return tables
+
+
+def missing_curves(experiment: Experiment, predictions: dict) -> dict:
+  """{modality: {metric: curve}} of the modalities that were taken away from a model which has others; prints the first metric."""
+  curves = {}
+  for modality in experiment.modalities if len(experiment.modalities) > 1 else ():
+    if (rows := predictions.get(str(Condition(without=modality)))) is None:
+      continue
+    complete = predictions[str(Condition())]
+    metrics = [name for name in experiment.config.evaluate.metrics or experiment.task.metrics if METRICS[name].view in ('label', 'value')]
+    curves[modality] = {metric: missing_curve(complete, rows, metric) for metric in metrics}
+    for metric in metrics[:1]:
+      said = '  '.join(f'{100 * point["share"]:.0f} % {point["value"]:.3f}' for point in curves[modality][metric][::2])
+      print(f'{metric} where so many examples lack {modality}: {said}')
+  return curves
 
 
 def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
   """What can be taken away from this model; as it is comes first. Lists of words to mask are English; one without a word in the
   split is left out."""
   others = [modality for modality in experiment.modalities if modality != 'text']
-  conditions = [Condition(), *(Condition(shuffled=m) for m in experiment.modalities), *(Condition(without=m) for m in others)]
+  # A text to be translated is not taken away; beside others one that is judged is.
+  away = experiment.modalities if experiment.task.answers == 'label' and others else others
+  conditions = [Condition(), *(Condition(shuffled=m) for m in experiment.modalities), *(Condition(without=m) for m in away)]
   if 'text' in experiment.modalities and experiment.config.data.languages.text in ('', 'en'):
     source = experiment.source(split)
     texts = [source[i].get('text', '') for i in range(len(source))]

@@ -1,5 +1,6 @@
 """Shared by every test: eight forced host devices, a compilation cache, and where the real data lie."""
 
+import importlib
 import os
 import pathlib
 import tempfile
@@ -16,10 +17,26 @@ from absl import flags  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+  parser.addoption('--parity', action='store_true', help='run only the tests that compare with other software; it must be installed')
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption('--parity'):
+    items[:] = [item for item in items if item.get_closest_marker('parity')]
+
+
 def pytest_configure(config):
+  config.addinivalue_line('markers', 'parity: compares with other software, where it is installed')
   # Grain reads a flag when it starts workers, and refuses before flags are parsed.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def peer(pytestconfig):
+  """name -> a module of other software; where it is not installed the test is skipped, but with --parity it fails."""
+  return importlib.import_module if pytestconfig.getoption('--parity') else pytest.importorskip
 
 
 @pytest.fixture(scope='session')

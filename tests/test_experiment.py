@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 import shutil
 
@@ -21,6 +22,7 @@ from mmlm import config as configs
 from mmlm.data import prepare
 from mmlm.data.batching import Batch
 from mmlm.data.datasets.numerals import draw
+from mmlm.data.datasets.three_modalities import face
 from mmlm.experiment import Experiment
 from mmlm.parallel import Parallel
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
@@ -30,7 +32,7 @@ QUICK_START = commands.QUICK_START
 FILES = sorted(path for path in ROOT.glob('configs/*/*.py') if path != ROOT / QUICK_START)
 # A frozen network needs seconds for each hundred pictures: a few are enough, and validation shares those of the test.
 FEW = ['--config.data.splits.train=train[:32]', '--config.parallel.strategy=jit']
-HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]'}
+HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]', 'three_modalities/tiny': 'test[:8]'}
 
 
 def few(spec) -> list[str]:
@@ -70,15 +72,22 @@ def check(folder, training, place):
   assert others == [f'{plain}-shuffled'] * config.evaluate.shuffled
   wanted = set(config.evaluate.metrics or TASKS[config.task].metrics) - {'meteor'}
   assert all(s['n'] == 8 and s['scores'].keys() == wanted for s in scores.values())
-  assert all(0 <= v['low'] <= v['value'] <= v['high'] for s in scores.values() for v in s['scores'].values())
+  lowest = -1 if config.task == 'regression' else 0  # a correlation may be negative
+  assert all(lowest <= v['low'] <= v['value'] <= v['high'] for s in scores.values() for v in s['scores'].values())
   rows = read_jsonl(folder / 'predictions' / f'{plain}.jsonl')
   assert len({row['id'] for row in rows}) == 8 and all(isinstance(row['hypothesis'], str) for row in rows)
+  labels = config.task in ('classification', 'regression')
   for row in rows:
-    assert row['references'] == [num2words(int(row['id']), lang='de')] if 'text' in reads else row['references'][0].startswith('latin ')
-  (place / 'mine.png').write_bytes(png(200) if reads == ('image',) else draw(23))
+    (reference,) = row['references']
+    if labels:
+      assert reference in config.model.head.classes if config.task == 'classification' else -3 <= float(reference) <= 3
+    else:
+      assert reference == num2words(int(row['id']), lang='de') if 'text' in reads else reference.startswith('latin ')
+  (place / 'mine.png').write_bytes(face(1, random.Random(0)) if labels else draw(23) if 'text' in reads else png(200))
+  np.save(place / 'mine.npy', np.ones((4, 12), np.float32))
   given = place / 'mine.png'
-  if 'text' in reads:
-    given = write_jsonl(place / 'mine.jsonl', [{'id': 'mine.png', 'image': 'mine.png', 'text': 'twenty-three'}])
+  if reads != ('image',):
+    given = write_jsonl(place / 'mine.jsonl', [{'id': 'mine.png', 'image': 'mine.png', 'text': 'twenty-three', 'audio': 'mine.npy'}])
   assert done('predict', folder, '--input', given).startswith('mine.png\t')
   assert str(folder / 'report.html') in done('report', folder)
   page = (folder / 'report.html').read_text()

@@ -19,7 +19,8 @@ from mmlm.trees import flat
 D = 8
 LENGTHS = {'text': 4, 'image': 3, 'audio': 2}
 PRESENT = np.array(list(itertools.product([True, False], repeat=3)))  # [B, 3], the first example has all, the last none
-ENRICHED = ('gated', 'selective')  # the memory is the text, and empty without it
+ENRICHED = ('gated', 'selective', 'adaptation_gate')  # the memory is the text, and empty without it
+VECTORS = ('late', 'tensor', 'low_rank')  # the memory is one place
 close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
 every_fusion = pytest.mark.parametrize('name', FUSIONS)
 
@@ -37,7 +38,7 @@ def _mask(name):
 @functools.cache
 def fusion(name, names=tuple(LENGTHS)):
   module = FUSIONS[name](D)
-  several = len(names) > 1 or name in ('bottleneck', 'resampler')  # the others give one modality back as it is
+  several = len(names) > 1 or name not in ('concatenation', 'gated', 'selective')  # these give one modality back as it is
   params = initial(module, sequences(names=names)) if several else {}
   return params, jax.jit(lambda params, inputs: module.apply({'params': params}, inputs))
 
@@ -69,10 +70,10 @@ def test_masks_tell_what_is_there_and_values_are_finite(name):
   assert out.values.shape == (*out.mask.shape, D) and np.all(np.isfinite(out.values))
   some = PRESENT[:, 0] if name in ENRICHED else PRESENT.any(1)
   assert np.array_equal(out.mask.any(1)[:-1], some[:-1])
-  assert not out.mask[0].all()  # padding stays padding
+  assert name in VECTORS or not out.mask[0].all()  # padding stays padding
 
 
-@every_fusion
+@pytest.mark.parametrize('name', sorted(FUSIONS.keys() - {*VECTORS, 'cross_attention'}))  # these have weights for each combination
 def test_what_no_example_has_may_as_well_not_be_asked_for(name):
   """The same parameters, without the place where it would stand."""
   params, run = fusion(name)
@@ -83,7 +84,7 @@ def test_what_no_example_has_may_as_well_not_be_asked_for(name):
     close(whole.values[b][whole.mask[b]], without.values[b][without.mask[b]])
 
 
-@pytest.mark.parametrize('name', [*ENRICHED, 'resampler'])
+@pytest.mark.parametrize('name', ['gated', 'selective', 'resampler'])
 def test_the_main_modality_alone_stays_as_it_is(name):
   params, run = fusion(name)
   inputs = sequences()
@@ -119,7 +120,7 @@ def test_gradients_reach_every_parameter(name):
     assert np.abs(value).max() > 1e-4 or path.endswith('key/bias'), path  # it moves all scores alike
 
 
-@pytest.mark.parametrize('name', ENRICHED)
+@pytest.mark.parametrize('name', ['gated', 'selective'])
 def test_the_equations_of_gates_by_hand(name):
   """Gated adds the gated mean; selective moves from the text towards what it attends to."""
   inputs = sequences(names=('text', 'image'))
@@ -135,3 +136,44 @@ def test_the_equations_of_gates_by_hand(name):
   mixed = text.values + gate * found if name == 'gated' else (1 - gate) * text.values + gate * found
   both = (PRESENT[:, 0] & PRESENT[:, 1])[:, None] & text.mask
   close(np.where(both[..., None], apply(params, inputs).values, 0), np.where(both[..., None], mixed, 0))
+
+
+def _mean(sequence):
+  kept = sequence.mask[..., None]
+  return (sequence.values * kept).sum(1) / np.maximum(kept.sum(1), 1)
+
+
+def _dense(params, x):
+  return x @ params['kernel'] + params['bias']
+
+
+def test_the_tensor_fusion_is_an_outer_product():
+  inputs = sequences()
+  params, apply = fusion('tensor')
+  parts = [_dense(params[f'{name}_projection'], _mean(inputs[name]))[0] for name in sorted(inputs)]
+  product = functools.reduce(np.multiply.outer, [np.concatenate([[1], part]) for part in parts])
+  assert product.shape == (9, 9, 9)
+  close(apply(params, inputs).values[0, 0], _dense(params['joint'], product.reshape(-1)))
+
+
+def test_the_low_rank_fusion_is_a_tensor_fusion_whose_weights_are_sums_of_products():
+  inputs = sequences(names=('text', 'image'))
+  params, apply = fusion('low_rank', ('text', 'image'))
+  ones = {name: np.concatenate([[1], _mean(inputs[name])[0]]) for name in inputs}
+  factors = {name: params[f'{name}_factors']['kernel'] for name in inputs}  # [1 + D, rank, D]
+  weights = np.einsum('ird,jrd,r->ijd', factors['text'], factors['image'], params['weights'])
+  close(apply(params, inputs).values[0, 0], np.einsum('i,j,ijd->d', ones['text'], ones['image'], weights) + params['bias'])
+
+
+def test_the_adaptation_gate_moves_the_text_no_further_than_it_is_long():
+  inputs = sequences(names=('text', 'image'))
+  params, apply = fusion('adaptation_gate', ('text', 'image'))
+  text, mean = inputs['text'].values[0], np.broadcast_to(_mean(inputs['image'])[0], (4, D))
+  gate = np.maximum(_dense(params['image_gate'], np.concatenate([text, mean], -1)), 0)
+  moved = gate * _dense(params['image_displacement'], mean)
+  length = lambda x: np.linalg.norm(x, axis=-1, keepdims=True)
+  moved = moved * np.minimum(length(text) / length(moved), 1)
+  x = text + moved
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  wanted = x * params['norm']['scale'] + params['norm']['bias']
+  close(apply(params, inputs).values[0][inputs['text'].mask[0]], wanted[inputs['text'].mask[0]])

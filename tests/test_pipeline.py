@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmlm.data.batching import Batch, TrainPlan, eval_plan, pad, stack
+from mmlm.data.batching import Batch, TrainPlan, eval_plan, pad, pad_features, stack
 from mmlm.data.ops import parse_ops
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.errors import UserError
@@ -150,14 +150,22 @@ def test_pad():
 
 
 def test_stack():
-  values, present = stack([None, np.ones((2, 3), np.uint8), None], 4)
+  values, present = stack([None, np.ones((2, 3), np.uint8), None], 4, None)
   assert values.shape == (4, 2, 3) and values.dtype == np.uint8
   assert present.tolist() == [False, True, False, False]
   assert np.all(values[~present] == 0) and np.all(values[1] == 1)
   with pytest.raises(UserError, match=r'\(2, 3\) and \(3, 2\)'):
-    stack([np.ones((2, 3)), np.ones((3, 2))], 2)
-  with pytest.raises(UserError, match='no example has the modality'):
-    stack([None], 2)
+    stack([np.ones((2, 3)), np.ones((3, 2))], 2, None)
+  values, present = stack([None, None], 3, lambda: np.ones((2, 3), np.uint8))
+  assert values.shape == (3, 2, 3) and values.dtype == np.uint8 and not values.any() and not present.any()
+
+
+def test_pad_features():
+  values, mask = pad_features([np.ones((2, 3)), None, np.full(3, 2.0)], 4, 4, None)
+  assert values.shape == (4, 4, 3) and values.dtype == np.float32 and mask.sum(1).tolist() == [2, 0, 1, 0]
+  assert values.sum(2).tolist() == [[3, 3, 0, 0], [0] * 4, [6, 0, 0, 0], [0] * 4]
+  values, mask = pad_features([None], 2, 1, lambda: np.ones((1, 3)))
+  assert values.shape == (1, 2, 3) and not mask.any()
 
 
 # Loading

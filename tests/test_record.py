@@ -19,7 +19,7 @@ RIGHT = [f'ein Hund läuft über die Wiese Nummer {i} .' for i in range(30)]
 def run_folder(folder, seed, wrong, command='main.py train configs/a.py:fusion=b --workdir runs/q --config.seed={seed} --config.x=1'):
   """A run that has `wrong` of 30 sentences wrong, and with its inputs shuffled all."""
   decoding = {'method': 'beam', 'beam_size': 5}
-  runs.write_json(folder / 'config.json', {'seed': seed, 'data': {'languages': {'target': ''}}, 'decoding': decoding})
+  runs.write_json(folder / 'config.json', {'seed': seed, 'task': 'translation', 'data': {'languages': {'target': ''}}, 'decoding': decoding})
   devices = {'platform': 'cpu', 'count': 1, 'kind': 'cpu'}
   runs.write_json(folder / 'environment.json', {'command': command.format(seed=seed), 'commit': 'abc', 'cpu_count': 2, 'devices': devices})
   runs.write_jsonl(folder / 'metrics.jsonl', [{'step': 1, 'seconds': 3.0}, {'step': 2, 'seconds': 4.0}])
@@ -41,7 +41,7 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
   assert row['ours'] == pytest.approx(90) and row['spread'] == pytest.approx(10) and row['n'] == 3 and row['seconds'] == 7
   assert row['command'].startswith('./launch.sh train configs/a.py:fusion=b --config.x=1 --workdir runs/x --config.seed=0 --config.seed=1 ')
   assert found['gated, beam 5', 'sacreBLEU']['published'] == 36
-  assert found['gated, beam 5, pictures shuffled', 'sacreBLEU']['published'] is None and len(rows) == 4
+  assert found['gated, beam 5, inputs shuffled', 'sacreBLEU']['published'] is None and len(rows) == 4
 
 
 def test_differences_are_drawn_over_the_same_examples(tmp_path):
@@ -50,7 +50,7 @@ def test_differences_are_drawn_over_the_same_examples(tmp_path):
   found = {(row['row'], row['metric']): row for row in check_rows('here', rows)}
   row = found['a, beam 5 minus b', 'exact, %']
   assert row['ours'] == pytest.approx(100 * 10 / 30) and 0 < row['interval'][0] < row['ours'] < row['interval'][1]
-  worse = found['a, beam 5, pictures shuffled minus b', 'exact, %']
+  worse = found['a, beam 5, inputs shuffled minus b', 'exact, %']
   assert worse['ours'] == pytest.approx(-100 * 17.5 / 30) and worse['interval'][1] < 0
   same = rows_of(TABLE, folders['a'], 'a', folders['a'], 'itself')
   assert next(row['interval'] for row in same if row['row'] == 'a, beam 5 minus itself') == [0, 0]
@@ -72,6 +72,18 @@ def test_conditions_of_an_ablation_are_rows(tmp_path):
 def test_runs_of_other_configs_are_no_seeds(tmp_path):
   folders = [run_folder(tmp_path / 'a', 0, 1), run_folder(tmp_path / 'b', 1, 1, 'main.py train configs/a.py --workdir runs/r')]
   with pytest.raises(UserError, match='no seeds of one config: configs/a.py:fusion=b --config.x=1 and configs/a.py'):
+    rows_of(TABLE, folders)
+
+
+def test_folds_are_runs_of_one_config_with_a_split_each(tmp_path):
+  folders = [run_folder(tmp_path / str(k), 0, k, f'main.py train configs/a.py:fold={k} --workdir runs/r{k}') for k in range(3)]
+  for k, folder in enumerate(folders):
+    for path in (folder / 'scores').glob('*.json'):
+      runs.write_json(path, runs.read_json(path) | {'split': f'fold_{k}'})
+  folds = types.SimpleNamespace(**vars(TABLE), FOLDS='3 folds')
+  (row,) = [row for row in rows_of(folds, folders) if row['row'] == 'beam 5' and row['metric'] == 'exact, %']
+  assert row['split'] == '3 folds' and row['n'] == 3 and row['ours'] == pytest.approx(100 * 29 / 30) and 'a.py:fold=K ' in row['command']
+  with pytest.raises(UserError, match='no seeds of one config'):
     rows_of(TABLE, folders)
 
 

@@ -88,7 +88,7 @@ def test_a_page_shows_how_each_score_was_decoded_with_shuffled_pictures_beside(r
   header, row = re.findall('<tr>(.*?)</tr>', table, re.DOTALL)
   columns = [re.sub(r'<.*?>|\s+', ' ', column).split() for column in header.split('<th>')[2:]]
   beam, greedy = ['test-a', 'beam', '4'], ['test-a', 'greedy']
-  shuffled, size = ['pictures', 'shuffled'], ['40', 'examples,', 'step', '20']
+  shuffled, size = ['inputs', 'shuffled'], ['40', 'examples,', 'step', '20']
   assert columns == [beam + size, beam + shuffled + size, greedy + size, greedy + shuffled + size]
   assert re.findall('<b>(.*?)</b>', row) == ['0.213', '0.051', '0.193', '0.061']
   assert '<small>0.203 to 0.223</small>' in row
@@ -153,6 +153,45 @@ def test_a_page_takes_the_newest_predictions_of_each_split(tmp_path, names, show
 def test_a_new_run_gets_a_page_that_says_what_is_missing(tmp_path):
   page = write_report(tmp_path).read_text()
   assert 'No scores yet' in page and 'No metrics yet' in page and 'No predictions yet' in page
+
+
+def label_run(folder, task='classification'):
+  """A run that says 'positive' of ten examples, nine of them rightly, and eight with their sound taken away."""
+  runs.write_json(folder / 'config.json', {'name': 'Labels', 'task': task, 'model': {'encoders': {'text': {}}}})
+  said = {'hypothesis': 'positive', 'score': 0.9, 'probabilities': {'negative': 0.1, 'positive': 0.9}}
+  if task == 'regression':
+    said = {'hypothesis': '1.5000', 'score': 1.5}
+  labels = ['positive'] * 9 + ['negative'] if task == 'classification' else ['1.0'] * 10
+  rows = [{'id': f'v{i}', **said, 'references': [label], 'input': {'text': f'sentence {i}'}} for i, label in enumerate(labels)]
+  runs.write_jsonl(folder / 'predictions' / 'test-5.jsonl', rows)
+  curve = [{'share': share / 10, 'value': 0.9 - share / 100, 'low': 0.7, 'high': 0.9} for share in range(11)]
+  runs.write_json(folder / 'ablation' / 'test.json', {'split': 'test', 'step': 5, 'rows': [], 'missing': {'audio': {'accuracy': curve}}})
+  return folder
+
+
+def test_a_page_of_classes_has_their_confusions_and_what_was_read(tmp_path):
+  page = write_report(label_run(tmp_path)).read_text()
+  table = page[page.index('<h2>Confusions') : page.index('<h2>Predictions')]
+  assert re.findall(r'<t[hd]>(.*?)</t[hd]>', table) == ['is \\ said', 'negative', 'positive', 'negative', '0', '1', 'positive', '0', '9']
+  assert page.count('✓ exact') == 9 and 'right class 0.10, own answer 0.90' in page
+  assert 'sentence 9' in page and 'no picture' not in page
+
+
+def test_a_page_of_scores_says_how_far_they_are_off(tmp_path):
+  page = write_report(label_run(tmp_path, 'regression')).read_text()
+  assert page.count('off by 0.50') == 10 and 'Confusions' not in page
+
+
+def test_a_page_draws_what_missing_inputs_cost_two_runs(tmp_path):
+  mine, other = label_run(tmp_path / 'mine'), label_run(tmp_path / 'other')
+  lines = lambda page: re.findall(r'<polyline.*?points="(.*?)"', page)
+  alone, both = (write_report(mine, against=against).read_text() for against in (None, other))
+  assert 'accuracy, test: without audio' in both and [len(lines(page)) for page in (alone, both)] == [1, 2]
+  heights = [float(point.split(',')[1]) for point in lines(alone)[0].split()]
+  assert len(heights) == 11 and heights == sorted(heights) and str(other) in both
+  (other / 'ablation' / 'test.json').unlink()
+  with pytest.raises(UserError, match='nothing was taken away'):
+    write_report(mine, against=other)
 
 
 def test_no_run_folder_is_said(tmp_path):

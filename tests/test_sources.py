@@ -53,9 +53,8 @@ def test_fields_of_every_kind(folder):
   fields = {'image': 'image', 'targets': 'captions/text', 'label': 'label', 'text': 'title'}
   source = TfdsSource(folder, 'train', fields)
   assert len(source) == 6
-  assert source[1] == {'id': 'train/1', 'image': png(1), 'targets': ('dög 1', 'b'), 'label': 1,
+  assert source[1] == {'id': 'train/1', 'image': png(1), 'targets': ('dög 1', 'b'), 'label': 'dog',
                        'text': 'title 1'}
-  assert type(source[1]['label']) is int
   assert TfdsSource(folder, 'train', {'label': 'score'})[3]['label'] == 1.5
   assert TfdsSource(folder, 'train', {'targets': 'label'})[1]['targets'] == ('dog',)
   assert TfdsSource(folder, 'test', {'id': 'title', 'targets': 'title'})[1] == {

@@ -41,11 +41,11 @@ def initial_params(model, batch: dict):
 
 
 class Trainer:
-  """The train step as `mmlm train` compiles it."""
+  """The train step as `mmlm train` compiles it; `params` to start from, or random ones."""
 
-  def __init__(self, config, model, batch: dict, steps_per_epoch: int):
+  def __init__(self, config, model, batch: dict, steps_per_epoch: int, params=None):
     size, smoothing, task = config.train.batch_size, config.train.label_smoothing, TASKS[config.task]
-    params = initial_params(model, batch)
+    params = initial_params(model, batch) if params is None else params
     total = to_steps(config.train.duration, 'train.duration', size, steps_per_epoch)
     rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
 

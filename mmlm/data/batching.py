@@ -5,6 +5,7 @@ many workers load them, and the ids in any batch can be told afterwards.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,23 +72,35 @@ def _bucket_of(lengths, buckets) -> np.ndarray:
 
 
 def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Lists of token ids -> (ids [count, length] int32, mask [count, length] bool)."""
-  ids = np.full((count, length), value, np.int32)
+  """Lists of token ids or labels -> (values [count, length] int32 or float32, mask [count, length] bool)."""
+  ids = np.full((count, length), value, np.float32 if any(isinstance(v, float) for row in rows for v in row) else np.int32)
   mask = np.zeros((count, length), bool)
   for i, row in enumerate(rows):
     ids[i, : len(row)], mask[i, : len(row)] = row, True
   return ids, mask
 
 
-def stack(rows: list[np.ndarray | None], count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool)."""
+def stack(rows: list[np.ndarray | None], count: int, like: Callable) -> tuple[np.ndarray, np.ndarray]:
+  """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool).
+
+  `like()` gives an array of that kind, asked for where no row is one.
+  """
   found = {i: row for i, row in enumerate(rows) if row is not None}
-  if not found:
-    raise UserError('a batch in which no example has the modality: its shape is not known.')
-  shape, *others = dict.fromkeys(row.shape for row in found.values())
-  if others:
-    raise UserError(f'arrays of shapes {shape} and {others[0]} in one batch: add a resize to the ops.')
-  values, present = np.zeros((count, *shape), next(iter(found.values())).dtype), np.zeros(count, bool)
+  first = next(iter(found.values())) if found else like()
+  if others := [row.shape for row in found.values() if row.shape != first.shape]:
+    raise UserError(f'arrays of shapes {first.shape} and {others[0]} in one batch: add a resize to the ops.')
+  values, present = np.zeros((count, *first.shape), first.dtype), np.zeros(count, bool)
   for i, row in found.items():
     values[i], present[i] = row, True
   return values, present
+
+
+def pad_features(rows: list[np.ndarray | None], length: int, count: int, like: Callable) -> tuple[np.ndarray, np.ndarray]:
+  """Vectors [C] or sequences [S, C], None where an example has none -> (values [count, length, C] float32, mask [count, length])."""
+  found = [row for row in rows if row is not None] or [like()]
+  values, mask = np.zeros((count, length, found[0].shape[-1]), np.float32), np.zeros((count, length), bool)
+  for i, row in enumerate(rows):
+    if row is not None:
+      row = np.atleast_2d(row)
+      values[i, : len(row)], mask[i, : len(row)] = row, True
+  return values, mask

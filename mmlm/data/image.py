@@ -38,6 +38,14 @@ def decode_picture(data: bytes, rng=None, mode: Literal['RGB', 'L'] = 'RGB') -> 
     raise UserError(f"the picture can't be decoded ({type(error).__name__}: {error})") from error
 
 
+@functools.cache
+def blank_picture() -> bytes:
+  """Encoded bytes of a white picture, larger than any crop."""
+  file = io.BytesIO()
+  Image.new('RGB', (1024, 1024), 'white').save(file, 'PNG')
+  return file.getvalue()
+
+
 def _pillow(array):
   if array.dtype != np.uint8:
     raise UserError(f'A picture op that needs uint8 got {array.dtype}: put normalize last.')

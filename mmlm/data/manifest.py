@@ -1,7 +1,9 @@
 """A user's own files: JSON lines, paths relative to the manifest.
 
     {"id": "a", "image": "photos/a.jpg", "target": "a dog runs"}          target: a text or a list of texts
-    {"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}
+    {"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}   label: a number, or the name of a class
+    {"id": "c", "audio": "features/c.npy", "video": "features/c2.npy"}     features: one array [C] or [S, C] in each file
+    {"id": "d", "audio": "sounds/d.wav"}                                   a sound, for the op log_mel
 """
 
 import copy
@@ -12,12 +14,14 @@ import pathlib
 import sys
 
 from mmlm.data.datasets import progress
+from mmlm.data.features import is_features, read_features
 from mmlm.data.image import decode_picture
 from mmlm.errors import UserError
 from mmlm.runs import read_json, write_json
 
 # The kinds of the fields of a line; what is null, empty or not there is absent.
-KINDS = {'id': (str, int), 'image': str, 'text': str, 'label': (int, float), 'target': (str, list)}
+KINDS = {'id': (str, int), 'image': str, 'audio': str, 'video': str, 'text': str, 'label': (int, float, str), 'target': (str, list)}
+FILES = ('image', 'audio', 'video')
 
 
 class ManifestSource:
@@ -55,7 +59,11 @@ class ManifestSource:
 
   def __getitem__(self, i) -> dict:
     row = self.rows[i]
-    return row | {'image': pathlib.Path(row['image']).read_bytes()} if 'image' in row else dict(row)
+    return row | {field: _read(field, row[field]) for field in FILES if field in row}
+
+
+def _read(field: str, path: str):
+  return read_features(path) if is_features(path) and field != 'image' else pathlib.Path(path).read_bytes()
 
 
 def _example(line, folder, require) -> dict:
@@ -73,12 +81,15 @@ def _example(line, folder, require) -> dict:
       raise ValueError(f'no {key!r}')
   for key, value in row.items():
     if not isinstance(value, KINDS[key]):
-      raise ValueError(f'{key!r} must be {"a number" if key == "label" else "a text"}, not {value!r}')
+      raise ValueError(f'{key!r} must be {"a number or a text" if key == "label" else "a text"}, not {value!r}')
   example = {key: str(value) if key == 'id' else value for key, value in row.items() if key != 'target'}
-  if 'image' in row:
-    example['image'] = str(folder / row['image'])
-    if not os.path.isfile(example['image']):
-      raise ValueError(f'there is no file {row["image"]} (looked in {folder})')
+  for field in FILES:
+    if field in row:
+      example[field] = str(folder / row[field])
+      if not os.path.isfile(example[field]):
+        raise ValueError(f'there is no file {row[field]} (looked in {folder})')
+      if field == 'video' and not is_features(row[field]):
+        raise ValueError(f"'video' must be features in a file .npy, not {row[field]!r}")
   if 'target' in row:
     example['targets'] = (row['target'],) if isinstance(row['target'], str) else tuple(row['target'])
     if not example['targets'] or not all(isinstance(text, str) and text.strip() for text in example['targets']):
@@ -87,9 +98,9 @@ def _example(line, folder, require) -> dict:
 
 
 def fingerprint(source: ManifestSource) -> str:
-  """Changes with the manifest and with the size or time of any picture."""
+  """Changes with the manifest and with the size or time of any of its files."""
   digest = hashlib.sha256(source.path.read_bytes())
-  for path in (row['image'] for row in source.rows if 'image' in row):
+  for path in (row[field] for row in source.rows for field in FILES if field in row):
     stat = os.stat(path)
     digest.update(f'{path}|{stat.st_size}|{stat.st_mtime_ns}\n'.encode())
   return digest.hexdigest()[:16]

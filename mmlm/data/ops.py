@@ -9,9 +9,11 @@ import functools
 import inspect
 import typing
 
-from mmlm.data.image import OPS
+from mmlm.data import audio, image
 from mmlm.errors import UserError
 from mmlm.trees import nearest
+
+OPS = image.OPS | audio.OPS
 
 
 def parse_ops(texts) -> list:

@@ -5,6 +5,7 @@
 """
 
 import codecs
+import lzma
 import pathlib
 
 from mmlm.errors import UserError
@@ -32,11 +33,14 @@ class ParallelTexts:
 
 
 def read_lines(path) -> list[str]:
-  """The lines of a UTF-8 file, without their ends and a byte order mark."""
+  """The lines of a UTF-8 file, packed by xz or not, without their ends and a byte order mark."""
   try:
-    data = pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    data = pathlib.Path(path).read_bytes()
+    data = (lzma.decompress(data) if str(path).endswith('.xz') else data).removeprefix(codecs.BOM_UTF8)
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}.\n{__doc__}') from None
+  except lzma.LZMAError as error:
+    raise UserError(f'{path}: cannot be unpacked ({error}).') from None
   lines = data.split(b'\n')
   return [decode_line(line, path, number) for number, line in enumerate(lines[:-1] if lines[-1] == b'' else lines, 1)]
 

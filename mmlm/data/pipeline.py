@@ -4,6 +4,7 @@ Axes: B batch, T time.
 """
 
 import contextlib
+import functools
 import signal
 from typing import NamedTuple
 
@@ -21,45 +22,90 @@ class Table(NamedTuple):
   records: np.ndarray  # [N] position in the source
   targets: list[list[int]]  # token ids with the end token; [] where only the inputs count
   texts: list[list[int]]  # token ids of the input text; [] without one
+  labels: list[list] = []  # numbers of classes, or numbers, one a part; [] for a task without labels
+  parts: list[list[str]] = []  # names of what the labels are of; [] where each is of its example
+  rows: dict[str, np.ndarray] = {}  # {modality that is rows of features: [N] how many rows, 0 where an example has none}
 
   @property
   def lengths(self) -> np.ndarray:
-    return np.array([max(len(a), len(b)) for a, b in zip(self.targets, self.texts)], int)
+    return np.max([*self.lengths_of.values()], 0)
+
+  @property
+  def lengths_of(self) -> dict[str, np.ndarray]:
+    """{column: [N]}, of every column that has a length."""
+    columns = {'target': self.targets, 'text': self.texts, 'label': self.labels}
+    return {name: np.array([*map(len, column)], int) for name, column in columns.items() if column} | self.rows
+
+  def names(self, i: int) -> list[str]:
+    """Of the rows of predictions that example i gives."""
+    return self.parts[i] if self.parts else [self.ids[i]]
+
+  def with_rows(self, counts: dict[str, np.ndarray]) -> 'Table':
+    """With the number of rows that each record of the source has in a modality."""
+    return self._replace(rows={modality: of_record[self.records] for modality, of_record in counts.items()})
 
   def select(self, rows) -> 'Table':
-    ids, targets, texts = ([column[i] for i in rows] for column in (self.ids, self.targets, self.texts))
-    return Table(ids, self.records[rows], targets, texts)
+    pick = lambda column: column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows] if column else column
+    return Table(*map(pick, self[:-1]), {name: counts[rows] for name, counts in self.rows.items()})
 
 
 class Loader:
   """Loads one `batching.Batch` of a table into the flat dict of arrays that models read.
 
   The random numbers of an example depend on (seed, number of the batch, row) alone, so on no worker.
+
+  Args:
+    blank: an example with every modality and nothing in it, before the ops: it gives the shapes where a whole batch lacks one.
+    finish: batch -> batch, what only the main process can do (a frozen network).
   """
 
-  def __init__(self, source, table: Table, modalities: tuple, ops: list, batch_size: int, seed: int = 0, finish=None):
+  def __init__(self, source, table: Table, modalities: tuple, ops: list, batch_size: int, seed: int = 0, blank=None, finish=None):
     self.source, self.table, self.modalities = source, table, modalities
     self.ops, self.batch_size, self.seed = ops, batch_size, seed
+    self.blank, self.finish = blank or {}, finish
     self.absent = ''  # a modality that is taken away from every example
-    self.finish = finish  # batch -> batch, what only the main process can do (a frozen network)
+    self._longest: dict[int, dict[str, int]] = {}
 
   def __getstate__(self):
     return self.__dict__ | {'finish': None}
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
     rng = lambda row: np.random.default_rng((self.seed, number, row))
-    columns, examples = {'target': self.table.targets, 'text': self.table.texts}, []
-    if set(self.modalities) - set(columns):  # texts stand in the table: only others need reading
+    columns, examples = {'target': self.table.targets, 'label': self.table.labels}, []
+    if any(self.table.texts):
+      columns['text'] = self.table.texts
+    if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
       examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
     out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
-    for name in ('target', *self.modalities):
+    outputs = [name for name in ('target', 'label') if any(columns[name])]
+    for name in (*outputs, *self.modalities):
       if name in columns:
-        found = batching.pad([columns[name][i] for i in batch.indices], batch.length, batch.size)
+        length = 1 if name == 'label' and not self.table.parts else self._padded(name, batch.length)
+        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size)
+      elif name in self.table.rows:
+        rows = [example.get(name) for example in examples]
+        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, functools.partial(self._like, name))
       else:
-        found = batching.stack([example.get(name) for example in examples], batch.size)
+        found = batching.stack([example.get(name) for example in examples], batch.size, functools.partial(self._like, name))
       out[name], mask = found
       out[f'{name}_mask'] = mask & (name != self.absent)
     return out
+
+  def _padded(self, name: str, length: int) -> int:
+    """To what a column is padded in a bucket. Frames are many and tokens few: beside them each column has its own length, the
+    longest that the bucket may hold.
+    """
+    if not self.table.rows:
+      return length
+    if length not in self._longest:
+      inside = self.table.lengths <= length
+      self._longest[length] = {key: int(counts[inside].max(initial=1)) for key, counts in self.table.lengths_of.items()}
+    return self._longest[length][name]
+
+  @functools.cache  # noqa: B019 a loader lives as long as the process
+  def _like(self, name: str) -> np.ndarray:
+    """An array of a modality as the ops leave it."""
+    return apply_ops(self.ops, self.blank, np.random.default_rng(0))[name]
 
 
 @contextlib.contextmanager

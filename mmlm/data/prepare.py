@@ -12,24 +12,30 @@ import sys
 import tensorflow_datasets as tfds
 
 from mmlm.data.datasets.flickr8k import Flickr8k
+from mmlm.data.datasets.mosi import Mosi
 from mmlm.data.datasets.multi30k import Multi30k
 from mmlm.data.datasets.numerals import Numerals
+from mmlm.data.datasets.sentences import Mr, Sst2, Vader
+from mmlm.data.datasets.three_modalities import ThreeModalities
 from mmlm.data.datasets.unicode_pictures import UnicodePictures
 from mmlm.data.sources import TfdsSource
 from mmlm.errors import UserError
 from mmlm.trees import nearest
 
 # Our builders. FIELDS: what an example is made of if the caller does not say; HOW: how a person gets the source, empty
-# where there is none because the set is generated.
-DATASETS = {builder.name: builder for builder in (UnicodePictures, Flickr8k, Multi30k, Numerals)}
+# where there is none because the set is generated; FOLDER: where in $MMLM_DATA the source is, if not under the set's name.
+DATASETS = {builder.name: builder for builder in (UnicodePictures, Flickr8k, Multi30k, Numerals, Sst2, Mr, Vader, Mosi, ThreeModalities)}
 
 
 def open_source(name, data_dir, split, fields=None, source_dir=None, skip_broken=False) -> TfdsSource:
   """A split of one of DATASETS (built now if it is not there and can be), or of any TFDS folder under
   data_dir ('mnist', 'x/config').
   """
+  short, _, form = name.partition('/')
+  if fields and hasattr(DATASETS.get(short), 'refuse'):
+    DATASETS[short].refuse(form, fields.values())
   folder = prepare(name, source_dir, data_dir, skip_broken)
-  if not (fields := fields or getattr(DATASETS.get(name.partition('/')[0]), 'FIELDS', None)):
+  if not (fields := fields or getattr(DATASETS.get(short), 'FIELDS', None)):
     raise UserError(f"{folder}: say which fields to read, as in data.fields={{'image': 'image', 'targets': 'captions/text'}}.")
   return TfdsSource(folder, split, fields)
 
@@ -55,7 +61,7 @@ def prepare(name: str, source_dir, data_dir, skip_broken=False) -> pathlib.Path:
     return folder
   options = {'config': config or None}
   if builder.HOW:
-    source = os.path.expandvars(source_dir or f'$MMLM_DATA/{short}')
+    source = os.path.expandvars(source_dir or f'$MMLM_DATA/{getattr(builder, "FOLDER", short)}')
     if not os.path.isdir(source):
       raise UserError(f'{source}: no such folder, and {short} is not prepared in {data_dir}.\n{builder.HOW}')
     options |= {'source': source, 'skip_broken': skip_broken}

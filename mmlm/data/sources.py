@@ -48,7 +48,7 @@ class TfdsSource:
     row = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
-      value = _read(row, *self._leaves[path], name == 'targets')
+      value = _read(row, *self._leaves[path], name in ('targets', 'label'))
       if name == 'targets':
         value = (value,) if isinstance(value, str) else tuple(value)
         if not value or not all(isinstance(text, str) and text.strip() for text in value):

@@ -7,7 +7,7 @@ import functools
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
-from mmlm.data.tokenizers import Tokenizer
+from mmlm.data.tokenizers import BOS, EOS, Tokenizer
 from mmlm.trees import one_of
 
 MASK = '\ufffc'  # stands for a masked word
@@ -46,6 +46,13 @@ class Texts:
 
   def encode_batch(self, texts) -> list[list[int]]:
     return self.tokenizer.encode_batch(words(text, self.language) for text in texts)
+
+  def encode_inputs(self, texts) -> list[list[int]]:
+    """What an encoder reads: with the end and, where the tokenizer has one, the start; [] for an empty text."""
+    if not any(texts):
+      return [[] for _ in texts]
+    start = [BOS] if self.tokenizer.kind == 'wordpiece' else []
+    return [[*start, *row, EOS] if row else [] for row in self.encode_batch(texts)]
 
   def decode_batch(self, rows) -> list[str]:
     """Token ids -> what the model wrote: with a language, separated words."""

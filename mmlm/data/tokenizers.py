@@ -58,6 +58,11 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return self._hf.get_vocab_size()
 
+  @property
+  def pieces(self) -> list[str]:
+    """What each id stands for."""
+    return [self._hf.id_to_token(i) for i in range(self.vocab_size)]
+
   def encode(self, text: str) -> list[int]:
     """Ids without <bos> and <eos>."""
     return self._hf.encode(text, add_special_tokens=False).ids

@@ -63,6 +63,30 @@ def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: 
   return table
 
 
+SHARES = tuple(share / 10 for share in range(11))
+
+
+def missing_curve(complete: list[dict], without: list[dict], metric: str, draws: int = 100, seed: int = 0) -> list[dict]:
+  """The score when a share of the examples lack a modality: predictions with it, and for examples drawn by chance those without it.
+
+  What is answered for one example does not depend on others, so that this is what a model says of such a mixed split. Parts of
+  one example lack the modality together.
+
+  Returns:
+    [{'share', 'value', 'low', 'high'}]: the mean over the draws, and what 95 % of them lie between.
+  """
+  full, less = (Views(rows).statistics(metric) for rows in (complete, without))
+  numbers: dict = {}
+  group = np.array([numbers.setdefault(str(row.get('input') or row['id']), len(numbers)) for row in complete])
+  rng, curve = np.random.default_rng(seed), []
+  for share in SHARES:
+    lacking = np.stack([rng.permutation(len(numbers)) < round(share * len(numbers)) for _ in range(draws)])[:, group]  # [draws, N]
+    values = METRICS[metric].value(full.sum(0) + lacking @ (less - full))
+    low, high = np.quantile(values, (0.025, 0.975))
+    curve.append({'share': share, 'value': float(np.mean(values)), 'low': float(low), 'high': float(high)})
+  return curve
+
+
 def format_table(table: list[dict], metrics: tuple) -> str:
   """The table for a terminal, with those of `metrics` that are in it."""
   metrics = [name for name in metrics if name in table[0]]

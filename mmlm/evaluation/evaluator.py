@@ -8,7 +8,6 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
-from mmlm.data.text import Texts
 from mmlm.decoding.search import SearchOptions
 from mmlm.parallel import side_by_side
 
@@ -16,33 +15,26 @@ from mmlm.parallel import side_by_side
 class Evaluator:
   """Compiled once, run on any split. Every example counts once: what fills a batch has weight 0."""
 
-  def __init__(self, model, task, parallel, texts: Texts, options: SearchOptions, seed: int = 0):
-    self.texts, self.options = texts, options
+  def __init__(self, model, task, parallel, outputs, options: SearchOptions, seed: int = 0):
+    self.task, self.outputs, self.options = task, outputs, options
     self._losses = parallel.rows(lambda params, batch: task.losses(model, params, batch))
     key = jax.random.key(seed)
-    self._generate = parallel.rows(lambda params, batch: task.generate(model, params, batch, options, key)._asdict())
+    self._answer = parallel.rows(lambda params, batch: task.answer(model, params, batch, options, key))
 
   def loss(self, params, loader: Loader, buckets: tuple, workers: int = 0) -> dict:
-    """{'loss': nats a token, 'perplexity'} over a table with targets; `params` are replicated."""
+    """What `task.summary` says of the mean loss over a table with targets; `params` are replicated."""
     sums = np.zeros(2)
     for _, parts in _computed(functools.partial(self._losses, params), loader, buckets, workers):
       sums += [float(np.sum(part)) for part in parts]
-    loss = sums[0] / sums[1]
-    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
+    return self.task.summary(sums[0] / sums[1])
 
-  def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, name: str = '') -> list[dict]:
-    """One row an example of the table, in its order: id, hypothesis, score and, when several are asked for, n_best."""
+  def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, name: str = '') -> list[list[dict]]:
+    """For each example of the table, in its order, a row for each of its parts (`Table.names`), as `task.read` gives it."""
     rows: list = [None] * len(loader.table.ids)
-    for indices, found in _computed(functools.partial(self._generate, params), loader, buckets, workers, name):
-      for row, i in enumerate(indices):
-        written = self.texts.decode_batch(found['tokens'][row])
-        texts = [self.texts.surface(text) for text in written]
-        scores = [float(score) for score in found['scores'][row]]
-        rows[i] = {'id': loader.table.ids[i], 'hypothesis': texts[0], 'score': scores[0]}
-        if self.texts.language:
-          rows[i]['words'] = written[0]
-        if len(texts) > 1:
-          rows[i]['n_best'] = list(zip(texts, scores))
+    for indices, found in _computed(functools.partial(self._answer, params), loader, buckets, workers, name):
+      for place, i in enumerate(indices):
+        answers = self.task.read({key: value[place] for key, value in found.items()}, self.outputs)
+        rows[i] = [{'id': part} | row for part, row in zip(loader.table.names(i), answers, strict=True)]
     return rows
 
 
@@ -59,4 +51,5 @@ def shuffle_inputs(table: Table, seed: int = 0) -> Table:
   order = np.random.default_rng(seed).permutation(len(table.ids))
   other = np.empty_like(order)
   other[order] = np.roll(order, 1)
-  return table._replace(records=table.records[other], texts=[table.texts[i] for i in other])
+  rows = {modality: counts[other] for modality, counts in table.rows.items()}
+  return table._replace(records=table.records[other], texts=[table.texts[i] for i in other], rows=rows)

@@ -19,7 +19,8 @@ class Metric:
   """`statistics(hypotheses, references)` -> [N, K]; `value` of their sums over examples [..., K] -> [...].
 
   `view` says what the hypotheses and the lists of references are: 'caption' (tokens as coco-caption counts them), 'words'
-  (Moses' words in lower case, joined by spaces) or 'surface' (texts as a person reads them).
+  (Moses' words in lower case, joined by spaces), 'surface' (texts as a person reads them), 'label' (names of classes),
+  'confidence' (pairs of such a name and its probability) or 'value' (numbers).
   """
 
   definition: str

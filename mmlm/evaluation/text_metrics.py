@@ -11,6 +11,7 @@ import sacrebleu
 from mmlm.data.text import words
 from mmlm.errors import UserError
 from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.label_metrics import LABEL_METRICS
 from mmlm.evaluation.meteor import Unavailable
 from mmlm.evaluation.metric import Metric
 from mmlm.evaluation.significance import bootstrap_interval
@@ -34,7 +35,7 @@ def _sacrebleu(metric, view: str, definition: str) -> Metric:
   return Metric(name, statistics, value, view)
 
 
-METRICS = CAPTION_METRICS | {
+METRICS = CAPTION_METRICS | LABEL_METRICS | {
   'bleu': _sacrebleu(sacrebleu.BLEU(), 'surface', 'BLEU-4 of detokenised, cased text: tok:13a|smooth:exp|case:mixed'),
   'bleu_words': _sacrebleu(
     sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'), 'words',
@@ -58,8 +59,11 @@ class Views:
   @functools.cache  # noqa: B019 short-lived
   def of(self, view: str) -> tuple[list, list]:
     hypotheses, references = ([row[key] for row in self.predictions] for key in ('hypothesis', 'references'))
-    if view == 'surface':
+    if view in ('surface', 'label'):
       return hypotheses, references
+    if view in ('value', 'confidence'):
+      scores = [row['score'] for row in self.predictions]
+      return scores if view == 'value' else list(zip(hypotheses, scores)), references
     if view == 'caption':
       return [tokenize_caption(text) for text in hypotheses], [[tokenize_caption(text) for text in group] for group in references]
     # A file that is not ours may lack the words as they were written.

@@ -82,3 +82,24 @@ class PatchEmbedding(nn.Module):
     x = images[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, p * p * channels)
     return nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
+
+
+class WordVectors(nn.Module):
+  """Tokens [B, T] -> [B, T, D] through vectors of `width` that come from a file (pretrained/word_vectors.py), projected where D differs."""
+
+  vocab_size: int
+  width: int
+  dim: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='vectors')(tokens)
+    return x if self.width == self.dim else nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
+
+
+def token_embedding(part: nn.Module):
+  """The embedding layer of a part that reads tokens: of word vectors, shared with another part, or its own."""
+  if part.vectors:
+    return WordVectors(part.vocab_size, part.vector_dim or part.dim, part.dim, part.dtype, name='tokens', parent=part)
+  return part.embeddings or TokenEmbedding(part.vocab_size, part.dim, part.dtype, name='tokens', parent=part)

@@ -4,12 +4,15 @@ Axes: B batch, H height, W width, C channels, S sequence, D width of the model.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from mmlm.errors import UserError
+from mmlm.models.bert import BertEncoder
 from mmlm.models.convnet import EfficientNetLite0
-from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding
+from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, token_embedding
 from mmlm.models.layers import Dropout
-from mmlm.models.recurrent import RecurrentEncoder
+from mmlm.models.recurrent import FeatureRecurrent, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
 
@@ -74,7 +77,7 @@ class EfficientNetGrid(WithTransformer):
 
 
 class TextEncoder(WithDeepTransformer, kw_only=True):
-  """Tokens [B, S] with their mask -> [B, S, D]."""
+  """Tokens [B, S] with their mask -> [B, S, D]; word `vectors` from a file may stand in the place of learned ones."""
 
   vocab_size: int
   max_length: int
@@ -82,16 +85,66 @@ class TextEncoder(WithDeepTransformer, kw_only=True):
   activation: str = 'gelu'
   pre_norm: bool = True
   positions: str = 'sinusoidal'
+  vectors: str = ''
+  vector_dim: int = 0
   embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
   @nn.compact
   def __call__(self, x, mask, train=False):
-    x = (self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens'))(x)
+    x = token_embedding(self)(x)
     x = Positions(self.positions, self.max_length, name='positions')(x)
     x = Dropout(self.dropout)(x, train)
     return Sequence(self.stack('transformer', rotary=self.positions == 'rotary')(x, mask, train=train), mask)
 
 
+class TextCnn(nn.Module):
+  """Convolutions over words and their largest values: tokens [B, S] -> [B, 1, D] (Kim 2014); D values, as many of each of `windows`."""
+
+  dim: int
+  vocab_size: int
+  windows: tuple = (3, 4, 5)
+  vectors: str = ''
+  vector_dim: int = 0
+  dtype: str = 'float32'
+  embeddings: TokenEmbedding | None = None
+
+  @nn.compact
+  def __call__(self, x, mask, train=False):
+    if self.dim % len(self.windows):
+      raise UserError(f'model.dim={self.dim} does not divide by the {len(self.windows)} windows {self.windows} of text_cnn.')
+    # Words as they are, not projected: this is where static vectors differ from learned ones.
+    table = nn.Embed(self.vocab_size, self.vector_dim or self.dim, dtype=self.dtype, name='tokens', embedding_init=_KIM)
+    x = jnp.where(mask[..., None], table(x), 0)
+    found = []
+    for window in self.windows:
+      y = nn.relu(nn.Conv(self.dim // len(self.windows), (window,), dtype=self.dtype, name=f'window_{window}')(x))
+      found.append(jnp.where(mask[..., None], y, 0).max(1, keepdims=True))  # what relu gives is never below 0
+    return Sequence(jnp.concatenate(found, -1), mask.any(1, keepdims=True))
+
+
+_KIM = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -0.25, 0.25)
+
+
+class FeatureEncoder(WithDeepTransformer, kw_only=True):
+  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. `layers` Transformer blocks may follow."""
+
+  width: int = 0
+  layers: int = 0
+  max_positions: int = 512
+  positions: str = 'none'
+
+  @nn.compact
+  def __call__(self, x, mask, train=False):
+    x = nn.LayerNorm(dtype=self.dtype, name='feature_norm')(x.astype(self.dtype))
+    x = Dropout(self.dropout)(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), train)
+    x = Positions(self.positions, self.max_positions, name='positions')(x)
+    if self.layers:
+      x = self.stack('transformer')(x, mask, train=train)
+    return Sequence(jnp.where(mask[..., None], x, 0), mask)
+
+
 ENCODERS = {
+  'bert': BertEncoder, 'text_cnn': TextCnn, 'features': FeatureEncoder, 'feature_recurrent': FeatureRecurrent,
   'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder, 'text_recurrent': RecurrentEncoder,
 }  # fmt: skip
+FEATURE_ENCODERS = ('features', 'feature_recurrent')  # they read arrays that were computed elsewhere

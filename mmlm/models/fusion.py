@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
-from mmlm.models.transformer import TransformerBlock
+from mmlm.models.transformer import FeedForward, TransformerBlock
 
 
 def _main(sequences: dict[str, Sequence], name: str) -> tuple[Sequence, dict[str, Sequence]]:
@@ -31,6 +31,18 @@ def _joined(sequences) -> Sequence:
 def _present(mask, values):
   """[B, S] -> [B, 1, 1]: 1 for an example that has anything of this modality."""
   return mask.any(1)[:, None, None].astype(values.dtype)
+
+
+def _mean(sequence: Sequence):
+  """[B, S, D] -> [B, D]: the mean of what is there; 0 where nothing is."""
+  kept = sequence.mask[..., None].astype(sequence.values.dtype)
+  return (sequence.values * kept).sum(1) / jnp.maximum(kept.sum(1), 1)
+
+
+def _vector(values, sequences: dict[str, Sequence]) -> Sequence:
+  """One vector [B, D] as a sequence of one position, there for an example that has any modality."""
+  there = jnp.stack([mask.any(1) for _, mask in sequences.values()]).any(0)
+  return Sequence(jnp.where(there[:, None], values, 0)[:, None], there[:, None])
 
 
 def _latents(module, name: str, examples: int):
@@ -67,9 +79,8 @@ class Gated(nn.Module):
   def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
     (values, mask), others = _main(sequences, self.main)
     for name, other in others.items():
-      kept = other.mask[..., None].astype(values.dtype)
-      mean = (other.values * kept).sum(1, keepdims=True) / jnp.maximum(kept.sum(1, keepdims=True), 1)  # [B, 1, D]
-      mean = Dropout(self.dropout)(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(mean), train)
+      mean = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(_mean(other)[:, None])  # [B, 1, D]
+      mean = Dropout(self.dropout)(mean, train)
       values = values + _gate(self, name, values, mean) * mean * _present(other.mask, values)
     return _joined([Sequence(values, mask)])
 
@@ -155,6 +166,141 @@ class Resampler(nn.Module):
     return _joined(kept)
 
 
+class Late(nn.Module):
+  """Each modality's mean by itself to a vector, and these side by side to one (late concatenation)."""
+
+  dim: int
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
+    vectors = []
+    for name in sorted(sequences):
+      x = nn.relu(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name])))
+      vectors.append(Dropout(self.dropout)(x * _present(sequences[name].mask, x)[:, 0], train))
+    return _vector(nn.Dense(self.dim, dtype=self.dtype, name='joint')(jnp.concatenate(vectors, -1)), sequences)
+
+
+class CrossAttention(nn.Module):
+  """Every modality is enriched by blocks that attend to each other one (MulT, Tsai et al. 2019, eq. 3 to 6); all that come out
+  stand one after another.
+  """
+
+  dim: int
+  layers: int = 2
+  heads: int = 4
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
+    enriched = []
+    for name in sorted(sequences):
+      values, mask = sequences[name]
+      found = [values] if len(sequences) == 1 else []
+      for other in sorted(sequences.keys() - {name}):
+        x = values
+        for layer in range(self.layers):
+          block = _CrossBlock(self.heads, self.dropout, self.dtype, name=f'{other}_to_{name}_{layer}')
+          x = block(x, sequences[other], train)
+        found.append(x)
+      x = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_merge')(jnp.concatenate(found, -1))
+      enriched.append(Sequence(nn.LayerNorm(dtype=self.dtype, name=f'{name}_norm')(x), mask))
+    return _joined(enriched)
+
+
+class _CrossBlock(nn.Module):
+  """Attention to another modality, then feed-forward (MulT, eq. 4); without the other one, nothing is attended to."""
+
+  heads: int
+  dropout: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, other: Sequence, train):
+    norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
+    attention = MultiHeadAttention(self.heads, dtype=self.dtype, name='attention')
+    found = attention(norm('query_norm')(x), norm('memory_norm')(other.values), other.mask)
+    x = x + Dropout(self.dropout)(found, train) * _present(other.mask, x)
+    feed_forward = FeedForward(4 * x.shape[-1], dropout=self.dropout, dtype=self.dtype, name='ffn')
+    return x + Dropout(self.dropout)(feed_forward(norm('ffn_norm')(x), train), train)
+
+
+class Tensor(nn.Module):
+  """The outer product of [1; z] of all modalities, so that every product of their values has a weight (TFN, Zadeh et al. 2017, eq. 3).
+
+  `rank`: width of each z, to which the means are projected; the product has (rank + 1)^modalities values.
+  """
+
+  dim: int
+  rank: int = 8
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
+    product = None
+    for name in sorted(sequences):
+      z = _with_one(nn.Dense(self.rank, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name])), sequences[name].mask)
+      product = z if product is None else (product[:, :, None] * z[:, None]).reshape(len(z), -1)
+    x = Dropout(self.dropout)(product, train)
+    return _vector(nn.Dense(self.dim, dtype=self.dtype, name='joint')(x), sequences)
+
+
+class LowRank(nn.Module):
+  """The tensor fusion with weights of low rank: products of one factor a modality, summed (LMF, Liu et al. 2018, eq. 6 and 7)."""
+
+  dim: int
+  rank: int = 4
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
+    product = 1.0
+    for name in sorted(sequences):
+      z = _with_one(Dropout(self.dropout)(_mean(sequences[name]), train), sequences[name].mask)
+      product = product * nn.DenseGeneral((self.rank, self.dim), use_bias=False, dtype=self.dtype, name=f'{name}_factors')(z)
+    weights = self.param('weights', nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(product.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.dim,)).astype(product.dtype)
+    return _vector(jnp.einsum('brd,r->bd', product, weights) + bias, sequences)
+
+
+def _with_one(z, mask):
+  """[1; z] [B, 1 + R]; of a modality that is not there only the 1 is left."""
+  z = z * mask.any(1)[:, None].astype(z.dtype)
+  return jnp.concatenate([jnp.ones_like(z[:, :1]), z], -1)
+
+
+class AdaptationGate(nn.Module):
+  """main + a displacement by the other modalities, gated and no longer than `scale` times main (MAG, Rahman et al. 2020, eq. 1 to 4).
+
+  The others come as their means: no alignment with the positions of main is needed.
+  """
+
+  dim: int
+  main: str = ''
+  scale: float = 1.0
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
+    (values, mask), others = _main(sequences, self.main)
+    displacement = jnp.zeros_like(values)
+    for name, other in others.items():
+      mean = jnp.broadcast_to(_mean(other)[:, None], values.shape)
+      gate = nn.relu(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_gate')(jnp.concatenate([values, mean], -1)))
+      moved = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_displacement')(mean)
+      displacement += gate * moved * _present(other.mask, values)
+    length = lambda x: jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
+    displacement *= jnp.minimum(self.scale * length(values) / length(displacement), 1)
+    x = nn.LayerNorm(dtype=self.dtype, name='norm')(values + displacement)
+    return _joined([Sequence(Dropout(self.dropout)(x, train), mask)])
+
+
 FUSIONS = {
-  'concatenation': Concatenation, 'gated': Gated, 'selective': Selective, 'bottleneck': Bottleneck, 'resampler': Resampler,
+  'concatenation': Concatenation, 'late': Late, 'gated': Gated, 'selective': Selective, 'cross_attention': CrossAttention,
+  'bottleneck': Bottleneck, 'tensor': Tensor, 'low_rank': LowRank, 'adaptation_gate': AdaptationGate, 'resampler': Resampler,
 }  # fmt: skip

@@ -1,14 +1,19 @@
 """Heads: what a model says about its memory. `HEADS` maps the names of configs to classes.
 
-Axes: B batch, R decoding rows, T time, D width, V vocabulary.
+Axes: B batch, R decoding rows, T time, S memory, D width, V vocabulary, C classes.
 """
 
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
 from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
+from mmlm.trees import one_of
 
 
 class TransformerDecoder(WithDeepTransformer, kw_only=True):
@@ -46,4 +51,68 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
     return self.output.logits(self.hidden(tokens[:, None], memory, step=step)[:, 0])
 
 
-HEADS = {'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder}
+POOLS = ('mean', 'max', 'first', 'each')
+
+
+class _Pooled(nn.Module):
+  """What the memory says, in one vector or at each of its places; `hidden` values with tanh may stand before the answer.
+
+  pool: 'mean' or 'max' of what is there, the 'first' place (BERT), or 'each' place by itself.
+  pooler: a BERT whose pooler the hidden values start from ('' = random).
+  answer_dropout: of what the answer is computed from; below 0 it is the dropout of the model.
+  """
+
+  dim: int
+  pool: str = 'mean'
+  hidden: int = 0
+  pooler: str = ''
+  answer_dropout: float = -1.0
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  def pooled(self, memory: Sequence, train):
+    """[B, S, D] -> [B, 1, D], or [B, S, D] with 'each'."""
+    values, kept = memory.values, memory.mask[..., None]
+    match one_of('model.head.pool', self.pool, POOLS):
+      case 'mean':
+        values = jnp.where(kept, values, 0).sum(1, keepdims=True) / jnp.maximum(kept.sum(1, keepdims=True), 1)
+      case 'max':
+        values = jnp.where(kept.any(1, keepdims=True), jnp.where(kept, values, -jnp.inf).max(1, keepdims=True), 0)
+      case 'first':
+        values = values[:, :1]
+    if not self.answer_dropout < 1:
+      raise UserError(f'model.head.answer_dropout={self.answer_dropout}: expected less than 1.')
+    drop = Dropout(self.dropout if self.answer_dropout < 0 else self.answer_dropout)
+    values = drop(values.astype(self.dtype), train)
+    if self.hidden:
+      values = drop(jnp.tanh(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(values)), train)
+    return values
+
+
+class Classifier(_Pooled, kw_only=True):
+  """Logits of the classes, which a config names: [B, T, C], T 1 or the places of the memory."""
+
+  classes: tuple = ('negative', 'positive')
+
+  @nn.compact
+  def __call__(self, inputs, memory: Sequence, train=False):
+    """`inputs` are those of a decoder: there are none."""
+    x = nn.Dense(len(self.classes), dtype=self.dtype, name='classes')(self.pooled(memory, train))
+    return x.astype(jnp.float32)
+
+
+class Regressor(_Pooled, kw_only=True):
+  """One number [B, T]; labels lie from `low` to `high`. loss: 'l1' or 'l2'."""
+
+  low: float = -3.0
+  high: float = 3.0
+  loss: str = 'l1'
+
+  @nn.compact
+  def __call__(self, inputs, memory: Sequence, train=False):
+    return nn.Dense(1, dtype=self.dtype, name='value')(self.pooled(memory, train))[..., 0].astype(jnp.float32)
+
+
+HEADS = {
+  'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder, 'classifier': Classifier, 'regressor': Regressor,
+}  # fmt: skip

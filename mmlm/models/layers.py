@@ -1,5 +1,7 @@
 """Dropout that is cheap on every backend, and the table of activations."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,4 +26,4 @@ class Dropout(nn.Module):
     return jnp.where(octets >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
 
 
-ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'silu': nn.silu}
+ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'gelu_exact': functools.partial(nn.gelu, approximate=False), 'silu': nn.silu}

@@ -1,11 +1,13 @@
 """Encoders, a fusion and a head as one module: the only model there is.
 
-Axes: B batch, R decoding rows, T time, V vocabulary.
+Axes: B batch, M modalities, R decoding rows, S sequence, T time or parts, D width, V vocabulary.
 """
 
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
@@ -22,13 +24,31 @@ class MultimodalModel(nn.Module):
   fusion: nn.Module
   head: nn.Module
   embeddings: nn.Module | None = None  # of tokens, where several parts share them
+  context: nn.Module | None = None  # an encoder over the parts of an example, each of which is fused by itself
+  modality_dropout: float = 0.0  # in training each modality of an example is left out with this probability, but never all
 
   def encode(self, batch: dict, train=False) -> Sequence | None:
     """The memory of a batch; None for a model without encoders."""
     if not self.encoders:
       return None
-    sequences = {m: encoder(batch[m], batch.get(f'{m}_mask'), train) for m, encoder in self.encoders.items()}
-    return self.fusion(sequences, train)
+    masks = self._left_out({m: batch.get(f'{m}_mask') for m in self.encoders}, train)
+    sequences = {m: encoder(batch[m], masks[m], train) for m, encoder in self.encoders.items()}
+    return self.fusion(sequences, train) if self.context is None else self._by_part(sequences, batch['label_mask'], train)
+
+  def _left_out(self, masks: dict, train) -> dict:
+    if not train or not self.modality_dropout or len(masks) < 2:
+      return masks
+    draws = jax.random.uniform(self.make_rng('dropout'), (len(next(iter(masks.values()))), len(masks)))
+    kept = (draws >= self.modality_dropout) | (draws == draws.max(1, keepdims=True))  # [B, M]
+    return {m: mask & kept[:, i].reshape(-1, *[1] * (mask.ndim - 1)) for i, (m, mask) in enumerate(masks.items())}
+
+  def _by_part(self, sequences: dict[str, Sequence], there, train) -> Sequence:
+    """Sequences whose place t is of part t [B, T, D] -> the parts fused one by one, then seen together [B, T, D]."""
+    fold = lambda x: x.reshape(-1, 1, *x.shape[2:])
+    fused = self.fusion({m: Sequence(*map(fold, sequence)) for m, sequence in sequences.items()}, train)  # [B T, S, D]
+    kept = fused.mask[..., None]
+    mean = jnp.where(kept, fused.values, 0).sum(1) / jnp.maximum(kept.sum(1), 1)
+    return self.context(mean.reshape(*there.shape, -1), there, train)
 
   def __call__(self, batch: dict, inputs, train=False):
     """Logits [B, T, V] for the decoder inputs [B, T]."""
@@ -56,4 +76,5 @@ def build_model(config, vocab_size: int, max_length: int) -> MultimodalModel:
     return cls(**shared, **{key: value for key, value in options.items() if key != 'name'})
 
   encoders = {modality: part(ENCODERS, options) for modality, options in config.encoders.items()}
-  return MultimodalModel(encoders, part(FUSIONS, config.fusion), part(HEADS, config.head), embeddings)
+  context = part(ENCODERS, config.context) if config.context.name else None
+  return MultimodalModel(encoders, part(FUSIONS, config.fusion), part(HEADS, config.head), embeddings, context, config.modality_dropout)

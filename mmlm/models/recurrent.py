@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmlm.models.attention import DecodeStep
-from mmlm.models.embeddings import TokenEmbedding
+from mmlm.models.embeddings import TokenEmbedding, token_embedding
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
 from mmlm.trees import one_of
@@ -20,21 +20,19 @@ def _cell(kind: str, width: int, **options):
   return CELLS[one_of('cell', kind, CELLS)](width, **options)
 
 
-class RecurrentEncoder(nn.Module):
-  """Tokens [B, S] with their mask -> [B, S, D]; LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) in both directions."""
+class _Bidirectional(nn.Module):
+  """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) in both directions."""
 
   dim: int
-  vocab_size: int
   layers: int = 1
   cell: str = 'gru'
   dropout: float = 0.0
   dtype: str = 'float32'
-  embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
-  @nn.compact
-  def __call__(self, x, mask, train=False):
-    x = (self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, name='tokens'))(x)
-    lengths = mask.sum(1)
+  def run(self, x, mask, train) -> Sequence:
+    """[B, S, .] with its mask, padding at the end -> [B, S, D]."""
+    # Up to the last place that is there: what is missing before it is part of the sequence.
+    lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1)
     for layer in range(self.layers):
       x = Dropout(self.dropout)(x, train)
       run = lambda direction, backwards, x, layer=layer: nn.RNN(
@@ -43,6 +41,30 @@ class RecurrentEncoder(nn.Module):
       both = jnp.concatenate([run('forward', False, x), run('backward', True, x)], -1)
       x = nn.Dense(self.dim, dtype=self.dtype, name=f'merge_{layer}')(both)
     return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
+
+
+class RecurrentEncoder(_Bidirectional, kw_only=True):
+  """Tokens [B, S] with their mask -> [B, S, D]; word `vectors` from a file may stand in the place of learned ones."""
+
+  vocab_size: int
+  vectors: str = ''
+  vector_dim: int = 0
+  embeddings: TokenEmbedding | None = None  # those of another part, or its own
+
+  @nn.compact
+  def __call__(self, x, mask, train=False):
+    return self.run(token_embedding(self)(x), mask, train)
+
+
+class FeatureRecurrent(_Bidirectional, kw_only=True):
+  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. Where an example lacks some, zeros stand."""
+
+  width: int = 0
+
+  @nn.compact
+  def __call__(self, x, mask, train=False):
+    x = jnp.where(mask[..., None], x, 0).astype(self.dtype)
+    return self.run(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), mask, train)
 
 
 class _Step(nn.Module):

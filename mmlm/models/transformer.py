@@ -42,6 +42,7 @@ class TransformerBlock(nn.Module):
   rotary: bool = False
   dropout: float = 0.0
   hidden_dropout: bool = True  # also inside the feed-forward
+  epsilon: float = 1e-6  # of the norms
   dtype: str = 'float32'
 
   @nn.compact
@@ -58,7 +59,7 @@ class TransformerBlock(nn.Module):
     return self._residual(x, feed_forward, 'ffn_norm', train)
 
   def _residual(self, x, layer, name, train):
-    norm = nn.LayerNorm(dtype=self.dtype, name=name)
+    norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)
     drop = Dropout(self.dropout)
     return x + drop(layer(norm(x)), train) if self.pre_norm else norm(x + drop(layer(x), train))
 

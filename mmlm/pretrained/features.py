@@ -12,6 +12,7 @@ import numpy as np
 from mmlm import runs
 from mmlm.data.batching import stack
 from mmlm.data.datasets import progress
+from mmlm.data.image import blank_picture
 from mmlm.data.ops import apply_ops, parse_ops
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.pretrained.efficientnet import load_efficientnet_lite0
@@ -56,11 +57,12 @@ class FrozenBackbone:
 
   def _compute(self, source, fingerprint, ops, variants, path, batch_size=64):
     rng, starts = np.random.default_rng(0), range(0, len(source), batch_size)
+    blank = lambda: apply_ops(ops, {'image': blank_picture()}, rng)['image']
     try:
       with runs.atomic_file(path) as file:
         for start in progress(starts, f'{self.name} grids of {fingerprint}, batches of {batch_size} pictures'):
           rows = range(start, min(start + batch_size, len(source)))
-          images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size)
+          images, present = stack([apply_ops(ops, source[i], rng).get('image') for i in rows], batch_size, blank)
           grids = np.stack([self.grid(view) for view in (images, images[:, :, ::-1])[:variants]], 1)  # [B, V, S, C]
           grids[~present] = np.nan  # what no network computes: `CachedGrids` knows it again
           if not start:
@@ -81,6 +83,11 @@ class CachedGrids:
   def __init__(self, source, path):
     self.source, self.path = source, path
     self._grids = np.load(path, mmap_mode='r')
+
+  @property
+  def blank(self) -> np.ndarray:
+    """[V, S, C], for the shape."""
+    return np.zeros_like(self._grids[0])
 
   def __reduce__(self):
     return CachedGrids, (self.source, self.path)

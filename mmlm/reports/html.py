@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmlm.errors import UserError
 from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.label_metrics import confusion_table
 from mmlm.evaluation.text_metrics import METRICS
 from mmlm.runs import PREDICTIONS, read_json, read_jsonl, write_atomic
 
@@ -30,7 +31,7 @@ def _number(value, plain=False) -> str:
 def _scores(folder) -> list:
   """Score files by split, newest step first; shuffled pictures stand right of the same with its own."""
   scores = map(read_json, (folder / 'scores').glob('*.json'))
-  return sorted(scores, key=lambda s: (s['split'], -s['step'], s['decoding']['method'], s['shuffled']))
+  return sorted(scores, key=lambda s: (s['split'], -s['step'], s['decoding'].get('method', ''), s['shuffled']))
 
 
 def _series(rows) -> dict:
@@ -95,31 +96,79 @@ def _newest_predictions(folder) -> dict:
   return {path.stem: rows for _, (_, path) in sorted(newest.items()) if (rows := read_jsonl(path))}
 
 
-def _graded(rows) -> list:
-  """The rows, best first, with `exact` and `f1`; a row's own score is only the model's confidence."""
+def _graded(rows, task: str) -> list:
+  """The rows, best first, with `exact`, `grade` (more is better) and `told`, what the page says of it; a row's own score is only the model's
+  confidence.
+  """
+  return sorted(GRADES.get(task, _texts)(rows), key=lambda row: (-row['grade'], -row['exact']))
+
+
+def _classes(rows) -> list:
+  graded = []
+  for row in rows:
+    (reference,) = row['references']
+    grade = row['probabilities'].get(reference, 0.0)
+    told = f'right class {grade:.2f}, own answer {row["score"]:.2f}'
+    graded.append(row | {'exact': row['hypothesis'] == reference, 'grade': grade, 'told': told})
+  return graded
+
+
+def _numbers(rows) -> list:
+  off = lambda row: abs(row['score'] - float(row['references'][0]))
+  return [row | {'exact': False, 'grade': -off(row), 'told': f'off by {off(row):.2f}'} for row in rows]
+
+
+def _texts(rows) -> list:
   hypotheses = [tokenize_caption(row['hypothesis']) for row in rows]
   references = [[tokenize_caption(text) for text in row['references']] for row in rows]
   single = lambda name: CAPTION_METRICS[name].value(CAPTION_METRICS[name].statistics(hypotheses, references)).tolist()
-  rows = [row | {'exact': e, 'f1': f} for row, e, f in zip(rows, single('exact_match'), single('word_f1'))]
-  return sorted(rows, key=lambda row: (-row['f1'], -row['exact']))
+  told = lambda row, f1: f'word F1 {f1:.2f} · score\N{NO-BREAK SPACE}{_number(row["score"])}'
+  return [row | {'exact': e, 'grade': f, 'told': told(row, f)} for row, e, f in zip(rows, single('exact_match'), single('word_f1'))]
 
 
-def _sample(rows, count: int) -> dict:
+GRADES = {'classification': _classes, 'regression': _numbers}
+
+
+def _confusions(files: dict) -> list:
+  """[(file name, classes, [(class, counts)])] of predicted classes."""
+  tables = [(name, *confusion_table(rows)) for name, rows in files.items() if 'probabilities' in rows[0]]
+  return [(name, classes, list(zip(classes, table.tolist()))) for name, classes, table in tables]
+
+
+def _missing(folder, against) -> list:
+  """Plots of the first metric over the share of examples that lack a modality, one a modality; `against` another run's line beside."""
+  sides = {'this run': folder} | ({str(against): pathlib.Path(against)} if against else {})
+  curves: dict = {}
+  for label, place in sides.items():
+    for path in sorted((place / 'ablation').glob('*.json')):
+      ablation = read_json(path)
+      for modality, of_metric in ablation.get('missing', {}).items():
+        for metric, points in list(of_metric.items())[:1]:
+          lines = curves.setdefault((ablation['split'], modality, metric), {})
+          lines[label] = [(100 * point['share'], point['value']) for point in points]
+  return [_plot(f'{metric}, {split}: without {modality}', lines, list(sides), 0, 100) for (split, modality, metric), lines in curves.items()]
+
+
+def _sample(rows, count: int, task: str) -> dict:
   """A third each: best, worst, and at random of the rest; always the same for the same rows."""
-  third, rows = min(count, len(rows)) // 3, _graded(rows)
+  third, rows = min(count, len(rows)) // 3, _graded(rows, task)
   middle = rows[third:len(rows) - third]  # fmt: skip
   chance = random.Random(0).sample(middle, min(len(middle), count - 2 * third))
   return {'Best': rows[:third], 'Worst': rows[::-1][:third], 'At random': chance}
 
 
-def write_report(run_folder, pictures=lambda identity: None) -> pathlib.Path:
+def write_report(run_folder, pictures=lambda identity: None, against=None) -> pathlib.Path:
   """Writes <run_folder>/report.html and returns its path; what the run has not made yet is named.
 
-  pictures: a prediction's id -> its encoded picture, or None. Raises UserError where there is no such folder.
+  pictures: a prediction's id -> its encoded picture, or None. against: another run, whose scores with missing inputs are drawn beside.
+  Raises UserError where there is no such folder.
   """
   folder = pathlib.Path(run_folder)
-  if not folder.is_dir():
-    raise UserError(f'{folder}: no such run folder; `train` makes one.')
+  for place in (folder, *([pathlib.Path(against)] if against else [])):
+    if not place.is_dir():
+      raise UserError(f'{place}: no such run folder; `train` makes one.')
+  if against and not [*(pathlib.Path(against) / 'ablation').glob('*.json')]:
+    raise UserError(f'{against}: nothing was taken away from its inputs yet; `./launch.sh ablate {against}` does it.')
   paths = folder / 'config.json', folder / 'environment.json'
   config, environment = (read_json(path) if path.exists() else {} for path in paths)
   scores, files = _scores(folder), _newest_predictions(folder)
@@ -128,9 +177,10 @@ def write_report(run_folder, pictures=lambda identity: None) -> pathlib.Path:
   flatten = functools.partial(flatten_dict, sep='.')  # {'model': {'width': 8}} -> {'model.width': 8}
   jinja.filters |= {'number': _number, 'flatten': flatten, 'picture': lambda i: _picture(pictures(i))}
   write_atomic(folder / 'report.html', jinja.get_template('report.html.jinja').render(
+    reads_pictures='image' in config.get('model', {}).get('encoders', ['image']),
     title=config.get('name') or folder.resolve().name, config=config, environment=environment, scores=scores,
     metrics=dict.fromkeys(name for score in scores for name in score['scores']),
-    plots=_plots(folder), width=_WIDTH, height=_HEIGHT,
-    samples={name: _sample(rows, max(3, SAMPLE // len(files))) for name, rows in files.items()},
+    plots=_plots(folder), missing_inputs=_missing(folder, against), confusions=_confusions(files), width=_WIDTH, height=_HEIGHT,
+    samples={name: _sample(rows, max(3, SAMPLE // len(files)), config.get('task')) for name, rows in files.items()},
   ))  # fmt: skip
   return folder / 'report.html'

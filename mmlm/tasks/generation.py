@@ -20,6 +20,12 @@ from mmlm.training.losses import summed_loss, token_losses
 @dataclass(frozen=True)
 class TextGeneration:
   metrics: tuple[str, ...]
+  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder')  # the heads that can answer
+  answers: str = 'targets'  # the field of an example that is learned
+
+  def outputs(self, head, texts: Texts) -> Texts:
+    """What reads and writes the answers."""
+    return texts
 
   def texts_to_learn(self, source) -> dict[str, list[str]]:
     """The texts from which a tokenizer is trained: {'text': [...], 'target': [...]}."""
@@ -38,7 +44,7 @@ class TextGeneration:
     ]
     ids, records, targets, texts = map(list, zip(*pairs))
     encoded = [[*row, EOS] for row in outputs.encode_batch(targets)]
-    return Table(ids, np.array(records, int), encoded, [[*row, EOS] if row else [] for row in inputs.encode_batch(texts)])
+    return Table(ids, np.array(records, int), encoded, inputs.encode_inputs(texts))
 
   def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
     """Sum of the cross-entropy in nats and of its weights (tokens), for training; dropout is on when there is a key `rng`."""
@@ -59,6 +65,28 @@ class TextGeneration:
     x, table = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs, method='hidden')
     weights = batch['target_mask'] * batch['weight'][:, None]
     return x.reshape(-1, x.shape[-1]), table, target.reshape(-1), weights.reshape(-1)
+
+  def summary(self, loss: float) -> dict:
+    """{'loss': nats a token, 'perplexity'}"""
+    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
+
+  def answer(self, model, params, batch, options: SearchOptions, rng) -> dict:
+    """The fields of `generate`."""
+    return self.generate(model, params, batch, options, rng)._asdict()
+
+  def read(self, found: dict, outputs: Texts) -> list[dict]:
+    """The answer for one example -> its row: hypothesis, score, the words as they were written and, of several, n_best."""
+    written = outputs.decode_batch(found['tokens'])
+    texts, scores = [outputs.surface(text) for text in written], [float(score) for score in found['scores']]
+    row = {'hypothesis': texts[0], 'score': scores[0]}
+    if outputs.language:
+      row['words'] = written[0]
+    if len(texts) > 1:
+      row['n_best'] = list(zip(texts, scores))
+    return [row]
+
+  def references(self, example: dict) -> list[list[str]]:
+    return [list(example['targets'])]
 
   def generate(self, model, params, batch, options: SearchOptions, rng) -> SearchResult:
     """Hypotheses [B, N, T] for a batch, by the search that `options` name."""

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from mmlm.config import to_steps
-from mmlm.trees import by_rules, one_of
+from mmlm.training.lora import adapted
+from mmlm.trees import by_rules, name_of, one_of
 
 OPTIMIZERS = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
@@ -31,12 +32,19 @@ def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: in
   return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
 
+def rates_of(config, params):
+  """The tree of multipliers of the learning rate: those of the rules, and 0 for what LoRA holds."""
+  held = adapted(params)
+  rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
+  return jax.tree_util.tree_map_with_path(lambda path, rate: 0.0 if name_of(path) in held else rate, rates)
+
+
 def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
   """Clipping, the named optimizer, decoupled weight decay and the schedule.
 
   Leaves with rate 0 are frozen: they keep no state and do not count in the norm that is clipped.
   """
-  rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
+  rates = rates_of(config, params)
   decays = by_rules(params, config.decay_rules, 'optimizer.decay_rules')
 
   def clip(updates, params):

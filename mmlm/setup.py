@@ -1,0 +1,67 @@
+"""From an experiment to what its training needs: data, step, validation."""
+
+from mmlm import config as configs
+from mmlm.data import batching
+from mmlm.data.labels import Classes
+from mmlm.data.pipeline import stream
+from mmlm.evaluation.text_metrics import METRICS, Views, score_texts
+from mmlm.experiment import Experiment
+from mmlm.inference import decode
+from mmlm.training import loop
+from mmlm.training.optimizers import make_optimizer, make_schedule
+from mmlm.training.step import StepOptions, TrainState, initial_state
+from mmlm.trees import one_of
+
+GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
+
+
+def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, TrainState]:
+  """What `loop.train` needs, and the state before the first step."""
+  config, batch_size = experiment.config, experiment.config.train.batch_size
+  validate = validation(experiment)
+  table = experiment.table(split, with_targets=True)
+  if isinstance(experiment.sides[1], Classes):
+    experiment.sides[1].check_learnable(table.labels, split)
+  plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
+  loader = experiment.loader(split, table, batch_size, train=True)
+  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
+  total = steps('duration')
+  with stream(plan, loader, 0, 1) as first:
+    params = experiment.initial_params(next(first))
+  rate = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
+  model, task, smoothing = experiment.model, experiment.task, config.train.label_smoothing
+
+  def loss(params, batch, rng):
+    return task.loss(model, experiment.weights(params), batch, smoothing, rng)
+
+  options = StepOptions(make_optimizer(config.optimizer, rate, params), loss, config.train.accumulate, config.train.ema_decay)
+  print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
+  parts = loop.Parts(
+    options=options, learning_rate=rate, validate=validate,
+    stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
+    ids=lambda number: [table.ids[i] for i in plan[number].indices],
+    schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience),
+  )  # fmt: skip
+  return parts, initial_state(params, options, config.seed)
+
+
+def validation(experiment: Experiment):
+  """params on the host -> the validation scores that the config asks for."""
+  config, evaluator = experiment.config, experiment.evaluator(**GREEDY)
+  size, limit, splits = config.evaluate.batch_size, config.data.max_valid_examples, experiment.splits('valid')
+  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
+  scores = [prefix + name for prefix in names for name in ('loss', 'perplexity', *METRICS)]
+  metric = one_of('train.monitor', config.train.monitor, scores).rpartition('/')[2]
+  loaders = {split: experiment.loader(split, experiment.table(split, True, limit), size) for split in splits}
+
+  def validate(params) -> dict:
+    params, values = experiment.parallel.replicate(experiment.weights(params)), {}
+    for prefix, split in names.items():
+      found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
+      if metric in METRICS:
+        rows = decode(experiment, evaluator, params, split, limit)
+        found |= {name: s['value'] for name, s in score_texts(Views(rows, config.data.languages.target), (metric,), 1).items()}
+      values |= {prefix + name: value for name, value in found.items()}
+    return values
+
+  return validate
