@@ -54,7 +54,8 @@ def default_config() -> ConfigDict:
       'train_ops': ('decode', 'resize(224)', 'flip', 'normalize'), 'eval_ops': ('decode', 'resize(224)', 'normalize'),
       'max_length': 40, 'buckets': (), 'languages': {'text': '', 'target': ''}, 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
     },
-    # kind: see data/tokenizers.py; 'wordpiece' is that of the BERT named by source; 'none' where no text is read or written
+    # kind: see data/tokenizers.py; 'wordpiece' is that of the BERT named by source, 'run' that of the run folder named by source;
+    # 'none' where no text is read or written
     'tokenizer': {'kind': 'bpe', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
     # dim: width of every sequence that leaves an encoder
     # dtype: of the computation; parameters and optimizer state are float32
@@ -84,10 +85,11 @@ def default_config() -> ConfigDict:
     # eval_every: validation and checkpoint; keep_latest, keep_best: checkpoints
     # patience: stop after so many validations without a better score; 0 = never
     # monitor: the validation score that names the best checkpoint; for a text metric the split is decoded greedily
+    # start_from: a run folder whose parameters, as it is evaluated, are the first ones here; start_rules: (regex, whether to take it)
     'train': {
       'duration': '10 epochs', 'batch_size': 64, 'batch_tokens': 0, 'accumulate': 1, 'label_smoothing': 0.1, 'ema_decay': 0.0,
       'log_every': '20 steps', 'eval_every': '1 epochs', 'patience': 0, 'keep_latest': 2, 'keep_best': 1,
-      'monitor': 'loss',
+      'monitor': 'loss', 'start_from': '', 'start_rules': (('.*', True),),
     },
     # checkpoint: best, latest, or a step; average: mean of the parameters of the last n checkpoints
     # metrics: () = the task's own

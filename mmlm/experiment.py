@@ -1,5 +1,6 @@
 """One experiment: a completed config and a run folder -> its parts, wired. Training, evaluation and prediction start here."""
 
+import contextlib
 import functools
 import pathlib
 
@@ -31,7 +32,7 @@ from mmlm.pretrained.word_vectors import embedding_table, read_vectors
 from mmlm.tasks import TASKS
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
-from mmlm.trees import differences, flat, one_of
+from mmlm.trees import by_rules, differences, flat, graft, one_of
 
 
 class Experiment:
@@ -173,8 +174,8 @@ class Experiment:
     if not path.exists():
       (split,) = self.splits('train')
       options, languages = self.config.tokenizer, self.config.data.languages
-      if options.kind == 'wordpiece':
-        load_wordpiece(options.source).save(path)
+      if given := {'wordpiece': load_wordpiece, 'run': tokenizer_of_run}.get(options.kind):
+        given(options.source).save(path)
         return Tokenizer.load(path)
       texts = self.task.texts_to_learn(self.source(split))
       learned = {side: [words(text, languages[side]) for text in texts[side]] for side in texts}
@@ -225,7 +226,23 @@ class Experiment:
         tokens['embedding'] = jnp.asarray(self._word_vectors(modality, options, tokens['embedding'].shape[1]))
     if name := self.config.model.head.get('pooler'):
       params['head']['hidden'] = _loaded(load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name)
-    return params
+    # A run that goes on needs the other no more.
+    fresh = not any((self.folder / 'checkpoints').glob('[0-9]*'))
+    return self._started(params, self.config.train.start_from) if self.config.train.start_from and fresh else params
+
+  def _started(self, params: dict, run: str) -> dict:
+    """`params` with those of another run that train.start_rules take."""
+    other, rules = Experiment.of_run(run, {}), self.config.train.start_rules
+    checkpoints, options = other.checkpoints(), other.config.evaluate
+    with contextlib.closing(checkpoints):
+      theirs, step = checkpoints.params(None, options.checkpoint, options.average)
+    taken = {name for name, take in flat(by_rules(params, rules, 'train.start_rules')).items() if take}
+    words = [name for name in sorted(taken) if self.tokenizer and self.tokenizer.vocab_size in flat(params)[name].shape]
+    if words and getattr(other.tokenizer, 'fingerprint', '') != self.tokenizer.fingerprint:
+      raise UserError(f"train.start_from={run!r}: {words[0]} has a row a token, and the tokens there are others. Set tokenizer.kind to 'run' and "
+                      f'tokenizer.source to {run!r}, or leave it out in train.start_rules.')  # fmt: skip
+    print(f'{len(taken)} of {len(flat(params))} arrays of parameters start from {run}, step {step}.')
+    return graft(params, jax.tree.map(jnp.asarray, other.weights(theirs)), rules, 'train.start_rules', run)
 
   def _word_vectors(self, modality: str, options, width: int) -> np.ndarray:
     """The table [V, W] of an encoder that starts from word vectors."""
@@ -254,6 +271,12 @@ class Experiment:
     """`changes` override the config's decoding."""
     return Evaluator(self.model, self.task, self.parallel, self.sides[1], self.search_options(**changes), self.config.seed)
 
+
+def tokenizer_of_run(run: str) -> Tokenizer:
+  path = pathlib.Path(run) / 'tokenizer.json'
+  if not path.is_file():
+    raise UserError(f"tokenizer.source={run!r}: with tokenizer.kind='run' it is the folder of a run with a tokenizer.json.")
+  return Tokenizer.load(path)
 
 
 def _loaded(weights: dict, part: dict, key: str, name: str) -> dict:

@@ -47,6 +47,24 @@ def by_rules(tree, rules, what: str):
   return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
+def graft(tree, other, rules, what: str, name: str):
+  """`tree` with the leaves of `other` of the same names wherever the first rule (regex, bool) of a name says True.
+
+  Raises:
+    UserError: a leaf that is wanted is not in `other`, which is called `name`, or has another shape; what `by_rules` raises.
+  """
+  wanted, found = by_rules(tree, rules, what), flat(other)
+  shape = lambda leaf: getattr(leaf, 'shape', 'absent')
+  bad = [
+    f'{leaf}: {shape(found.get(leaf))} -> {shape(mine)}' for leaf, mine in flat(tree).items()
+    if flat(wanted)[leaf] and shape(found.get(leaf)) != shape(mine)
+  ]  # fmt: skip
+  if bad:
+    raise UserError('\n  '.join([f'{what}: {len(bad)} parameters of {name} do not fit (there -> here). Leave them out by a rule before the others, '
+                                 "such as ('fusion/.*', False):", *bad[:10]]))  # fmt: skip
+  return jax.tree_util.tree_map_with_path(lambda path, mine, take: found[name_of(path)] if take else mine, tree, wanted)
+
+
 def nearest(name: str, names) -> str:
   """The member of `names` that looks most like `name`."""
   names = list(map(str, names))

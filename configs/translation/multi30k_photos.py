@@ -1,11 +1,13 @@
 """Translation with photos: the 6,993 / 242 / 243 pairs of Multi30k whose photo is also in Flickr8k, any fusion, or the text alone.
 
   ./launch.sh prepare multi30k/photos --source FOLDER
-  ./launch.sh train configs/translation/multi30k_photos.py:fusion=selective --workdir runs/selective
+  ./launch.sh train configs/translation/multi30k_photos.py:modalities=text --workdir runs/text
+  ./launch.sh train configs/translation/multi30k_photos.py:fusion=selective,start=runs/text --workdir runs/selective
   ./launch.sh ablate runs/selective
   ./launch.sh compare runs/selective runs/text
 
-`:fusion=` concatenation, gated, selective, bottleneck, resampler; `:modalities=text` for the text alone.
+`:fusion=` concatenation, gated, selective, bottleneck, resampler; `:modalities=text` for the text alone. `start=` goes on from the parameters of
+another run, here that of the text alone, for a few epochs: with `:modalities=text,start=runs/text` it is what a fusion is compared with.
 """
 
 from configs.translation.multi30k import BLOCK, recipe
@@ -13,7 +15,7 @@ from mmlm.config import default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, source='en', target='de', fusion='selective', modalities='text+image')
+  args = parse_arg(arg, smoke=False, source='en', target='de', fusion='selective', modalities='text+image', start='')
   config = recipe(default_config(), args.source, args.target)
   config.data.name = 'multi30k/photos'
   if 'image' in args.modalities:
@@ -37,4 +39,9 @@ def get_config(arg=''):
   config.train.keep_latest = 5
   config.evaluate.average = 5
   config.evaluate.reference_words = {}
+  if args.start:
+    config.tokenizer.kind, config.tokenizer.source = 'run', args.start
+    config.train.start_from = args.start
+    new = (('(fusion|encoders_image)/.*', False),) if 'image' in args.modalities else ()
+    config.train.start_rules = (*new, ('.*', True))
   return smoke(config) if args.smoke else config

@@ -92,6 +92,7 @@ class Checkpoints:
     """Parameters for evaluation (the moving average where the run keeps one) and their step.
 
     Args:
+      abstract_params: their shapes and types; None takes them as they were written.
       which: 'best', 'latest' or a step; with `average` > 1 the mean over the last n steps up to it.
     """
     steps = self.steps()
@@ -104,6 +105,8 @@ class Checkpoints:
     if len(chosen) < average:
       raise UserError(f'evaluate.average={average}, but {self.folder} holds the steps {steps}: set it to {len(chosen)} or less, or train with a larger train.keep_latest.')
     name = 'ema' if (self.folder / str(step) / 'ema').is_dir() else 'params'
+    if abstract_params is None:
+      abstract_params = ocp.StandardCheckpointer().metadata(self.folder / str(step) / name).item_metadata.tree
     read, trees = lambda step: self._read(step, {name: abstract_params}), []
     for s in chosen:
       out, reason = read(s)
