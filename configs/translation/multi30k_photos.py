@@ -31,17 +31,21 @@ def get_config(arg=''):
   config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
   config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'transformer_decoder', **BLOCK, 'layers': 3}
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup = '500 steps'
-  config.train.duration = '60 epochs'
-  config.train.batch_tokens = 2048
-  config.train.patience = 8
-  config.train.keep_latest = 5
-  config.evaluate.average = 5
+  config.optimizer.schedule = 'linear'
+  config.optimizer.learning_rate = 2.5e-3
+  config.optimizer.warmup = '400 steps'
+  config.train.duration = '30 epochs'
+  config.train.batch_tokens = 1024
+  config.train.patience = 0
+  config.train.keep_latest = config.evaluate.average = 5
   config.evaluate.reference_words = {}
   if args.start:
     config.tokenizer.kind, config.tokenizer.source = 'run', args.start
     config.train.start_from = args.start
     new = (('(fusion|encoders_image)/.*', False),) if 'image' in args.modalities else ()
     config.train.start_rules = (*new, ('.*', True))
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = '100 steps'
+    config.train.duration = '8 epochs'
+    config.train.keep_latest = config.evaluate.average = 3
   return smoke(config) if args.smoke else config
