@@ -70,6 +70,11 @@ def trained_with(command: str) -> str:
   return shlex.join(words[words.index('train') + 1:]) if 'train' in words else ''
 
 
+def _numbered(spec: str, folds: bool) -> str:
+  """The arguments of a config without what tells its runs apart: the number of a fold, or of the run that each seed starts from."""
+  return re.sub(r'(fold=)\d+' if folds else r'(start=[^,\s]*?)\d+(?=[,\s]|$)', r'\1K', spec)
+
+
 class Runs:
   """Seeds of one config, whose results all of them have; or the folds of one, which a table's FOLDS names, each with its own split."""
 
@@ -82,7 +87,7 @@ class Runs:
     self.language = configs[0]['data']['languages']['target']
     self.seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
     specs = [trained_with(environment['command']) or default for environment in self.environments]
-    self.spec, *others = dict.fromkeys(re.sub(r'(?<=fold=)\d+', 'K', spec) if folds else spec for spec in specs)
+    self.spec, *others = dict.fromkeys(_numbered(spec, bool(folds)) for spec in specs)
     if others:
       raise UserError(f'these runs are no seeds of one config: {self.spec} and {others[0]}.')
 

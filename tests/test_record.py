@@ -94,3 +94,12 @@ def test_folds_are_runs_of_one_config_with_a_split_each(tmp_path):
 ])  # fmt: skip
 def test_the_command_without_seed_and_places(command, wanted):
   assert trained_with(command) == wanted
+
+
+def test_seeds_that_each_start_from_a_run_of_their_own_are_seeds_of_one_config(tmp_path):
+  command = 'main.py train configs/a.py:fusion=b,start=runs/text{seed} --workdir runs/q --config.seed={seed}'
+  folders = [run_folder(tmp_path / str(seed), seed, seed, command) for seed in (0, 1)]
+  assert {row['config'] for row in rows_of(TABLE, folders)} == {'configs/a.py:fusion=b,start=runs/textK'}
+  other = run_folder(tmp_path / 'other', 2, 1, command.replace('runs/text', 'runs/other'))
+  with pytest.raises(UserError, match='no seeds of one config'):
+    rows_of(TABLE, [*folders, other])
