@@ -16,6 +16,7 @@ import traceback
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from mmlm.decoding.fusion import FusionOptions
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
 from mmlm.models.encoders import ENCODERS
@@ -55,6 +56,7 @@ def default_config() -> ConfigDict:
       'max_length': 40, 'buckets': (), 'languages': {'text': '', 'target': ''}, 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
     },
     # kind: see data/tokenizers.py; 'wordpiece' is that of the BERT named by source; 'none' where no text is read or written
+    # source: for other kinds the folder of a run whose tokenizer is taken over; '' = one is trained
     'tokenizer': {'kind': 'bpe', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
     # dim: width of every sequence that leaves an encoder
     # dtype: of the computation; parameters and optimizer state are float32
@@ -96,8 +98,10 @@ def default_config() -> ConfigDict:
     'evaluate': {
       'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000,
     },
-    # The fields of SearchOptions with its defaults (beam search); max_length: 0 = data.max_length
-    'decoding': {f.name: f.default for f in dataclasses.fields(SearchOptions) if not f.name.endswith('_id')} | {'max_length': 0},
+    # The fields of SearchOptions with its defaults (beam search) and of FusionOptions; max_length: 0 = data.max_length
+    'decoding': {
+      f.name: f.default for part in (SearchOptions, FusionOptions) for f in dataclasses.fields(part) if not f.name.endswith('_id')
+    } | {'max_length': 0},
     'parallel': {'strategy': 'auto'},  # auto, jit (one device), pmap (all local devices)
   }).lock()  # fmt: skip
 

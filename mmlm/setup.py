@@ -12,7 +12,10 @@ from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, TrainState, initial_state
 from mmlm.trees import one_of
 
-GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
+GREEDY = {
+  'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0,
+  'ctc_weight': 0.0, 'language_model_weight': 0.0, 'ngram_weight': 0.0,
+}  # fmt: skip
 
 
 def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, TrainState]:
