@@ -10,9 +10,10 @@ import numpy as np
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import prepare
-from mmlm.data.features import count_rows
+from mmlm.data.audio_ops import longest
+from mmlm.data.features import lengthened, rows_of
 from mmlm.data.image import blank_picture
-from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
+from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
@@ -96,19 +97,20 @@ class Experiment:
   @functools.cache  # noqa: B019
   def rows(self, split: str) -> dict:
     """{modality: rows of each example}; UserError where features are not those that the encoders read."""
-    return count_rows(self.source(split), self.widths, parse_ops(self.config.data.eval_ops))
+    return rows_of(self.source(split), self.widths, self.config.data.eval_ops, self.config.data.dir)
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""
     names = self.config.data.splits[part]
     return (names,) if isinstance(names, str) else tuple(names)
 
-  def table(self, split: str, with_targets: bool, limit: int = 0, source=None) -> Table:
+  def table(self, split: str, with_targets: bool, limit: int = 0, source=None, train: bool = False) -> Table:
     """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut.
 
-    `source`: the same examples with other texts.
+    `source`: the same examples with other texts. `train`: there is room for what data.train_ops lengthen.
     """
-    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), self.rows(split), split)
+    rows = lengthened(self.rows(split), longest(parse_ops(self.config.data.train_ops)) if train else 1)
+    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), rows, split)
     if limit and limit < len(table.ids):
       table = table.select(np.sort(np.random.default_rng(0).choice(len(table.ids), limit, replace=False)))
     return table
@@ -139,9 +141,7 @@ class Experiment:
         f"data.train_ops={data.train_ops} cannot be used with cached grids: they may differ from data.eval_ops by 'flip' "
         'alone. Set model.encoders.image.cache to False to compute the grids in every step.'
       )
-    name = f'{data.name}/{split}'
-    if data.name == 'manifest':
-      name = f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
+    name = ManifestSource(split).identity if data.name == 'manifest' else f'{data.name}/{split}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': source.blank}
     return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank)
