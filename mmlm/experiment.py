@@ -11,10 +11,11 @@ import numpy as np
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import prepare
-from mmlm.data.features import count_rows
+from mmlm.data.audio_ops import longest
+from mmlm.data.features import lengthened, rows_of
 from mmlm.data.fitting import alignable, name_unknown
 from mmlm.data.image import blank_picture
-from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
+from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
@@ -105,20 +106,20 @@ class Experiment:
   @functools.cache  # noqa: B019
   def rows(self, split: str) -> dict:
     """{modality: rows of each example}; UserError where features are not those that the encoders read."""
-    return count_rows(self.source(split), self.widths, parse_ops(self.config.data.eval_ops))
+    return rows_of(self.source(split), self.widths, self.config.data.eval_ops, self.config.data.dir)
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""
     names = self.config.data.splits[part]
     return (names,) if isinstance(names, str) else tuple(names)
 
-  def table(self, split: str, with_targets: bool, limit: int = 0, source=None) -> Table:
+  def table(self, split: str, with_targets: bool, limit: int = 0, source=None, train: bool = False) -> Table:
     """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut.
 
-    `source`: the same examples with other texts.
+    `source`: the same examples with other texts. `train`: there is room for what data.train_ops lengthen.
     """
-    source = source or self.source(split)
-    table = self.fitting(self.task.table(source, *self.sides, with_targets), self.rows(split), split)
+    rows, source = lengthened(self.rows(split), longest(parse_ops(self.config.data.train_ops)) if train else 1), source or self.source(split)
+    table = self.fitting(self.task.table(source, *self.sides, with_targets), rows, split)
     if with_targets and self.tokenizer:
       table = self._aligned(table, split)
       name_unknown(table, source, self.tokenizer, split)
@@ -155,8 +156,9 @@ class Experiment:
       raise UserError(f"{split}: no example has a 'transcript', which model.head.ctc_labels asks for: name its field in data.fields.")
     (modality,) = self.modalities
     labels = table.transcripts if self.ctc_labels == 'transcript' else [row[:-1] for row in table.targets]
-    frames = rows_after(table.lengths_of[modality], self.config.model.encoders[modality].get('subsampling', 1))
-    return alignable(table, labels, frames, split)
+    counted = self.rows(split)  # without what random ops may add
+    rows = counted[modality][table.records] if modality in counted else table.lengths_of[modality]
+    return alignable(table, labels, rows_after(rows, self.config.model.encoders[modality].get('subsampling', 1)), split)
 
   def loader(self, split: str, table: Table, batch_size: int, train: bool = False) -> Loader:
     """Batches of a split of the data set; a frozen encoder that caches reads its grids from disk."""
@@ -169,9 +171,7 @@ class Experiment:
         f"data.train_ops={data.train_ops} cannot be used with cached grids: they may differ from data.eval_ops by 'flip' "
         'alone. Set model.encoders.image.cache to False to compute the grids in every step.'
       )
-    name = f'{data.name}/{split}'
-    if data.name == 'manifest':
-      name = f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
+    name = ManifestSource(split).identity if data.name == 'manifest' else f'{data.name}/{split}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': source.blank}
     return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank)

@@ -22,7 +22,7 @@ def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, Trai
   """What `loop.train` needs, and the state before the first step."""
   config, batch_size = experiment.config, experiment.config.train.batch_size
   validate = validation(experiment)
-  table = experiment.table(split, with_targets=True)
+  table = experiment.table(split, with_targets=True, train=True)
   if isinstance(experiment.sides[1], Classes):
     experiment.sides[1].check_learnable(table.labels, split)
   plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)

@@ -3,7 +3,8 @@
     {"id": "a", "image": "photos/a.jpg", "target": "a dog runs"}          target: a text or a list of texts
     {"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}   label: a number, or the name of a class
     {"id": "c", "audio": "features/c.npy", "video": "features/c2.npy"}     features: one array [C] or [S, C] in each file
-    {"id": "d", "audio": "sounds/d.wav"}                                   a sound, for the op log_mel
+    {"id": "d", "audio": "sounds/d.wav", "speaker": "optional"}            a sound, for the ops log_mel or fbank
+    {"id": "e", "audio": "e.wav", "target": "il dort", "transcript": "he sleeps"}   what is said, where the target is its translation
 """
 
 import copy
@@ -20,7 +21,7 @@ from mmlm.errors import UserError
 from mmlm.runs import read_json, write_json
 
 # The kinds of the fields of a line; what is null, empty or not there is absent.
-KINDS = {'id': (str, int), 'image': str, 'audio': str, 'video': str, 'text': str, 'label': (int, float, str), 'target': (str, list)}
+KINDS = {'id': (str, int), 'image': str, 'audio': str, 'video': str, 'text': str, 'label': (int, float, str), 'target': (str, list), 'speaker': str, 'transcript': str}
 FILES = ('image', 'audio', 'video')
 
 
@@ -56,6 +57,10 @@ class ManifestSource:
 
   def __len__(self):
     return len(self.rows)
+
+  @property
+  def identity(self) -> str:
+    return f'{self.path.absolute()} {fingerprint(self)}'
 
   def __getitem__(self, i) -> dict:
     row = self.rows[i]

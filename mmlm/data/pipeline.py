@@ -86,7 +86,7 @@ class Loader:
         found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size)
       elif name in self.table.rows:
         rows = [example.get(name) for example in examples]
-        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, functools.partial(self._like, name))
+        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name])
       else:
         found = batching.stack([example.get(name) for example in examples], batch.size, functools.partial(self._like, name))
       out[name], mask = found

@@ -44,6 +44,12 @@ class TfdsSource:
   def __len__(self):
     return len(self._data)
 
+  @property
+  def identity(self) -> str:
+    """Changes when the set is prepared again, or something else of it is read."""
+    stat = pathlib.Path(self.folder, 'dataset_info.json').stat()
+    return f'{pathlib.Path(self.folder).absolute()} {self.split} {sorted(self.fields.items())} {stat.st_size} {stat.st_mtime_ns}'
+
   def __getitem__(self, i) -> dict:
     row = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
