@@ -29,6 +29,7 @@ from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.parallel import describe_devices
 from mmlm.reports.html import write_report
 from mmlm.setup import GREEDY, training_parts
+from mmlm.studies import by_id
 from mmlm.training import loop
 from mmlm.training.optimizers import rates_of
 from mmlm.trees import count, differences
@@ -105,9 +106,14 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
     sys.exit(130)
 
 
-def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) -> list[dict]:
-  """Decodes and scores splits with the best checkpoint; the same with shuffled inputs beside. Returns the score files."""
+def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, text_from: str = '') -> list[dict]:
+  """Decodes and scores splits with the best checkpoint; the same with shuffled inputs beside. Returns the score files.
+
+  `text_from`: a predictions file, whose hypotheses are read in place of the texts of the splits.
+  """
   experiment = Experiment.of_run(workdir, settings)
+  if text_from:
+    experiment.read_texts({name: row['hypothesis'] for name, row in by_id(text_from).items()}, text_from)
   config = experiment.config
   _announce()
   changes = GREEDY if greedy else {}
@@ -122,7 +128,7 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   written = []
   for split, shuffled in itertools.product(splits, (False, True) if config.evaluate.shuffled else (False,)):
     began = time.monotonic()
-    tag = f'{file_name(split)}-{step}{method}' + ('-shuffled' if shuffled else '')
+    tag = f'{file_name(split)}-{step}{method}' + (f'-text_from_{_named(text_from)}' if text_from else '') + ('-shuffled' if shuffled else '')
     condition = Condition(shuffled='inputs' if shuffled else '')
     rows = decode(experiment, evaluator, params, split, condition=condition, progress=tag)
     speech = timing(rows, time.monotonic() - began)
@@ -133,12 +139,13 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
     result = {
       'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
       'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
-      'seconds': round(time.monotonic() - began, 1), **speech,
+      'seconds': round(time.monotonic() - began, 1), **({'text_from': text_from} if text_from else {}), **speech,
     }  # fmt: skip
     runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
     runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
     written.append(result)
     told = [f'({decoding["method"]})'] if decoding else []
+    told += [f'with the texts of {text_from}'] if text_from else []
     told += ['with inputs shuffled'] if shuffled else []
     print(f'{" ".join([split, *told])}, {len(rows)} examples, step {step}:')
     for metric, s in scores.items():
@@ -150,6 +157,12 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
       width = max(map(len, names))
       print('\n'.join(f'  {name:<{width}} said ' + ', '.join(f'{said} {count}' for said, count in zip(names, row)) for name, row in zip(names, table)))
   return written
+
+
+def _named(path: str) -> str:
+  """A predictions file as part of a file's name: its run and split."""
+  path = pathlib.Path(path).absolute()
+  return f'{path.parents[1].name}_{path.stem}'
 
 
 def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]:

@@ -110,6 +110,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
   """The same experiment in seconds on a CPU: a generated set, a few steps, small parts."""
   if config.task in ('classification', 'regression'):
     return _smoke_of_labels(config)
+  if 'audio' in config.model.encoders:
+    return _smoke_of_speech(config)
   reads_text = 'text' in config.model.encoders
   config.data.name = 'numerals/tiny' if reads_text else 'unicode_pictures/tiny'
   config.data.fields = {}
@@ -130,6 +132,25 @@ def _few_steps(config: ConfigDict) -> ConfigDict:
   config.train.keep_latest = config.evaluate.average = 1
   config.evaluate.bootstrap_samples = 20
   return config
+
+
+def _smoke_of_speech(config: ConfigDict) -> ConfigDict:
+  """On generated keypad tones, to their digits; where CTC learns a transcript this is the digits, and the target their words."""
+  translates = config.model.head.get('ctc_labels') == 'transcript'
+  config.data.name = 'keypad_tones/tiny'
+  config.data.fields = {'id': 'id', 'audio': 'audio', 'targets': 'words' if translates else 'digits'} | ({'transcript': 'digits'} if translates else {})
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test',)}
+  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(20)', 'standardize', 'spec_augment(2, 1, 4, 1, 10)')
+  config.data.eval_ops = ('decode_sound(16000)', 'log_mel(20)', 'standardize')
+  config.data.max_length, config.data.buckets = 400, (200, 400)
+  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 100, 'lowercase': True, 'min_frequency': 1}
+  config.model.dim = 32
+  config.model.encoders.audio.unlock().update({'width': 20, 'planes': 1, 'channels': 4, 'layers': 1})
+  if config.model.head.name != 'ctc':
+    config.model.head.unlock()['layers'] = 1
+  config.train.batch_tokens = 0
+  config.decoding.max_length = 12
+  return _few_steps(config)
 
 
 def _smoke_of_labels(config: ConfigDict) -> ConfigDict:

@@ -19,6 +19,7 @@ from mmlm.data.manifest import ManifestSource, check_pictures
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
+from mmlm.data.sources import WithTexts
 from mmlm.data.text import Texts, check_language, words
 from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer, usual_casing
 from mmlm.decoding.fusion import Fusion, FusionOptions, Scorer
@@ -81,6 +82,12 @@ class Experiment:
     return cls(configs.override(configs.from_dict(runs.read_json(path)), assignments), folder)
 
   # Data
+
+  def read_texts(self, texts: dict[str, str], path: str) -> None:
+    """From now on all examples have the texts {id: text}, which are those of a file `path`."""
+    if 'text' not in self.modalities:
+      raise UserError(f'{path}: this model reads {", ".join(self.modalities)} and no text.')
+    self.source = functools.cache(lambda split, source=self.source: WithTexts(source(split), texts, path))
 
   @functools.cache  # noqa: B019 an experiment lives as long as the process
   def source(self, split: str):

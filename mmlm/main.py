@@ -44,6 +44,7 @@ COMMANDS = {
   'evaluate': ('workdir', [
     (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
     (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
+    (TEXT, 'text_from', '', 'a predictions file, whose hypotheses are read in place of the texts of the splits (a cascade)'),
   ]),
   'predict': ('workdir', [
     (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),

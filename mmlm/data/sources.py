@@ -63,6 +63,22 @@ class TfdsSource:
     return example
 
 
+class WithTexts:
+  """A source whose examples have other texts, {id: text} from a file `path`; UserError for an example that it does not name."""
+
+  def __init__(self, source, texts: dict[str, str], path: str):
+    self.source, self.texts, self.path = source, texts, path
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i) -> dict:
+    example = self.source[i]
+    if example['id'] not in self.texts:
+      raise UserError(f'{self.path}: no text for the example {example["id"]!r}. Was it predicted from the same split?')
+    return example | {'text': self.texts[example['id']]}
+
+
 def _leaves(feature, keys=()) -> dict:
   """Path to (keys that lead there, feature) of all leaves; a Sequence counts as what it holds."""
   feature = feature.feature if isinstance(feature, F.Sequence) else feature
