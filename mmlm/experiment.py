@@ -287,8 +287,8 @@ class Experiment:
     decoding, head = self.config.decoding.to_dict() | changes, self.config.model.head.name
     decoding['max_length'] = decoding['max_length'] or self.config.data.max_length
     fusion = FusionOptions(**{field.name: decoding.pop(field.name) for field in dataclasses.fields(FusionOptions)})
-    if fusion.ctc_weight and self.ctc_labels != 'target':
-      raise UserError(f'decoding.ctc_weight={fusion.ctc_weight}: the head {head!r} has no CTC branch that has learned the targets.')
+    if fusion.ctc_weight and (head == 'ctc' or self.ctc_labels != 'target'):
+      raise UserError(f'decoding.ctc_weight={fusion.ctc_weight}: the head {head!r} has no CTC branch that has learned the targets beside a decoder.')
     if head == 'ctc' and decoding['method'] == 'sample':
       raise UserError("decoding.method='sample': a CTC head alone is decoded by 'greedy' or 'beam'.")
     return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS), fusion
