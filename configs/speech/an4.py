@@ -20,8 +20,8 @@ def get_config(arg=''):
   config.data.name = 'an4'
   config.data.train_ops = ('stretch(0.9, 1.1)', 'standardize', 'spec_augment(5, 2, 3, 2, 30)', 'deltas(2)')
   config.data.eval_ops = ('standardize', 'deltas(2)')
-  config.data.max_length = 800
-  config.data.buckets = (100, 150, 200, 250, 300, 400, 500, 800)
+  config.data.max_length = 720
+  config.data.buckets = (120, 180, 240, 300, 360, 480, 720)
   config.tokenizer.kind = args.tokenizer
   config.model.dim = 144
   config.model.dropout = 0.2
@@ -31,5 +31,5 @@ def get_config(arg=''):
   config.train.batch_size = 16
   config.train.ema_decay = 0.999
   config.train.monitor = 'wer'
-  config.decoding.max_length = 100
+  config.decoding.max_length = 64
   return smoke(config) if args.smoke else config

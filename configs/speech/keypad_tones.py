@@ -1,4 +1,4 @@
-"""Generated keypad tones in noise to the words of their digits, by a Conformer with CTC and a decoder. Offline, minutes on 2 CPU cores.
+"""Generated keypad tones in noise to the words of their digits, by a small Conformer with CTC and a decoder. Offline.
 
   ./launch.sh train configs/speech/keypad_tones.py --workdir runs/tones
   ./launch.sh evaluate runs/tones

@@ -27,8 +27,8 @@ def large(config):
   """Features, tokenizer and training for corpora of a hundred hours and more."""
   config.data.train_ops = ('decode_sound(16000)', 'speed', 'fbank(80)', 'standardize', 'spec_augment(5, 2, 27, 2, 40)')
   config.data.eval_ops = ('decode_sound(16000)', 'fbank(80)', 'standardize')
-  config.data.max_length = 2000
-  config.data.buckets = (400, 800, 1200, 1400, 1600, 2000)
+  config.data.max_length = 2800
+  config.data.buckets = (400, 800, 1200, 1400, 1600, 1800, 2800)
   config.data.max_valid_examples = 500
   config.tokenizer = {'kind': 'unigram', 'source': '', 'vocab_size': 1000, 'lowercase': True, 'min_frequency': 1}
   config.model.dim = 256

@@ -44,8 +44,8 @@ def sound_to_text(config, task):
   config.task = 'recognition' if task == 'recognition' else 'speech_translation'
   config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(80)', 'standardize', 'spec_augment(5, 2, 15, 2, 40)')
   config.data.eval_ops = ('decode_sound(16000)', 'log_mel(80)', 'standardize')
-  config.data.max_length = 1400
-  config.data.buckets = (200, 250, 300, 350, 400, 500, 700, 1400)
+  config.data.max_length = 1100
+  config.data.buckets = (240, 280, 320, 380, 460, 600, 1100)
   config.model.dim = 192
   config.model.dropout = 0.2
   if task == 'multitask':
@@ -62,8 +62,8 @@ def sound_to_text(config, task):
 def text_to_text(config):
   config.task = 'translation'
   config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
-  config.data.max_length = 250
-  config.data.buckets = (32, 48, 64, 96, 128, 250)
+  config.data.max_length = 160
+  config.data.buckets = (32, 48, 64, 96, 160)
   config.model.dim = 192
   config.model.dropout = 0.3
   config.model.shared_embeddings = True
