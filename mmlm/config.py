@@ -145,7 +145,8 @@ def _smoke_of_speech(config: ConfigDict) -> ConfigDict:
   config.data.max_length, config.data.buckets = 400, (200, 400)
   config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 100, 'lowercase': True, 'min_frequency': 1}
   config.model.dim = 32
-  config.model.encoders.audio.unlock().update({'width': 20, 'planes': 1, 'channels': 4, 'layers': 1})
+  audio = config.model.encoders.audio.unlock()
+  audio.update({'width': 20, 'planes': 1, 'channels': 4, 'layers': 1} | ({'kernel': 3} if audio.name == 'conformer' else {}))
   if config.model.head.name != 'ctc':
     config.model.head.unlock()['layers'] = 1
   config.train.batch_tokens = 0
