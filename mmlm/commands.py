@@ -18,7 +18,7 @@ from mmlm import runs
 from mmlm.data import prepare as data
 from mmlm.data.audio import SUFFIXES
 from mmlm.data.features import is_features, read_features
-from mmlm.data.manifest import ManifestSource, check_pictures
+from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.data.parallel_text import read_lines
 from mmlm.errors import UserError
 from mmlm.evaluation.label_metrics import confusion_table
@@ -220,12 +220,12 @@ def _sentences(given: str) -> list[dict]:
 
 
 def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: dict) -> None:
-  """Builds the data set NAME from its original files, or checks every line and picture of the manifest NAME."""
+  """Builds the data set NAME from its original files, or checks every line, picture and sound of the manifest NAME."""
   if settings:
     raise UserError('prepare reads no config: it has --source, --data_dir and --skip_broken.')
   if name.endswith('.jsonl'):
     examples = ManifestSource(name, require=())
-    print(f'{name}: {len(check_pictures(examples, data_dir, skip_broken))} of {len(examples)} examples are good.')
+    print(f'{name}: {len(check_files(examples, data_dir, skip_broken))} of {len(examples)} examples are good.')
   else:
     print(f'Prepared: {data.prepare(name, source or None, data_dir, skip_broken)}')
 

@@ -47,7 +47,7 @@ def default_config() -> ConfigDict:
     # buckets: lengths of padded texts and targets; () = one bucket of max_length
     # languages: codes such as 'en': Moses' rules before the tokenizer and after it; '' = texts as they are
     # workers: loader processes; 0 = threads in this one
-    # skip_broken: leave out pictures that cannot be read, and count them
+    # skip_broken: leave out pictures and sounds that cannot be read, and count them
     # max_valid_examples: validate on so many examples during training; 0 = all
     'data': {
       'name': 'unicode_pictures', 'dir': 'data', 'source': '', 'fields': {},

@@ -15,7 +15,7 @@ from mmlm.data.audio_ops import longest
 from mmlm.data.features import lengthened, rows_of
 from mmlm.data.fitting import alignable, name_unknown
 from mmlm.data.image import blank_picture
-from mmlm.data.manifest import ManifestSource, check_pictures
+from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
@@ -91,13 +91,13 @@ class Experiment:
 
   @functools.cache  # noqa: B019 an experiment lives as long as the process
   def source(self, split: str):
-    """The raw examples of a split, named as in the data set; broken pictures are an error or left out."""
+    """The raw examples of a split, named as in the data set; broken pictures and sounds are an error or left out."""
     data = self.config.data
     if data.name == 'parallel':
       return ParallelTexts(split, data.fields.to_dict())
     if data.name == 'manifest':
       source = ManifestSource(split, require=(*self.modalities, self.task.answers))
-      source = check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
+      source = check_files(source, data.dir, data.skip_broken, self.modalities)
     else:
       source = prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
     return source

@@ -32,7 +32,7 @@ COMPILATION_CACHE = {
 }
 
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
-SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them')
+SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
 NUMBER = flags.DEFINE_integer
 # command: (positional arguments with spaces between, flags as (definer, name, default, help))
 COMMANDS = {

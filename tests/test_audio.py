@@ -60,6 +60,13 @@ def test_a_file_that_was_cut_off_is_named_and_a_whole_one_is_read(form, kind, se
       decode_audio(data[: int(len(data) * share)])
 
 
+@pytest.mark.parametrize('kind', ['VORBIS', 'OPUS'])
+def test_a_stream_that_lacks_its_last_page_is_named(kind):
+  data = encoded(noise(4), form='OGG', kind=kind)
+  with pytest.raises(UserError, match='cut off'):
+    decode_audio(data[: data.rfind(b'OggS')])
+
+
 def test_a_wav_of_a_pipe_has_no_true_length_and_is_read():
   data = bytearray(encoded(tone(440)))
   data[40:44] = b'\xff' * 4  # the size of its data, behind 'data'
@@ -126,6 +133,7 @@ def test_frames_that_are_computed_together_do_not_matter(monkeypatch):
 
 def test_frames_on_a_device_are_those_of_the_loader():
   sounds = [noise(1), noise(0.4), tone(440, 0.73), noise(0.0126), noise(0.0125), np.zeros(800, np.float32), np.ones(1, np.float32)]
+  sounds.append(np.concatenate([noise(0.5) * np.float32(1e-6), tone(440, 0.003)]))  # loudest where no frame has its middle
   lengths = np.array([*map(len, sounds)])
   for beyond in (0, 7):  # what stands behind the ends of sounds, and how far
     samples = np.full((len(sounds), RATE + 160 * beyond), beyond, np.float32)
@@ -143,6 +151,11 @@ def test_filterbanks_are_kaldis():
   assert frames.shape == (100, 80) and frames.dtype == np.float32
   assert np.array_equal(frames, kaldi_fbank(noise(1)))  # no dither
   assert np.allclose(kaldi_fbank(2 * noise(1)), frames + 2 * np.log(2), atol=1e-3)  # logarithms of energies
+  # A step of 16 bits is 1: of white noise each of 257 frequencies has its variance times the squares of the window.
+  window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+  emphasis = 1 + 0.97**2 - 2 * 0.97 * np.cos(2 * np.pi * np.arange(257) / 512)
+  widest = np.log(np.square(3276.8) * np.square(window).sum() * emphasis[-12:].mean())  # of the last band, 13 frequencies to its middle
+  assert frames[:, -1].mean() == pytest.approx(widest + np.log(13), abs=1)
   mel = lambda hertz: 1127 * np.log(1 + hertz / 700)
   for hertz in (500, 1500, 4000):
     place = (mel(hertz) - mel(20)) / (mel(8000) - mel(20)) * 81 - 1

@@ -6,9 +6,9 @@ from test_audio import encoded, noise, tone
 
 from mmlm.data import features
 from mmlm.data.audio import RATE, Sound, log_mel_spectrogram
-from mmlm.data.audio_ops import longest
+from mmlm.data.audio_ops import longest, shortest
 from mmlm.data.batching import Batch, TrainPlan
-from mmlm.data.features import count_rows, lengthened, rows_of
+from mmlm.data.features import count_rows, lengthened, rows_of, shortened
 from mmlm.data.manifest import ManifestSource
 from mmlm.data.ops import apply_ops, parse_ops
 from mmlm.data.pipeline import Loader, Table
@@ -83,6 +83,8 @@ def test_standardized_features_have_mean_0_and_variance_1():
 @pytest.mark.parametrize('value', [0, 1e-10, -11.5129, 12345.678])
 def test_what_is_constant_becomes_zero(value):
   matrix = np.stack([np.full(50, value, np.float32), MATRIX[:50, 0]], 1)
+  if value:
+    matrix[7, 0] = np.nextafter(matrix[7, 0], np.float32(1e9))  # as far as float32 can tell
   found = after('standardize', of=matrix)
   assert (found[:, 0] == 0).all() and np.allclose(found[:, 1].std(), 1, atol=1e-5)
   assert (after('standardize', of=matrix[:1]) == 0).all()
@@ -145,20 +147,24 @@ def test_warped_time_runs_forward_between_its_ends():
   ('speed((0.9, 1.1))', 'log_mel(8)'), ('speed((0.5,))', 'fbank(8)'), ('speed((0.33, 3))', 'log_mel(8)'), ('log_mel(8)', 'stretch(0.7, 1)'),
   ('speed', 'log_mel(8)', 'stretch'), ('log_mel(8)', 'deltas'),
 ])  # fmt: skip
-def test_there_is_room_for_what_ops_lengthen(ops):
+def test_there_is_room_for_what_ops_lengthen_and_less_for_what_they_shorten(ops):
   rng, ops = np.random.default_rng(0), parse_ops(ops)
   plain = [op for op in ops if op.func.__name__ in ('log_mel', 'fbank')]
   for number in rng.integers(1, 5000, 60):
     example = {'id': 'a', 'audio': Sound(noise(1)[:number], RATE)}
     rows = len(apply_ops(plain, example, rng)['audio'])
-    room = int(lengthened({'audio': np.array([rows])}, longest(ops))['audio'][0])
-    assert len(apply_ops(ops, example, rng)['audio']) <= room <= (rows + 1) * longest(ops) + 1
+    counts = {'audio': np.array([rows])}
+    least, most = (int(found['audio'][0]) for found in (shortened(counts, shortest(ops)), lengthened(counts, longest(ops))))
+    assert least <= len(apply_ops(ops, example, rng)['audio']) <= most
+    assert most <= (rows + 1) * longest(ops) + 1 and least >= min(rows, rows * shortest(ops) - 2)
 
 
 def test_only_sounds_are_lengthened_and_an_absent_one_stays_absent():
   found = lengthened({'audio': np.array([0, 100]), 'video': np.array([7, 0])}, 1.5)
   assert found['audio'].tolist() == [0, 152] and found['video'].tolist() == [7, 0]
-  assert longest(parse_ops(('log_mel', 'spec_augment', 'speed((1.0, 1.5))', 'flip'))) == 1
+  ops = parse_ops(('log_mel', 'spec_augment', 'speed((1.0, 1.25))', 'flip'))
+  assert longest(ops) == 1 and shortest(ops) == 0.8
+  assert {key: rows.tolist() for key, rows in shortened({'audio': np.array([0, 1, 100]), 'video': np.array([7])}, 0.8).items()} == {'audio': [0, 1, 79], 'video': [7]}
 
 
 def test_a_batch_holds_every_row_of_every_stretched_example():

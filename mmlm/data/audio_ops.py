@@ -4,7 +4,7 @@ N: samples; S: rows of features, 100 a second; C: values of a row. A sound is th
 an array [S, C] or a vector [C]. Ops that read a sound let features pass, so that given and computed ones can stand in one set. An example
 without sound passes without it.
 
-An op that may lengthen its sound has a function `lengthens` of its options: by how much at most.
+An op that changes how long its sound is has a function `tempo` of its options: the slowest and the fastest that it may be played.
 """
 
 import functools
@@ -136,8 +136,21 @@ def spec_augment(features, rng, warp: int = 5, frequency_masks: int = 2, frequen
 
 
 def longest(ops) -> float:
-  """By how much ops as `parse_ops` gives them may lengthen a sound at most; 1 where none does."""
-  return math.prod(max(1.0, op.func.lengthens(**op.keywords)) for op in ops if hasattr(op.func, 'lengthens'))
+  """By what factor ops as `parse_ops` gives them may lengthen a sound; 1 where none does."""
+  return math.prod(1 / min(1, slowest) for slowest, _ in _tempos(ops))
+
+
+def shortest(ops) -> float:
+  """By what factor they may shorten it."""
+  return math.prod(1 / max(1, fastest) for _, fastest in _tempos(ops))
+
+
+def _tempos(ops) -> list[tuple]:
+  return [op.func.tempo(**op.keywords) for op in ops if hasattr(op.func, 'tempo')]
+
+
+def _span(name: str, factors) -> tuple:
+  return min(_checked(name, factors)), max(factors)
 
 
 def _checked(name: str, factors: tuple) -> tuple:
@@ -148,5 +161,5 @@ def _checked(name: str, factors: tuple) -> tuple:
 
 OPS = {change.__name__: _sound_op(change) for change in (decode_sound, speed, log_mel, fbank)}
 OPS |= {change.__name__: _rows_op(change) for change in (standardize, deltas, stretch, spec_augment)}
-OPS['speed'].lengthens = lambda factors=(0.9, 1.0, 1.1): 1 / min(_checked('speed', factors))
-OPS['stretch'].lengthens = lambda slowest=0.9, fastest=1.1: 1 / min(_checked('stretch', (slowest, fastest)))
+OPS['speed'].tempo = lambda factors=(0.9, 1.0, 1.1): _span('speed', factors)
+OPS['stretch'].tempo = lambda slowest=0.9, fastest=1.1: _span('stretch', (slowest, fastest))

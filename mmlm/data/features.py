@@ -45,6 +45,12 @@ def lengthened(counts: dict[str, np.ndarray], factor: float) -> dict[str, np.nda
   return {modality: longer(rows) if modality == 'audio' else rows for modality, rows in counts.items()}
 
 
+def shortened(counts: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
+  """The fewest rows after ops that shorten by a factor at most (`audio_ops.shortest`)."""
+  shorter = lambda rows: rows if factor == 1 else np.minimum(rows, np.maximum(1, np.floor(rows * factor) - 1)).astype(int)
+  return {modality: shorter(rows) if modality == 'audio' else rows for modality, rows in counts.items()}
+
+
 def count_rows(source, widths: dict[str, int], ops: list = ()) -> dict[str, np.ndarray]:
   """{modality: [N] rows of each example, 0 where it has none}; a vector counts as one row.
 

@@ -96,7 +96,7 @@ def error_report(predictions: list[dict], words: np.ndarray, characters: np.ndar
 
 
 def timing(predictions: list[dict], seconds: float) -> dict:
-  """How long `seconds` of decoding are beside the sounds that were decoded; {} where the rows do not tell their 'seconds'."""
+  """`seconds` of decoding over those of the sounds that were decoded, the real-time factor; {} where the rows do not tell their 'seconds'."""
   length = sum(row.get('seconds', 0) for row in predictions)
   return {'audio_seconds': round(length, 2), 'decoding_seconds': round(seconds, 2), 'real_time_factor': seconds / length} if length else {}
 

@@ -150,8 +150,8 @@ order of the table, and 'offsets', where each begins and where the last ends."""
 class Mboshi(Sounds):
   """5,130 read sentences of three speakers, written in Mboshi and translated into French, in lower case.
 
-  The corpus has a training and a development split, which is the 'test' here; 'valid' is about a twentieth of each training speaker,
-  without a sentence, Mboshi or French, that is also in 'train'.
+  The corpus has a training and a development split, which is the 'test' here; they share no Mboshi sentence, but 52 French ones.
+  'valid' is about a twentieth of each training speaker, without a sentence, Mboshi or French, that is also in 'train'.
   """
 
   name, FOLDER = 'mboshi', 'mboshi_french'
