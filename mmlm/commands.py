@@ -16,21 +16,26 @@ import jax
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import prepare as data
-from mmlm.data.manifest import ManifestSource, check_pictures
+from mmlm.data.audio import SUFFIXES
+from mmlm.data.features import is_features, read_features
+from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.data.parallel_text import read_lines
 from mmlm.errors import UserError
 from mmlm.evaluation.label_metrics import confusion_table
+from mmlm.evaluation.speech_metrics import error_report, format_report, timing
 from mmlm.evaluation.text_metrics import Views, check_reference_words, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.parallel import describe_devices
 from mmlm.reports.html import write_report
 from mmlm.setup import GREEDY, training_parts
+from mmlm.studies import by_id
 from mmlm.training import loop
 from mmlm.training.optimizers import rates_of
 from mmlm.trees import count, differences
 
-PICTURES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
+# {modality: what its files are called, their endings}
+FILES = {'image': ('picture', {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}), 'audio': ('sound', SUFFIXES | {'.npy'})}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
 
 
@@ -101,9 +106,14 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
     sys.exit(130)
 
 
-def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) -> list[dict]:
-  """Decodes and scores splits with the best checkpoint; the same with shuffled inputs beside. Returns the score files."""
+def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, text_from: str = '') -> list[dict]:
+  """Decodes and scores splits with the best checkpoint; the same with shuffled inputs beside. Returns the score files.
+
+  `text_from`: a predictions file, whose hypotheses are read in place of the texts of the splits.
+  """
   experiment = Experiment.of_run(workdir, settings)
+  if text_from:
+    experiment.read_texts({name: row['hypothesis'] for name, row in by_id(text_from).items()}, text_from)
   config = experiment.config
   _announce()
   changes = GREEDY if greedy else {}
@@ -118,24 +128,30 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   written = []
   for split, shuffled in itertools.product(splits, (False, True) if config.evaluate.shuffled else (False,)):
     began = time.monotonic()
-    tag = f'{file_name(split)}-{step}{method}' + ('-shuffled' if shuffled else '')
+    tag = f'{file_name(split)}-{step}{method}' + (f'-text_from_{_named(text_from)}' if text_from else '') + ('-shuffled' if shuffled else '')
     condition = Condition(shuffled='inputs' if shuffled else '')
     rows = decode(experiment, evaluator, params, split, condition=condition, progress=tag)
-    metrics = config.evaluate.metrics or experiment.task.metrics
-    scores = score_texts(Views(rows, config.data.languages.target), metrics, config.evaluate.bootstrap_samples)
+    speech = timing(rows, time.monotonic() - began)
+    views, metrics = Views(rows, config.data.languages.target), config.evaluate.metrics or experiment.task.metrics
+    scores = score_texts(views, metrics, config.evaluate.bootstrap_samples)
+    if 'wer' in scores or 'cer' in scores:
+      speech |= error_report(rows, views.statistics('wer'), views.statistics('cer'))
     result = {
       'split': split, 'step': step, 'decoding': decoding, 'shuffled': shuffled, 'n': len(rows), 'scores': scores,
       'checkpoint': config.evaluate.checkpoint, 'average': config.evaluate.average,
-      'seconds': round(time.monotonic() - began, 1),
+      'seconds': round(time.monotonic() - began, 1), **({'text_from': text_from} if text_from else {}), **speech,
     }  # fmt: skip
     runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
     runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
     written.append(result)
     told = [f'({decoding["method"]})'] if decoding else []
+    told += [f'with the texts of {text_from}'] if text_from else []
     told += ['with inputs shuffled'] if shuffled else []
     print(f'{" ".join([split, *told])}, {len(rows)} examples, step {step}:')
     for metric, s in scores.items():
       print(f'  {metric:<12} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
+    if speech:
+      print(format_report(speech))
     if config.task == 'classification' and len(config.model.head.classes) <= 12:
       names, table = confusion_table(rows)
       width = max(map(len, names))
@@ -143,8 +159,14 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False) 
   return written
 
 
+def _named(path: str) -> str:
+  """A predictions file as part of a file's name: its run and split."""
+  path = pathlib.Path(path).absolute()
+  return f'{path.parents[1].name}_{path.stem}'
+
+
 def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]:
-  """Captions for a picture, a folder of pictures, or a manifest; prints them, and writes JSON lines to --output."""
+  """Answers for what `inputs_of` reads; prints them, and writes JSON lines to --output."""
   experiment = Experiment.of_run(workdir, settings)
   source = inputs_of(input, experiment.modalities)
   rows = Predictor(experiment)(source, f'--input {input}')
@@ -158,26 +180,31 @@ def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]
 
 
 def inputs_of(path: str, modalities: tuple) -> list[dict]:
-  """Raw examples of a picture, a folder of pictures, a sentence, a file of sentences, or a manifest (targets are not needed)."""
+  """Raw examples of a picture or sound, a folder of these, a sentence, a file of sentences, or a manifest (targets are not needed)."""
   if modalities == ('text',) and not path.endswith('.jsonl'):
     return _sentences(path)
   path = pathlib.Path(path)
-  if path.suffix == '.jsonl':
-    examples = [*ManifestSource(path, require=modalities)]
-  else:
-    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
-    for ok, what in (
-      (path.exists(), 'no such file or folder.'),
-      (files, f'no picture ({", ".join(sorted(PICTURES))}) in this folder.'),
-      (modalities == ('image',), f'this model reads {", ".join(modalities)}: give a manifest (JSON lines) with these fields.'),
-    ):
-      if not ok:
-        raise UserError(f'--input {path}: {what}')
-    examples = [{'id': str(file.relative_to(path)) if path.is_dir() else file.name, 'image': file.read_bytes()} for file in files]
+  examples = [*ManifestSource(path, require=modalities)] if path.suffix == '.jsonl' else _files(path, modalities)
   for example in examples:
-    if example.get('image') == b'':  # elsewhere this means that an example has none
-      raise UserError(f'--input {path}: the picture of {example["id"]!r} has zero bytes.')
+    for modality, (what, _) in FILES.items():
+      if isinstance(data := example.get(modality), bytes) and not data:  # elsewhere this means that an example has none
+        raise UserError(f'--input {path}: the {what} of {example["id"]!r} has zero bytes.')
   return examples
+
+
+def _files(path: pathlib.Path, modalities: tuple) -> list[dict]:
+  """A file, or those below a folder, for a model that reads one modality whose files are known."""
+  what, endings = FILES.get(modalities[0], FILES['image'])
+  files = sorted(p for p in path.rglob('*') if p.suffix.lower() in endings) if path.is_dir() else [path]
+  for ok, wrong in (
+    (path.exists(), 'no such file or folder.'),
+    (modalities in (('image',), ('audio',)), f'this model reads {", ".join(modalities)}: give a manifest (JSON lines) with these fields.'),
+    (files, f'no {what} ({", ".join(sorted(endings))}) in this folder.'),
+  ):
+    if not ok:
+      raise UserError(f'--input {path}: {wrong}')
+  read = lambda file: read_features(file) if modalities == ('audio',) and is_features(file) else file.read_bytes()
+  return [{'id': str(file.relative_to(path)) if path.is_dir() else file.name, modalities[0]: read(file)} for file in files]
 
 
 def _sentences(given: str) -> list[dict]:
@@ -193,12 +220,12 @@ def _sentences(given: str) -> list[dict]:
 
 
 def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: dict) -> None:
-  """Builds the data set NAME from its original files, or checks every line and picture of the manifest NAME."""
+  """Builds the data set NAME from its original files, or checks every line, picture and sound of the manifest NAME."""
   if settings:
     raise UserError('prepare reads no config: it has --source, --data_dir and --skip_broken.')
   if name.endswith('.jsonl'):
     examples = ManifestSource(name, require=())
-    print(f'{name}: {len(check_pictures(examples, data_dir, skip_broken))} of {len(examples)} examples are good.')
+    print(f'{name}: {len(check_files(examples, data_dir, skip_broken))} of {len(examples)} examples are good.')
   else:
     print(f'Prepared: {data.prepare(name, source or None, data_dir, skip_broken)}')
 

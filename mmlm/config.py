@@ -16,6 +16,7 @@ import traceback
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from mmlm.decoding.fusion import FusionOptions
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
 from mmlm.models.encoders import ENCODERS
@@ -46,7 +47,7 @@ def default_config() -> ConfigDict:
     # buckets: lengths of padded texts and targets; () = one bucket of max_length
     # languages: codes such as 'en': Moses' rules before the tokenizer and after it; '' = texts as they are
     # workers: loader processes; 0 = threads in this one
-    # skip_broken: leave out pictures that cannot be read, and count them
+    # skip_broken: leave out pictures and sounds that cannot be read, and count them
     # max_valid_examples: validate on so many examples during training; 0 = all
     'data': {
       'name': 'unicode_pictures', 'dir': 'data', 'source': '', 'fields': {},
@@ -98,8 +99,10 @@ def default_config() -> ConfigDict:
     'evaluate': {
       'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000,
     },
-    # The fields of SearchOptions with its defaults (beam search); max_length: 0 = data.max_length
-    'decoding': {f.name: f.default for f in dataclasses.fields(SearchOptions) if not f.name.endswith('_id')} | {'max_length': 0},
+    # The fields of SearchOptions with its defaults (beam search) and of FusionOptions; max_length: 0 = data.max_length
+    'decoding': {
+      f.name: f.default for part in (SearchOptions, FusionOptions) for f in dataclasses.fields(part) if not f.name.endswith('_id')
+    } | {'max_length': 0},
     'parallel': {'strategy': 'auto'},  # auto, jit (one device), pmap (all local devices)
   }).lock()  # fmt: skip
 
@@ -108,6 +111,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
   """The same experiment in seconds on a CPU: a generated set, a few steps, small parts."""
   if config.task in ('classification', 'regression'):
     return _smoke_of_labels(config)
+  if 'audio' in config.model.encoders:
+    return _smoke_of_speech(config)
   reads_text = 'text' in config.model.encoders
   config.data.name = 'numerals/tiny' if reads_text else 'unicode_pictures/tiny'
   config.data.fields = {}
@@ -128,6 +133,26 @@ def _few_steps(config: ConfigDict) -> ConfigDict:
   config.train.keep_latest = config.evaluate.average = 1
   config.evaluate.bootstrap_samples = 20
   return config
+
+
+def _smoke_of_speech(config: ConfigDict) -> ConfigDict:
+  """On generated keypad tones, to their digits; where CTC learns a transcript this is the digits, and the target their words."""
+  translates = config.model.head.get('ctc_labels') == 'transcript'
+  config.data.name = 'keypad_tones/tiny'
+  config.data.fields = {'id': 'id', 'audio': 'audio', 'targets': 'words' if translates else 'digits'} | ({'transcript': 'digits'} if translates else {})
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test',)}
+  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(20)', 'standardize', 'spec_augment(2, 1, 4, 1, 10)')
+  config.data.eval_ops = ('decode_sound(16000)', 'log_mel(20)', 'standardize')
+  config.data.max_length, config.data.buckets = 400, (200, 400)
+  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 100, 'lowercase': True, 'min_frequency': 1}
+  config.model.dim = 32
+  audio = config.model.encoders.audio.unlock()
+  audio.update({'width': 20, 'planes': 1, 'channels': 4, 'layers': 1} | ({'kernel': 3} if audio.name == 'conformer' else {}))
+  if config.model.head.name != 'ctc':
+    config.model.head.unlock()['layers'] = 1
+  config.train.batch_tokens = 0
+  config.decoding.max_length = 12
+  return _few_steps(config)
 
 
 def _smoke_of_labels(config: ConfigDict) -> ConfigDict:

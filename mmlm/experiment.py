@@ -1,6 +1,7 @@
 """One experiment: a completed config and a run folder -> its parts, wired. Training, evaluation and prediction start here."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 
@@ -11,25 +12,33 @@ import numpy as np
 from mmlm import config as configs
 from mmlm import runs
 from mmlm.data import prepare
-from mmlm.data.features import count_rows
+from mmlm.data.audio_ops import longest, shortest
+from mmlm.data.features import lengthened, rows_of, shortened
+from mmlm.data.fitting import alignable, name_unknown
 from mmlm.data.image import blank_picture
-from mmlm.data.manifest import ManifestSource, check_pictures, fingerprint
+from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
+from mmlm.data.sources import WithTexts
 from mmlm.data.text import Texts, check_language, words
 from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer, usual_casing
+from mmlm.decoding.fusion import Fusion, FusionOptions, Scorer
+from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.text_metrics import METRICS
 from mmlm.models.encoders import FEATURE_ENCODERS
+from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import build_model
+from mmlm.models.subsampling import rows_after
 from mmlm.parallel import Parallel
 from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
 from mmlm.pretrained.word_vectors import embedding_table, read_vectors
 from mmlm.tasks import TASKS
+from mmlm.tasks.generation import begin_decoder
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
 from mmlm.trees import by_rules, differences, flat, graft, one_of
@@ -53,9 +62,11 @@ class Experiment:
       check_language(language)
     self.modalities = tuple(config.model.encoders)
     for modality, options in config.model.encoders.items():
-      limit = options.get('max_positions', config.data.max_length)
+      limit = options.get('max_positions', config.data.max_length) * options.get('subsampling', 1)
       if limit < config.data.max_length and options.get('positions') in ('learned', 'sinusoidal'):
         raise UserError(f'data.max_length={config.data.max_length}: model.encoders.{modality} ({options.name}) has positions for {limit} alone.')
+    if self.ctc_labels and self.modalities not in (('audio',), ('text',), ('video',)):
+      raise UserError(f'model.head.name={config.model.head.name!r} aligns what it writes with one sequence: name audio alone in model.encoders, not {self.modalities}.')
     self.parallel = Parallel(config.parallel.strategy)
     for part, accumulate in (('train', config.train.accumulate), ('evaluate', 1)):
       size, devices = config[part].batch_size, self.parallel.devices
@@ -73,15 +84,21 @@ class Experiment:
 
   # Data
 
+  def read_texts(self, texts: dict[str, str], path: str) -> None:
+    """From now on all examples have the texts {id: text}, which are those of a file `path`."""
+    if 'text' not in self.modalities:
+      raise UserError(f'{path}: this model reads {", ".join(self.modalities)} and no text.')
+    self.source = functools.cache(lambda split, source=self.source: WithTexts(source(split), texts, path))
+
   @functools.cache  # noqa: B019 an experiment lives as long as the process
   def source(self, split: str):
-    """The raw examples of a split, named as in the data set; broken pictures are an error or left out."""
+    """The raw examples of a split, named as in the data set; broken pictures and sounds are an error or left out."""
     data = self.config.data
     if data.name == 'parallel':
       return ParallelTexts(split, data.fields.to_dict())
     if data.name == 'manifest':
       source = ManifestSource(split, require=(*self.modalities, self.task.answers))
-      source = check_pictures(source, data.dir, data.skip_broken) if 'image' in self.modalities else source
+      source = check_files(source, data.dir, data.skip_broken, self.modalities)
     else:
       source = prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
     return source
@@ -97,19 +114,23 @@ class Experiment:
   @functools.cache  # noqa: B019
   def rows(self, split: str) -> dict:
     """{modality: rows of each example}; UserError where features are not those that the encoders read."""
-    return count_rows(self.source(split), self.widths, parse_ops(self.config.data.eval_ops))
+    return rows_of(self.source(split), self.widths, self.config.data.eval_ops, self.config.data.dir)
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""
     names = self.config.data.splits[part]
     return (names,) if isinstance(names, str) else tuple(names)
 
-  def table(self, split: str, with_targets: bool, limit: int = 0, source=None) -> Table:
+  def table(self, split: str, with_targets: bool, limit: int = 0, source=None, train: bool = False) -> Table:
     """Examples of a split that fit data.max_length; what does not fit is counted and said, never cut.
 
-    `source`: the same examples with other texts.
+    `source`: the same examples with other texts. `train`: there is room for what data.train_ops lengthen.
     """
-    table = self.fitting(self.task.table(source or self.source(split), *self.sides, with_targets), self.rows(split), split)
+    rows, source = lengthened(self.rows(split), longest(parse_ops(self.config.data.train_ops)) if train else 1), source or self.source(split)
+    table = self.fitting(self.task.table(source, *self.sides, with_targets), rows, split)
+    if with_targets and self.tokenizer:
+      table = self._aligned(table, split, train)
+      name_unknown(table, source, self.tokenizer, split)
     if limit and limit < len(table.ids):
       table = table.select(np.sort(np.random.default_rng(0).choice(len(table.ids), limit, replace=False)))
     return table
@@ -129,6 +150,24 @@ class Experiment:
       raise UserError(f'{name}: no example is within data.max_length={self.config.data.max_length} tokens.')
     return table.select(keep)
 
+  @property
+  def ctc_labels(self) -> str:
+    """What the CTC branch of the head learns: 'target', 'transcript', or '' where there is none."""
+    head = self.config.model.head
+    return head.get('ctc_labels', getattr(HEADS[head.name], 'ctc_labels', ''))
+
+  def _aligned(self, table: Table, split: str, train: bool) -> Table:
+    """What the CTC branch of the head can align, if there is one; `train`: also when data.train_ops make it as short as they may."""
+    if not self.ctc_labels:
+      return table
+    if self.ctc_labels == 'transcript' and not table.transcripts:
+      raise UserError(f"{split}: no example has a 'transcript', which model.head.ctc_labels asks for: name its field in data.fields.")
+    (modality,) = self.modalities
+    labels = table.transcripts if self.ctc_labels == 'transcript' else [row[:-1] for row in table.targets]
+    counted = shortened(self.rows(split), shortest(parse_ops(self.config.data.train_ops)) if train else 1)
+    rows = counted[modality][table.records] if modality in counted else table.lengths_of[modality]
+    return alignable(table, labels, rows_after(rows, self.config.model.encoders[modality].get('subsampling', 1)), split)
+
   def loader(self, split: str, table: Table, batch_size: int, train: bool = False) -> Loader:
     """Batches of a split of the data set; a frozen encoder that caches reads its grids from disk."""
     data, source = self.config.data, self.source(split)
@@ -140,9 +179,7 @@ class Experiment:
         f"data.train_ops={data.train_ops} cannot be used with cached grids: they may differ from data.eval_ops by 'flip' "
         'alone. Set model.encoders.image.cache to False to compute the grids in every step.'
       )
-    name = f'{data.name}/{split}'
-    if data.name == 'manifest':
-      name = f'{pathlib.Path(split).absolute()} {fingerprint(ManifestSource(split))}'
+    name = ManifestSource(split).identity if data.name == 'manifest' else f'{data.name}/{split}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': source.blank}
     return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank)
@@ -262,15 +299,49 @@ class Experiment:
     folder, vocabulary = self.folder / 'checkpoints', self.tokenizer.fingerprint if self.tokenizer else ''
     return Checkpoints(folder, train.monitor, train.keep_latest, train.keep_best, writing, vocabulary)
 
-  def search_options(self, **changes) -> SearchOptions:
-    decoding = self.config.decoding.to_dict() | changes
+  def search_options(self, **changes) -> tuple[SearchOptions, FusionOptions]:
+    """How to search, and what with; `changes` override the config's decoding."""
+    decoding, head = self.config.decoding.to_dict() | changes, self.config.model.head.name
     decoding['max_length'] = decoding['max_length'] or self.config.data.max_length
-    return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS)
+    fusion = FusionOptions(**{field.name: decoding.pop(field.name) for field in dataclasses.fields(FusionOptions)})
+    if fusion.ctc_weight and (head == 'ctc' or self.ctc_labels != 'target'):
+      raise UserError(f'decoding.ctc_weight={fusion.ctc_weight}: the head {head!r} has no CTC branch that has learned the targets beside a decoder.')
+    if head == 'ctc' and decoding['method'] == 'sample':
+      raise UserError("decoding.method='sample': a CTC head alone is decoded by 'greedy' or 'beam'.")
+    return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS), fusion
 
   def evaluator(self, **changes) -> Evaluator:
     """`changes` override the config's decoding."""
-    return Evaluator(self.model, self.task, self.parallel, self.sides[1], self.search_options(**changes), self.config.seed)
+    options, fusion = self.search_options(**changes)
+    return Evaluator(self.model, self.task, self.parallel, self.sides[1], options, self.config.seed, self.fusion(options, fusion))
 
+  def fusion(self, search: SearchOptions, options: FusionOptions) -> Fusion:
+    """What is searched with beside the model, ready to score."""
+    found = []
+    if options.ngram_weight:
+      (split,) = self.splits('train')
+      targets = self.task.table(self.source(split), *self.sides).targets
+      found.append((Scorer(options.ngram_weight, begin_ngram), train_ngram(targets, options.ngram, self.tokenizer.vocab_size, search)))
+    if options.language_model_weight:
+      other = Experiment.of_run(options.language_model, {'parallel.strategy': self.config.parallel.strategy})
+      params = self._language_model_params(other, search)
+      begin = lambda arrays, examples, options: begin_decoder(other.model, arrays, None, examples, options)
+      found.append((Scorer(options.language_model_weight, begin), params))
+    return Fusion(options.ctc_weight, *zip(*found)) if found else Fusion(options.ctc_weight)
+
+  def _language_model_params(self, other: 'Experiment', search: SearchOptions):
+    """The parameters of the run of a language model; UserError where it cannot score what this one writes."""
+    name = f'decoding.language_model={self.config.decoding.language_model}'
+    if other.modalities or other.task.answers != 'targets':
+      raise UserError(f'{name}: its task is {other.config.task} and it reads {", ".join(other.modalities)}: expected a model without encoders.')
+    if other.tokenizer.fingerprint != self.tokenizer.fingerprint:
+      raise UserError(f'{name}: its vocabulary is another one. Train it with tokenizer.kind=run tokenizer.source={self.folder}, which takes over that of this run.')
+    if other.config.data.max_length <= search.max_length:
+      raise UserError(f'{name}: it reads less than {other.config.data.max_length} tokens, and decoding.max_length={search.max_length}.')
+    checkpoints, options = other.checkpoints(), other.config.evaluate
+    params, _ = checkpoints.params(other.abstract_params({'weight': np.ones(1, np.float32)}), options.checkpoint, options.average)
+    checkpoints.close()
+    return other.weights(params)
 
 def tokenizer_of_run(run: str) -> Tokenizer:
   path = pathlib.Path(run) / 'tokenizer.json'

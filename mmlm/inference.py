@@ -78,10 +78,14 @@ def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, pr
   found = evaluator.predict(params, loader, experiment.buckets, config.data.workers, progress)
   read = {m: other.records if modality in ('inputs', m) else table.records for m in experiment.modalities if m != condition.without}
   for i, rows in enumerate(found):
-    references = experiment.task.references(source[int(table.records[i])])
-    given = {m: _told(masked[int(records[i])], m) for m, records in read.items()}
+    example = source[int(table.records[i])]
+    references = experiment.task.references(example)
+    about = {'speaker': example['speaker']} if example.get('speaker') else {}
+    if 'audio' in table.rows and experiment.task.answers == 'targets':
+      about['seconds'] = int(given.rows['audio'][i]) / 100  # of a hundred rows each
+    told = {m: _told(masked[int(records[i])], m) for m, records in read.items()}
     for row, reference in zip(rows, references, strict=True):
-      row |= {'references': reference, 'input': given}
+      row |= {'references': reference, 'input': told} | about
   return [row for rows in found for row in rows]
 
 

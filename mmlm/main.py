@@ -32,7 +32,7 @@ COMPILATION_CACHE = {
 }
 
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
-SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures that cannot be read, and count them')
+SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
 NUMBER = flags.DEFINE_integer
 # command: (positional arguments with spaces between, flags as (definer, name, default, help))
 COMMANDS = {
@@ -44,6 +44,7 @@ COMMANDS = {
   'evaluate': ('workdir', [
     (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
     (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
+    (TEXT, 'text_from', '', 'a predictions file, whose hypotheses are read in place of the texts of the splits (a cascade)'),
   ]),
   'predict': ('workdir', [
     (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),

@@ -12,14 +12,17 @@ from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, TrainState, initial_state
 from mmlm.trees import one_of
 
-GREEDY = {'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
+GREEDY = {
+  'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0,
+  'ctc_weight': 0.0, 'language_model_weight': 0.0, 'ngram_weight': 0.0,
+}  # fmt: skip
 
 
 def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, TrainState]:
   """What `loop.train` needs, and the state before the first step."""
   config, batch_size = experiment.config, experiment.config.train.batch_size
   validate = validation(experiment)
-  table = experiment.table(split, with_targets=True)
+  table = experiment.table(split, with_targets=True, train=True)
   if isinstance(experiment.sides[1], Classes):
     experiment.sides[1].check_learnable(table.labels, split)
   plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)

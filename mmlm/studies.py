@@ -16,7 +16,7 @@ from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 def compare(first: str, second: str, split: str, settings: dict) -> dict:
   """Paired bootstrap between the predictions of two runs, or of two predictions files; prints and returns {metric: result}."""
   paths = [_predictions_of(place, split) for place in (first, second)]
-  sides = [_by_id(path) for path in paths]
+  sides = [by_id(path) for path in paths]
   ids = [name for name in sides[0] if name in sides[1]]
   if len(ids) < max(map(len, sides)):
     missing = next(name for side, other in (sides, sides[::-1]) for name in side if name not in other)
@@ -42,11 +42,13 @@ def compare(first: str, second: str, split: str, settings: dict) -> dict:
   return results
 
 
-def _by_id(path) -> dict:
+def by_id(path) -> dict:
   """{id: row} of a predictions file."""
   try:
     rows = runs.read_jsonl(path)
     found = {row['id']: row for row in rows if row['references'] and isinstance(row['hypothesis'], str)}
+  except OSError as error:
+    raise UserError(f'{path}: {error.strerror}.') from None
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path}: no predictions file, whose lines have id, references and hypothesis ({error!r}).') from None
   if not rows or len(found) < len(rows):

@@ -1,18 +1,28 @@
 """Sounds: files of every kind to log-mel frames, and what is wrong with them."""
 
 import io
+import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from test_cli import done, write_jsonl
 
-from mmlm.data.audio import RATE, decode_audio, log_mel, log_mel_spectrogram, mel_filters
+from mmlm.data import audio
+from mmlm.data.audio import RATE, decode_audio, kaldi_fbank, log_mel_spectrogram, mel_filters
+from mmlm.data.audio_ops import OPS
 from mmlm.errors import UserError
+from mmlm.models.log_mel import log_mel
 
 
 def tone(hertz, seconds=1.0, rate=RATE):
   return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32) / 2
+
+
+def noise(seconds=1.0, rate=RATE, seed=0):
+  return (np.random.default_rng(seed).normal(size=int(seconds * rate)) / 10).astype(np.float32)
 
 
 def encoded(samples, rate=RATE, form='WAV', kind=None) -> bytes:
@@ -35,6 +45,51 @@ def test_rates_and_channels_become_ours():
   five = decode_audio(encoded(np.stack([tone(300, rate=48000)] * 5, 1), 48000))
   assert abs(len(five) - len(mono)) <= 1 and np.abs(five[500:-500] - mono[500 : len(five) - 500]).max() < 1e-2
   assert np.allclose(decode_audio(encoded(np.stack([tone(300), -tone(300)], 1))), 0, atol=1e-4)
+
+
+FORMS = [('WAV', 'PCM_16'), ('WAV', 'FLOAT'), ('FLAC', None), ('OGG', 'VORBIS'), ('OGG', 'OPUS'), ('MP3', None)]
+
+
+@pytest.mark.parametrize('form, kind', FORMS)
+@pytest.mark.parametrize('seconds', [0.2, 4])
+def test_a_file_that_was_cut_off_is_named_and_a_whole_one_is_read(form, kind, seconds):
+  data = encoded(noise(seconds), form=form, kind=kind)
+  assert len(decode_audio(data)) == round(seconds * RATE)
+  for share in (0.95, 0.5):
+    with pytest.raises(UserError, match="cut off|can't be decoded"):
+      decode_audio(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize('kind', ['VORBIS', 'OPUS'])
+def test_a_stream_that_lacks_its_last_page_is_named(kind):
+  data = encoded(noise(4), form='OGG', kind=kind)
+  with pytest.raises(UserError, match='cut off'):
+    decode_audio(data[: data.rfind(b'OggS')])
+
+
+def test_a_wav_of_a_pipe_has_no_true_length_and_is_read():
+  data = bytearray(encoded(tone(440)))
+  data[40:44] = b'\xff' * 4  # the size of its data, behind 'data'
+  assert data[36:40] == b'data' and len(decode_audio(bytes(data))) == RATE
+
+
+def test_long_files_are_read_in_pieces_that_do_not_show(monkeypatch):
+  stereo = np.stack([noise(1, 44100), tone(500, 1, 44100)], 1)
+  expected = soxr.resample(stereo.mean(1), 44100, RATE)
+  monkeypatch.setattr(audio, 'READ', 999)
+  assert np.allclose(decode_audio(encoded(stereo, 44100, kind='FLOAT')), expected, atol=1e-6)
+  at_192 = decode_audio(encoded(tone(440, 0.5, 192000), 192000))
+  assert abs(len(at_192) - 8000) <= 1 and np.abs(at_192[200:-200] - tone(440, 0.5)[200 : len(at_192) - 200]).max() < 1e-2
+
+
+def test_an_hour_is_read_in_bounded_memory():
+  data = encoded(np.zeros(3600 * 8000, np.float32), 8000, kind='PCM_U8')
+  tracemalloc.start()
+  frames = log_mel_spectrogram(decode_audio(data))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert frames.shape == (360_000, 80) and np.isfinite(frames).all()
+  assert peak < 8e8  # all its frames of 400 samples together would be as much alone
 
 
 @pytest.mark.parametrize('data, says', [
@@ -69,9 +124,54 @@ def test_silence_and_the_shortest_sound_are_finite():
     assert len(frames) == max(1, len(samples) // 160) and np.isfinite(frames).all()
 
 
+def test_frames_that_are_computed_together_do_not_matter(monkeypatch):
+  samples = noise(1.3)
+  whole = log_mel_spectrogram(samples)
+  monkeypatch.setattr(audio, 'FRAMES', 7)
+  assert np.allclose(log_mel_spectrogram(samples), whole, atol=1e-6)
+
+
+def test_frames_on_a_device_are_those_of_the_loader():
+  sounds = [noise(1), noise(0.4), tone(440, 0.73), noise(0.0126), noise(0.0125), np.zeros(800, np.float32), np.ones(1, np.float32)]
+  sounds.append(np.concatenate([noise(0.5) * np.float32(1e-6), tone(440, 0.003)]))  # loudest where no frame has its middle
+  lengths = np.array([*map(len, sounds)])
+  for beyond in (0, 7):  # what stands behind the ends of sounds, and how far
+    samples = np.full((len(sounds), RATE + 160 * beyond), beyond, np.float32)
+    for row, sound in zip(samples, sounds):
+      row[: len(sound)] = sound
+    values, mask = map(np.asarray, jax.jit(log_mel)(samples, lengths, mel_filters(80)))
+    for sound, frames, real in zip(sounds, values, mask):
+      expected = log_mel_spectrogram(sound)
+      assert real.sum() == len(expected) and real[: len(expected)].all()
+      assert np.abs(frames[real] - expected).max() <= 1e-5 and not frames[~real].any()
+
+
+def test_filterbanks_are_kaldis():
+  frames = kaldi_fbank(noise(1))
+  assert frames.shape == (100, 80) and frames.dtype == np.float32
+  assert np.array_equal(frames, kaldi_fbank(noise(1)))  # no dither
+  assert np.allclose(kaldi_fbank(2 * noise(1)), frames + 2 * np.log(2), atol=1e-3)  # logarithms of energies
+  # A step of 16 bits is 1: of white noise each of 257 frequencies has its variance times the squares of the window.
+  window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+  emphasis = 1 + 0.97**2 - 2 * 0.97 * np.cos(2 * np.pi * np.arange(257) / 512)
+  widest = np.log(np.square(3276.8) * np.square(window).sum() * emphasis[-12:].mean())  # of the last band, 13 frequencies to its middle
+  assert frames[:, -1].mean() == pytest.approx(widest + np.log(13), abs=1)
+  mel = lambda hertz: 1127 * np.log(1 + hertz / 700)
+  for hertz in (500, 1500, 4000):
+    place = (mel(hertz) - mel(20)) / (mel(8000) - mel(20)) * 81 - 1
+    assert abs(np.bincount(kaldi_fbank(tone(hertz)).argmax(1)).argmax() - place) < 1
+  assert kaldi_fbank(noise(1, 8000), 8000, 23).shape == (100, 23)
+  for samples in (np.zeros(RATE, np.float32), np.ones(1, np.float32), noise(0.01)):
+    frames = kaldi_fbank(samples)
+    assert len(frames) == max(1, len(samples) // 160) and np.isfinite(frames).all()
+  for bands in (2, 300):
+    with pytest.raises(UserError, match=f'{bands} bands'):
+      kaldi_fbank(noise(0.1), RATE, bands)
+
+
 def test_features_pass_as_they_are():
   array = np.ones((3, 80), np.float32)
-  assert log_mel({'audio': array}, None)['audio'] is array and log_mel({'id': 'a'}, None) == {'id': 'a'}
+  assert OPS['log_mel']({'audio': array}, None)['audio'] is array and OPS['log_mel']({'id': 'a'}, None) == {'id': 'a'}
 
 
 @pytest.mark.parity

@@ -44,6 +44,7 @@ def test_every_config_file_completes(path, arg):
   assert config.is_locked
   if arg:
     generated = 'numerals/tiny' if 'text' in config.model.encoders else 'unicode_pictures/tiny'
+    generated = 'keypad_tones/tiny' if 'audio' in config.model.encoders else generated
     generated = 'three_modalities/tiny' if config.task in ('classification', 'regression') else generated
     assert config.data.name == generated and configs.parse_duration(config.train.duration, '') == (6.0, 'steps')
   # What a run folder keeps is the same config again.

@@ -22,6 +22,7 @@ from mmlm import config as configs
 from mmlm.data import prepare
 from mmlm.data.batching import Batch
 from mmlm.data.datasets.numerals import draw
+from mmlm.data.datasets.sounds import DIGITS
 from mmlm.data.datasets.three_modalities import face
 from mmlm.experiment import Experiment
 from mmlm.parallel import Parallel
@@ -32,7 +33,7 @@ QUICK_START = commands.QUICK_START
 FILES = sorted(path for path in ROOT.glob('configs/*/*.py') if path != ROOT / QUICK_START)
 # A frozen network needs seconds for each hundred pictures: a few are enough, and validation shares those of the test.
 FEW = ['--config.data.splits.train=train[:32]', '--config.parallel.strategy=jit']
-HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]', 'three_modalities/tiny': 'test[:8]'}
+HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]', 'three_modalities/tiny': 'test[:8]', 'keypad_tones/tiny': 'test[:8]'}
 
 
 def few(spec) -> list[str]:
@@ -81,10 +82,12 @@ def check(folder, training, place):
     (reference,) = row['references']
     if labels:
       assert reference in config.model.head.classes if config.task == 'classification' else -3 <= float(reference) <= 3
+    elif reads == ('audio',):
+      assert reference.isdigit() or set(reference.split()) <= set(DIGITS)
     else:
       assert reference == num2words(int(row['id']), lang='de') if 'text' in reads else reference.startswith('latin ')
   (place / 'mine.png').write_bytes(face(1, random.Random(0)) if labels else draw(23) if 'text' in reads else png(200))
-  np.save(place / 'mine.npy', np.ones((4, 12), np.float32))
+  np.save(place / 'mine.npy', np.ones((4, config.model.encoders.get('audio', {}).get('width', 12)), np.float32))
   given = place / 'mine.png'
   if reads != ('image',):
     given = write_jsonl(place / 'mine.jsonl', [{'id': 'mine.png', 'image': 'mine.png', 'text': 'twenty-three', 'audio': 'mine.npy'}])

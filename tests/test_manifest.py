@@ -1,11 +1,13 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 from PIL import Image
+from test_audio import encoded, noise
 
 from mmlm.data import manifest
-from mmlm.data.manifest import ManifestSource, check_pictures
+from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.errors import UserError
 
 
@@ -80,9 +82,24 @@ def test_broken_pictures_stop_or_are_skipped(write, tmp_path):
   (tmp_path / 'pictures' / 'b.jpg').write_bytes(b'')
   source = ManifestSource(path)
   with pytest.raises(UserError, match='b.jpg: zero bytes'):
-    check_pictures(source, tmp_path / 'cache')
-  kept = check_pictures(source, tmp_path / 'cache', skip_broken=True)
+    check_files(source, tmp_path / 'cache')
+  kept = check_files(source, tmp_path / 'cache', skip_broken=True)
   assert [kept[i]['id'] for i in range(len(kept))] == ['a', 'c']
+
+
+def test_broken_sounds_and_features_stop_or_are_skipped(write, tmp_path, capsys):
+  (tmp_path / 'good.wav').write_bytes(encoded(noise(0.1)))
+  (tmp_path / 'cut.wav').write_bytes(encoded(noise(0.1))[:1000])
+  np.save(tmp_path / 'good.npy', np.ones((3, 4)))
+  (tmp_path / 'bad.npy').write_bytes(b'nothing')
+  names = ('good.wav', 'cut.wav', 'good.npy', 'bad.npy')
+  source = ManifestSource(write(*({'id': name, 'audio': name, 'target': 'x', 'speaker': 's'} for name in names)), ('audio', 'targets'))
+  with pytest.raises(UserError, match=r'2 of 4 sounds are broken:\n  cut\.wav: \S+cut\.wav: the file .*was cut off\n  bad\.npy: \S+bad\.npy: no features'):
+    check_files(source, tmp_path / 'cache')
+  kept = check_files(source, tmp_path / 'cache', skip_broken=True)
+  assert [kept[i]['id'] for i in range(len(kept))] == ['good.wav', 'good.npy'] and kept[0]['speaker'] == 's'
+  assert 'left out' in capsys.readouterr().err
+  assert check_files(source, tmp_path / 'cache', fields=('text', 'image')) is source
 
 
 def test_the_check_is_remembered_until_a_file_changes(write, tmp_path, monkeypatch):
@@ -90,8 +107,8 @@ def test_the_check_is_remembered_until_a_file_changes(write, tmp_path, monkeypat
   decoded = []
   monkeypatch.setattr(manifest, 'decode_picture', decoded.append)
   for _ in range(2):
-    assert check_pictures(source, tmp_path / 'cache') is source
+    assert check_files(source, tmp_path / 'cache') is source
   assert len(decoded) == 2
   (tmp_path / 'pictures' / 'b.jpg').write_bytes(b'longer than before')
-  check_pictures(source, tmp_path / 'cache')
+  check_files(source, tmp_path / 'cache')
   assert len(decoded) == 4

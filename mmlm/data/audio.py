@@ -1,14 +1,17 @@
-"""Sound ops: `op(example, rng, options...) -> example`, named in configs (see ops.py).
+"""Sounds: reading files, and the features that are computed of samples.
 
-N: samples; S: frames, 100 a second; M: mel bands. Before any op a sound is the bytes of a file or features [S, C], which pass as they
-are. An example without sound passes without it.
+N: samples; S: frames, 100 a second; M: mel bands.
 """
 
 import functools
 import io
+import re
+from typing import NamedTuple
 
+import kaldi_native_fbank
 import numpy as np
 import scipy.fft
+import scipy.sparse
 import soundfile
 import soxr
 
@@ -16,23 +19,53 @@ from mmlm.errors import UserError
 
 RATE = 16000
 WINDOW, HOP = 400, 160
+SUFFIXES = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
+READ = 1 << 20  # samples a channel that are decoded at a time: an hour of many channels is never in memory at once
+FRAMES = 256  # frames that are computed at a time: they stay in the cache of the processor
+
+
+class Sound(NamedTuple):
+  samples: np.ndarray  # [N] float32, -1 to 1
+  rate: int  # samples a second
 
 
 def decode_audio(data: bytes, rate: int = RATE) -> np.ndarray:
   """The bytes of a WAV, FLAC, Ogg, Opus or MP3 file -> [N] float32 of -1 to 1 at `rate`, the mean of its channels.
 
-  Raises UserError with the reason when it is no sound, or an empty one.
+  Raises UserError with the reason when it is no sound, an empty one, one with samples that are not finite, or ends too early.
   """
   try:
-    samples, own_rate = soundfile.read(io.BytesIO(data), dtype='float32', always_2d=True)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+      stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype='float32') if file.samplerate != rate else None
+      parts, declared = [], file.frames
+      while len(block := file.read(READ, dtype='float32', always_2d=True)):
+        parts.append(block.mean(1) if block.shape[1] > 1 else block[:, 0])
+        if not np.isfinite(block).all():
+          raise UserError('the sound has samples that are not finite')
+        declared -= len(block)
+        parts[-1] = stream.resample_chunk(parts[-1]) if stream else parts[-1]
+      if stream:
+        parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+      _check_end(data, file, declared)
   except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
     raise UserError(f"the sound can't be decoded ({error})") from None
+  samples = np.concatenate([np.zeros(0, np.float32), *parts])
   if not len(samples):
     raise UserError('the sound has no samples')
-  if not np.isfinite(samples).all():
-    raise UserError('the sound has samples that are not finite')
-  samples = samples.mean(1)
-  return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)
+  return samples
+
+
+def _check_end(data: bytes, file: soundfile.SoundFile, missing: int):
+  """UserError when a file has less sound than it says, `missing` samples or by the marks of its format: its decoder would not tell."""
+  cut = file.frames // 50 < missing < 1 << 40  # the length of an MP3 is an estimate; that of a stream unknown and huge
+  if file.format == 'WAV' and (found := re.search(r'^data : (\d+) \(should be (\d+)\)', file.extra_info, re.MULTILINE)):
+    cut = int(found[2]) < int(found[1]) < (1 << 31) - 1  # a program that wrote into a pipe leaves the largest number
+  if file.format == 'OGG':
+    at = data.rfind(b'OggS')  # the last page: its sixth byte holds the flag of the end, then come the sizes of its segments
+    sizes = data[at + 27 : at + 27 + data[at + 26]] if len(data) > at + 26 else b''
+    cut = not sizes or not data[at + 5] & 4 or at + 27 + len(sizes) + sum(sizes) > len(data)
+  if cut:
+    raise UserError('the file of the sound ends before its sound does: it was cut off')
 
 
 @functools.cache
@@ -47,20 +80,41 @@ def mel_filters(bands: int, rate: int = RATE, size: int = WINDOW) -> np.ndarray:
   return (triangles * 2 / (edges[2:] - edges[:-2])[:, None]).astype(np.float32)
 
 
+@functools.cache
+def _sparse_filters(bands: int):
+  """Not for the fewer products alone: a dense one would start threads, and those of several loaders wait for each other."""
+  return scipy.sparse.csr_array(mel_filters(bands))
+
+
 def log_mel_spectrogram(samples: np.ndarray, bands: int = 80) -> np.ndarray:
   """[N] at 16 kHz -> [S, M] float32, S = N // 160, as Whisper computes it (Radford et al. 2022, 2.2): frames of 25 ms each 10 ms."""
   padded = np.pad(samples, WINDOW // 2, 'reflect' if len(samples) > WINDOW // 2 else 'constant')
-  frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][: max(1, len(samples) // HOP)]
-  power = np.abs(scipy.fft.rfft(frames * np.hanning(WINDOW + 1)[:-1].astype(np.float32))) ** 2
-  found = np.log10(np.maximum(power @ mel_filters(bands).T, 1e-10))
-  return ((np.maximum(found, found.max() - 8) + 4) / 4).astype(np.float32)
+  frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][: max(1, len(samples) // HOP)]  # [S, 400]
+  window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
+  found = np.empty((len(frames), bands), np.float32)
+  for start in range(0, len(frames), FRAMES):
+    spectrum = scipy.fft.rfft(frames[start : start + FRAMES] * window, overwrite_x=True)
+    found[start : start + FRAMES] = (_sparse_filters(bands) @ (spectrum.real**2 + spectrum.imag**2).T).T
+  np.log10(np.maximum(found, 1e-10, out=found), out=found)
+  np.maximum(found, found.max() - 8, out=found)
+  found += 4
+  found /= 4
+  return found
 
 
-def log_mel(example, rng, bands: int = 80):
-  """Whisper's log-mel spectrogram of a sound file; features pass as they are."""
-  if not isinstance(example.get('audio'), bytes):
-    return example
-  return {**example, 'audio': log_mel_spectrogram(decode_audio(example['audio']), bands)}
+def kaldi_fbank(samples: np.ndarray, rate: int = RATE, bands: int = 80) -> np.ndarray:
+  """[N] -> [S, M] float32, Kaldi's log filterbank energies (Povey et al. 2011): frames of 25 ms each 10 ms, pre-emphasis, no dither.
 
-
-OPS = {'log_mel': log_mel}
+  S = N / (rate / 100), rounded, 1 at least: the frames go to the very end (Kaldi's snip_edges is off). Raises UserError when `bands`
+  are fewer than 3 or too many for the rate.
+  """
+  options = kaldi_native_fbank.FbankOptions()
+  options.frame_opts.samp_freq, options.frame_opts.dither, options.frame_opts.snip_edges = rate, 0, False
+  options.mel_opts.num_bins = bands
+  try:
+    computer = kaldi_native_fbank.OnlineFbank(options)
+  except ValueError as error:
+    raise UserError(f'{bands} bands of a sound of {rate} samples a second: {error}') from None
+  computer.accept_waveform(rate, np.pad(samples, (0, max(0, rate // 100 - len(samples)))) * 32768)  # it counts in 16 bits
+  computer.input_finished()
+  return np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])

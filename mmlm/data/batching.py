@@ -102,5 +102,7 @@ def pad_features(rows: list[np.ndarray | None], length: int, count: int, like: C
   for i, row in enumerate(rows):
     if row is not None:
       row = np.atleast_2d(row)
+      if len(row) > length:
+        raise UserError(f'{len(row)} rows of features, {length} were counted: remove rows-*.json from data.dir, where counts are remembered.')
       values[i, : len(row)], mask[i, : len(row)] = row, True
   return values, mask

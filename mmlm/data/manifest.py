@@ -3,7 +3,8 @@
     {"id": "a", "image": "photos/a.jpg", "target": "a dog runs"}          target: a text or a list of texts
     {"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}   label: a number, or the name of a class
     {"id": "c", "audio": "features/c.npy", "video": "features/c2.npy"}     features: one array [C] or [S, C] in each file
-    {"id": "d", "audio": "sounds/d.wav"}                                   a sound, for the op log_mel
+    {"id": "d", "audio": "sounds/d.wav", "speaker": "optional"}            a sound, for the ops log_mel or fbank
+    {"id": "e", "audio": "e.wav", "target": "il dort", "transcript": "he sleeps"}   what is said, where the target is its translation
 """
 
 import copy
@@ -13,6 +14,7 @@ import os
 import pathlib
 import sys
 
+from mmlm.data.audio import decode_audio
 from mmlm.data.datasets import progress
 from mmlm.data.features import is_features, read_features
 from mmlm.data.image import decode_picture
@@ -20,7 +22,7 @@ from mmlm.errors import UserError
 from mmlm.runs import read_json, write_json
 
 # The kinds of the fields of a line; what is null, empty or not there is absent.
-KINDS = {'id': (str, int), 'image': str, 'audio': str, 'video': str, 'text': str, 'label': (int, float, str), 'target': (str, list)}
+KINDS = {'id': (str, int), 'image': str, 'audio': str, 'video': str, 'text': str, 'label': (int, float, str), 'target': (str, list), 'speaker': str, 'transcript': str}
 FILES = ('image', 'audio', 'video')
 
 
@@ -56,6 +58,10 @@ class ManifestSource:
 
   def __len__(self):
     return len(self.rows)
+
+  @property
+  def identity(self) -> str:
+    return f'{self.path.absolute()} {fingerprint(self)}'
 
   def __getitem__(self, i) -> dict:
     row = self.rows[i]
@@ -106,24 +112,36 @@ def fingerprint(source: ManifestSource) -> str:
   return digest.hexdigest()[:16]
 
 
-def check_pictures(source: ManifestSource, cache_dir, skip_broken=False):
-  """`source`, or with skip_broken the part of it that can be decoded; otherwise a broken picture raises UserError.
+# {field: what its files are called, what reads one and fails where it is broken}
+CHECKS = {
+  'image': ('pictures', lambda path: decode_picture(pathlib.Path(path).read_bytes())),
+  'audio': ('sounds', lambda path: read_features(path) if is_features(path) else decode_audio(pathlib.Path(path).read_bytes())),
+}
 
-  The verdict is remembered in `cache_dir` until the manifest or a picture changes.
+
+def check_files(source: ManifestSource, cache_dir, skip_broken=False, fields=tuple(CHECKS)):
+  """`source`, or with skip_broken the part of it that can be decoded; otherwise a broken picture or sound raises UserError.
+
+  The verdict is remembered in `cache_dir` until the manifest or a file changes.
   """
-  cache = pathlib.Path(cache_dir) / f'checked-{fingerprint(source)}.json'
+  checks = {field: CHECKS[field] for field in fields if field in CHECKS and any(field in row for row in source.rows)}
+  if not checks:
+    return source
+  what = ' and '.join(name for name, _ in checks.values())
+  cache = pathlib.Path(cache_dir) / f'checked-{fingerprint(source)}-{"-".join(checks)}.json'
   if not cache.exists():
     broken = {}
-    for row in progress([row for row in source.rows if 'image' in row], f'checking the pictures of {source.path.name}'):
+    for row in progress(source.rows, f'checking the {what} of {source.path.name}'):
       try:
-        decode_picture(pathlib.Path(row['image']).read_bytes())
+        for field in (field for field in checks if field in row):
+          checks[field][1](row[field])
       except (UserError, OSError) as error:
-        broken[row['id']] = f'{row["image"]}: {error}'
+        broken[row['id']] = f'{row[field]}: {str(error).removeprefix(f"{row[field]}: ")}'
     write_json(cache, broken)
   if not (broken := read_json(cache)):
     return source
   listed = ''.join(f'\n  {name}: {reason}' for name, reason in list(broken.items())[:5])
-  listed = f'{source.path}: {len(broken)} of {len(source)} pictures are broken:{listed}'
+  listed = f'{source.path}: {len(broken)} of {len(source)} {what} are broken:{listed}'
   if not skip_broken or len(broken) == len(source):
     raise UserError(f'{listed}\nReplace them, or leave them out with --skip_broken.')
   print(f'{listed}\nThey are left out.', file=sys.stderr)

@@ -9,11 +9,11 @@ import functools
 import inspect
 import typing
 
-from mmlm.data import audio, image
+from mmlm.data import audio_ops, image
 from mmlm.errors import UserError
 from mmlm.trees import nearest
 
-OPS = image.OPS | audio.OPS
+OPS = image.OPS | audio_ops.OPS
 
 
 def parse_ops(texts) -> list:

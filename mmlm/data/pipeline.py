@@ -24,6 +24,7 @@ class Table(NamedTuple):
   texts: list[list[int]]  # token ids of the input text; [] without one
   labels: list[list] = []  # numbers of classes, or numbers, one a part; [] for a task without labels
   parts: list[list[str]] = []  # names of what the labels are of; [] where each is of its example
+  transcripts: list[list[int]] = []  # token ids of what is said in a sound whose target is something else; [] without
   rows: dict[str, np.ndarray] = {}  # {modality that is rows of features: [N] how many rows, 0 where an example has none}
 
   @property
@@ -33,7 +34,7 @@ class Table(NamedTuple):
   @property
   def lengths_of(self) -> dict[str, np.ndarray]:
     """{column: [N]}, of every column that has a length."""
-    columns = {'target': self.targets, 'text': self.texts, 'label': self.labels}
+    columns = {'target': self.targets, 'text': self.texts, 'label': self.labels, 'transcript': self.transcripts}
     return {name: np.array([*map(len, column)], int) for name, column in columns.items() if column} | self.rows
 
   def names(self, i: int) -> list[str]:
@@ -71,20 +72,21 @@ class Loader:
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
     rng = lambda row: np.random.default_rng((self.seed, number, row))
-    columns, examples = {'target': self.table.targets, 'label': self.table.labels}, []
+    columns = {'target': self.table.targets, 'label': self.table.labels, 'transcript': self.table.transcripts}
+    examples = []
     if any(self.table.texts):
       columns['text'] = self.table.texts
     if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
       examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
     out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
-    outputs = [name for name in ('target', 'label') if any(columns[name])]
+    outputs = [name for name in ('target', 'label', 'transcript') if any(columns[name])]
     for name in (*outputs, *self.modalities):
       if name in columns:
         length = 1 if name == 'label' and not self.table.parts else self._padded(name, batch.length)
         found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size)
       elif name in self.table.rows:
         rows = [example.get(name) for example in examples]
-        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, functools.partial(self._like, name))
+        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name])
       else:
         found = batching.stack([example.get(name) for example in examples], batch.size, functools.partial(self._like, name))
       out[name], mask = found

@@ -12,10 +12,13 @@ import sys
 import tensorflow_datasets as tfds
 
 from mmlm.data.datasets.flickr8k import Flickr8k
+from mmlm.data.datasets.keypad_tones import KeypadTones
 from mmlm.data.datasets.mosi import Mosi
 from mmlm.data.datasets.multi30k import Multi30k
 from mmlm.data.datasets.numerals import Numerals
 from mmlm.data.datasets.sentences import Mr, Sst2, Vader
+from mmlm.data.datasets.sounds import An4, Fsdd, Mboshi
+from mmlm.data.datasets.speech_folders import Covost, LibriSpeech
 from mmlm.data.datasets.three_modalities import ThreeModalities
 from mmlm.data.datasets.unicode_pictures import UnicodePictures
 from mmlm.data.sources import TfdsSource
@@ -24,7 +27,10 @@ from mmlm.trees import nearest
 
 # Our builders. FIELDS: what an example is made of if the caller does not say; HOW: how a person gets the source, empty
 # where there is none because the set is generated; FOLDER: where in $MMLM_DATA the source is, if not under the set's name.
-DATASETS = {builder.name: builder for builder in (UnicodePictures, Flickr8k, Multi30k, Numerals, Sst2, Mr, Vader, Mosi, ThreeModalities)}
+BUILDERS = (
+  UnicodePictures, Flickr8k, Multi30k, Numerals, Sst2, Mr, Vader, Mosi, ThreeModalities, KeypadTones, Fsdd, An4, Mboshi, LibriSpeech, Covost,
+)  # fmt: skip
+DATASETS = {builder.name: builder for builder in BUILDERS}
 
 
 def open_source(name, data_dir, split, fields=None, source_dir=None, skip_broken=False) -> TfdsSource:

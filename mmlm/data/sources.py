@@ -44,6 +44,12 @@ class TfdsSource:
   def __len__(self):
     return len(self._data)
 
+  @property
+  def identity(self) -> str:
+    """Changes when the set is prepared again, or something else of it is read."""
+    stat = pathlib.Path(self.folder, 'dataset_info.json').stat()
+    return f'{pathlib.Path(self.folder).absolute()} {self.split} {sorted(self.fields.items())} {stat.st_size} {stat.st_mtime_ns}'
+
   def __getitem__(self, i) -> dict:
     row = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
@@ -55,6 +61,22 @@ class TfdsSource:
           raise UserError(f"{self.folder}: {path!r} of example {example['id']} is no text, or is empty.")
       example[name] = str(value) if name == 'id' else value
     return example
+
+
+class WithTexts:
+  """A source whose examples have other texts, {id: text} from a file `path`; UserError for an example that it does not name."""
+
+  def __init__(self, source, texts: dict[str, str], path: str):
+    self.source, self.texts, self.path = source, texts, path
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i) -> dict:
+    example = self.source[i]
+    if example['id'] not in self.texts:
+      raise UserError(f'{self.path}: no text for the example {example["id"]!r}. Was it predicted from the same split?')
+    return example | {'text': self.texts[example['id']]}
 
 
 def _leaves(feature, keys=()) -> dict:

@@ -57,7 +57,7 @@ class SearchResult(NamedTuple):
   tokens: jax.Array  # [B, N, L] int32, without the prompt, the end token included, then padding
   lengths: jax.Array  # [B, N] int32, tokens generated, the end token counted
   scores: jax.Array  # [B, N] log_probs / length penalty
-  log_probs: jax.Array  # [B, N] nats under the model itself: no temperature, top_k or top_p
+  log_probs: jax.Array  # [B, N] nats under the model itself (no temperature, top_k or top_p), or the sum of what a scored step gave
 
 
 class Hypotheses(NamedTuple):
@@ -80,7 +80,7 @@ def rows(options: SearchOptions) -> int:
   return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
 
 
-def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None) -> SearchResult:
+def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None, scored=False) -> SearchResult:
   """Generates after `prompt` until nothing that is left could change the result.
 
   Args:
@@ -92,6 +92,7 @@ def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=
     prompt: [B, P] int tokens, padded; a column of bos_id to start from nothing.
     prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
     active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
+    scored: the step gives scores that are added as they are, none above 0, in place of logits.
   """
   width = rows(options)
   prompt = jnp.asarray(prompt, jnp.int32)
@@ -103,7 +104,9 @@ def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=
   def body(state: State) -> State:
     logits, cache = step(state.feed.reshape(-1), state.cache)
     logits = logits.astype(jnp.float32)
-    new, parents = _extend_beams(logits, state, options) if beams else _extend_rows(logits, state, options, keys)
+    log_sums = jnp.zeros(len(logits)) if scored else jax.nn.logsumexp(logits, -1)  # [R]
+    given = (logits, log_sums, state, options)
+    new, parents = _extend_beams(*given) if beams else _extend_rows(*given, keys)
     forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
     hold = forced | ~state.alive  # [B, K]; the cache need not wait: its rows are equal or done with
     following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
@@ -171,7 +174,7 @@ def _start(cache, prompt, active, options, beams) -> State:
   return State(jnp.zeros((), jnp.int32), feed, alive, empty(width, first), pool, jax.tree.map(jnp.asarray, cache))
 
 
-def _extend_rows(logits, state, options, keys) -> tuple[State, None]:
+def _extend_rows(logits, log_sums, state, options, keys) -> tuple[State, None]:
   """One token more for each row on its own: the likeliest, or one drawn with `keys` [R]."""
   lengths = state.live.lengths.reshape(-1)  # [R]
   values, ids = _candidates(logits, 1 if keys is None else options.top_k, lengths, options)
@@ -182,18 +185,18 @@ def _extend_rows(logits, state, options, keys) -> tuple[State, None]:
     warm = nucleus(warm, options.top_p) if options.top_p < 1 else warm
     choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[:, None]
   token = jnp.take_along_axis(ids, choice, 1).reshape(state.feed.shape)
-  gain = jnp.take_along_axis(values, choice, 1)[:, 0] - jax.nn.logsumexp(logits, -1)
+  gain = jnp.take_along_axis(values, choice, 1)[:, 0] - log_sums
   live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
   alive = (token != options.eos_id) & (live.lengths < options.max_length)
   return state._replace(feed=token, alive=alive, live=live), None
 
 
-def _extend_beams(logits, state, options) -> tuple[State, jax.Array]:
+def _extend_beams(logits, log_sums, state, options) -> tuple[State, jax.Array]:
   """The K best ways to go on; those among the K best that end join the pool. Also the parents [B, K]."""
   batch, width = state.feed.shape
   # Of a row at most K go on and one ends; of 2K candidates at most K end, so K are left to go on.
   values, ids = _candidates(logits, min(width + 1, logits.shape[1]), state.live.lengths.reshape(-1), options)
-  gains = values - jax.nn.logsumexp(logits, -1, keepdims=True)  # [R, C]
+  gains = values - log_sums[:, None]  # [R, C]
   totals = (state.live.log_probs[..., None] + gains.reshape(batch, width, -1)).reshape(batch, -1)  # [B, KC]
   log_probs, flat = lax.top_k(totals, min(2 * width, totals.shape[1]))  # [B, 2K]
   parents = flat // ids.shape[1]

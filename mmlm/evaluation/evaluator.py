@@ -8,18 +8,24 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.datasets import progress
 from mmlm.data.pipeline import Loader, Table, stream
+from mmlm.decoding.fusion import ALONE, Fusion
 from mmlm.decoding.search import SearchOptions
 from mmlm.parallel import side_by_side
 
 
 class Evaluator:
-  """Compiled once, run on any split. Every example counts once: what fills a batch has weight 0."""
+  """Compiled once, run on any split. Every example counts once: what fills a batch has weight 0.
 
-  def __init__(self, model, task, parallel, outputs, options: SearchOptions, seed: int = 0):
+  `fusion`: what is searched with beside the model.
+  """
+
+  def __init__(self, model, task, parallel, outputs, options: SearchOptions, seed: int = 0, fusion: Fusion = ALONE):
     self.task, self.outputs, self.options = task, outputs, options
     self._losses = parallel.rows(lambda params, batch: task.losses(model, params, batch))
-    key = jax.random.key(seed)
-    self._answer = parallel.rows(lambda params, batch: task.answer(model, params, batch, options, key))
+    key, self._arrays = jax.random.key(seed), parallel.replicate(fusion.arrays)
+    self._answer = parallel.rows(
+      lambda given, batch: task.answer(model, given[0], batch, options, key, fusion._replace(arrays=given[1]))
+    )
 
   def loss(self, params, loader: Loader, buckets: tuple, workers: int = 0) -> dict:
     """What `task.summary` says of the mean loss over a table with targets; `params` are replicated."""
@@ -31,7 +37,7 @@ class Evaluator:
   def predict(self, params, loader: Loader, buckets: tuple, workers: int = 0, name: str = '') -> list[list[dict]]:
     """For each example of the table, in its order, a row for each of its parts (`Table.names`), as `task.read` gives it."""
     rows: list = [None] * len(loader.table.ids)
-    for indices, found in _computed(functools.partial(self._answer, params), loader, buckets, workers, name):
+    for indices, found in _computed(functools.partial(self._answer, (params, self._arrays)), loader, buckets, workers, name):
       for place, i in enumerate(indices):
         answers = self.task.read({key: value[place] for key, value in found.items()}, self.outputs)
         rows[i] = [{'id': part} | row for part, row in zip(loader.table.names(i), answers, strict=True)]

@@ -1,4 +1,4 @@
-"""Metrics of texts by name: those of captions, and those of translation by sacrebleu; each as sums of statistics.
+"""Metrics of texts by name: those of captions, of recognition, and those of translation by sacrebleu; each as sums of statistics.
 
 Axes: N examples, K sufficient statistics of one metric.
 """
@@ -15,6 +15,7 @@ from mmlm.evaluation.label_metrics import LABEL_METRICS
 from mmlm.evaluation.meteor import Unavailable
 from mmlm.evaluation.metric import Metric
 from mmlm.evaluation.significance import bootstrap_interval
+from mmlm.evaluation.speech_metrics import SPEECH_METRICS
 from mmlm.trees import one_of
 
 
@@ -35,7 +36,7 @@ def _sacrebleu(metric, view: str, definition: str) -> Metric:
   return Metric(name, statistics, value, view)
 
 
-METRICS = CAPTION_METRICS | LABEL_METRICS | {
+METRICS = CAPTION_METRICS | LABEL_METRICS | SPEECH_METRICS | {
   'bleu': _sacrebleu(sacrebleu.BLEU(), 'surface', 'BLEU-4 of detokenised, cased text: tok:13a|smooth:exp|case:mixed'),
   'bleu_words': _sacrebleu(
     sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'), 'words',

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmlm.errors import UserError
 from mmlm.models.bert import BertEncoder
+from mmlm.models.conformer import AudioRecurrent, AudioTransformer, Conformer
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, token_embedding
 from mmlm.models.layers import Dropout
@@ -146,5 +147,7 @@ class FeatureEncoder(WithDeepTransformer, kw_only=True):
 ENCODERS = {
   'bert': BertEncoder, 'text_cnn': TextCnn, 'features': FeatureEncoder, 'feature_recurrent': FeatureRecurrent,
   'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder, 'text_recurrent': RecurrentEncoder,
+  'audio_transformer': AudioTransformer, 'conformer': Conformer, 'audio_recurrent': AudioRecurrent,
 }  # fmt: skip
-FEATURE_ENCODERS = ('features', 'feature_recurrent')  # they read arrays that were computed elsewhere
+# They read rows of `width` features: of sounds, or computed elsewhere.
+FEATURE_ENCODERS = ('features', 'feature_recurrent', 'audio_transformer', 'conformer', 'audio_recurrent')

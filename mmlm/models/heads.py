@@ -113,6 +113,59 @@ class Regressor(_Pooled, kw_only=True):
     return nn.Dense(1, dtype=self.dtype, name='value')(self.pooled(memory, train))[..., 0].astype(jnp.float32)
 
 
+class Ctc(nn.Module):
+  """Logits of the vocabulary at each place of the memory [B, S, V], for CTC (Graves et al. 2006): one of them, the blank, writes nothing."""
+
+  dim: int
+  vocab_size: int
+  dropout: float = 0.0
+  dtype: str = 'float32'
+  ctc_weight = 1.0  # no field: there is no other branch
+  ctc_labels = 'target'
+
+  @nn.compact
+  def frames(self, memory: Sequence, train=False):
+    values = Dropout(self.dropout)(memory.values.astype(self.dtype), train)
+    return nn.Dense(self.vocab_size, dtype=self.dtype, name='labels')(values).astype(jnp.float32)
+
+  def __call__(self, inputs, memory: Sequence, train=False):
+    """`inputs` are those of a decoder: there are none."""
+    return self.frames(memory, train)
+
+
+class _WithCtc(nn.Module):
+  """A decoder and, on the same memory, a CTC branch (Watanabe et al. 2017, II-C)."""
+
+  ctc_weight: float = 0.3  # of the CTC branch in the loss; the decoder has the rest
+  ctc_labels: str = 'target'  # what CTC learns: the 'target', or the 'transcript' where the target is its translation
+
+  def setup(self):
+    super().setup()
+    if not 0 < self.ctc_weight < 1:
+      raise UserError(f"model.head.ctc_weight={self.ctc_weight}: expected more than 0 and less than 1; for one branch alone choose another head.")
+    one_of('model.head.ctc_labels', self.ctc_labels, ('target', 'transcript'))
+    self.ctc = Ctc(self.dim, self.vocab_size, self.dropout, self.dtype)
+
+  def __call__(self, tokens, memory: Sequence, train=False):
+    """Inputs [B, T] (the target shifted right) -> logits [B, T, V] of the decoder."""
+    if self.is_initializing():
+      self.frames(memory)
+    return super().__call__(tokens, memory, train)
+
+  def frames(self, memory: Sequence, train=False):
+    """Logits [B, S, V] of the CTC branch."""
+    return self.ctc.frames(memory, train)
+
+
+class JointTransformer(_WithCtc, TransformerDecoder, kw_only=True):
+  """A Transformer decoder and CTC."""
+
+
+class JointRecurrent(_WithCtc, RecurrentDecoder, kw_only=True):
+  """An LSTM or GRU decoder and CTC."""
+
+
 HEADS = {
   'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder, 'classifier': Classifier, 'regressor': Regressor,
+  'ctc': Ctc, 'joint': JointTransformer, 'joint_recurrent': JointRecurrent,
 }  # fmt: skip

@@ -58,6 +58,16 @@ class MultimodalModel(nn.Module):
     """What the output layer sees, [B, T, D], and that layer, [V, D]: their product is the logits."""
     return self.head.hidden(inputs, self.encode(batch, train), train), self.head.output.table
 
+  def branches(self, batch: dict, inputs, train=False):
+    """What `hidden` gives, None of a head without a decoder, and of its CTC branch the logits [B, S, V] and where there are any [B, S]."""
+    memory = self.encode(batch, train)
+    decoder = (self.head.hidden(inputs, memory, train), self.head.output.table) if hasattr(self.head, 'hidden') else None
+    return decoder, self.head.frames(memory, train), memory.mask
+
+  def frames(self, memory: Sequence):
+    """Logits [B, S, V] of the CTC branch."""
+    return self.head.frames(memory)
+
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """One decoding step: tokens [R] -> logits [R, V]."""
     return self.head.step(tokens, memory, step)

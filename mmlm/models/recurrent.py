@@ -20,7 +20,7 @@ def _cell(kind: str, width: int, **options):
   return CELLS[one_of('cell', kind, CELLS)](width, **options)
 
 
-class _Bidirectional(nn.Module):
+class Bidirectional(nn.Module):
   """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) in both directions."""
 
   dim: int
@@ -43,7 +43,7 @@ class _Bidirectional(nn.Module):
     return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
 
 
-class RecurrentEncoder(_Bidirectional, kw_only=True):
+class RecurrentEncoder(Bidirectional, kw_only=True):
   """Tokens [B, S] with their mask -> [B, S, D]; word `vectors` from a file may stand in the place of learned ones."""
 
   vocab_size: int
@@ -56,7 +56,7 @@ class RecurrentEncoder(_Bidirectional, kw_only=True):
     return self.run(token_embedding(self)(x), mask, train)
 
 
-class FeatureRecurrent(_Bidirectional, kw_only=True):
+class FeatureRecurrent(Bidirectional, kw_only=True):
   """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. Where an example lacks some, zeros stand."""
 
   width: int = 0

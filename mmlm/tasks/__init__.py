@@ -2,10 +2,14 @@
 
 from mmlm.tasks.generation import TextGeneration
 from mmlm.tasks.labels import LabelPrediction
+from mmlm.tasks.speech import SpeechToText
 
 TASKS = {
   'captioning': TextGeneration(metrics=('bleu_1', 'bleu_2', 'bleu_3', 'bleu_4', 'rouge_l', 'cider_d', 'meteor')),
   'translation': TextGeneration(metrics=('bleu_words', 'bleu', 'chrf', 'ter')),
+  'recognition': SpeechToText(metrics=('wer', 'cer')),
+  'speech_translation': SpeechToText(metrics=('bleu', 'chrf')),
+  'language_model': TextGeneration(metrics=()),
   'classification': LabelPrediction(metrics=('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error'), heads=('classifier',)),
   'regression': LabelPrediction(
     metrics=('mae', 'pearson', 'acc_7', 'acc_5', 'acc_2_has0', 'f1_has0', 'acc_2_non0', 'f1_non0'), heads=('regressor',)

@@ -1,4 +1,4 @@
-"""Text out of anything: captioning now; recognition and translation are the same with other modalities and metrics.
+"""Text out of anything: captioning, translation, a language model; speech.py adds CTC.
 
 Axes: B batch, R decoding rows (B times beams), T time, N hypotheses.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.data.tokenizers import BOS, EOS
+from mmlm.decoding.fusion import ALONE, Fusion, Part, combined
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.models.attention import DecodeStep
 from mmlm.training.losses import summed_loss, token_losses
@@ -32,19 +33,20 @@ class TextGeneration:
     found = {'text': [], 'target': []}
     for example in (source[i] for i in range(len(source))):
       found['text'] += filter(None, [example.get('text')])
-      found['target'] += example['targets']
+      found['target'] += [*example['targets'], *filter(None, [example.get('transcript')])]
     return found
 
   def table(self, source, inputs: Texts, outputs: Texts, with_targets: bool = True) -> Table:
     """One row a target (training, loss), or one row an example (decoding)."""
     pairs = [
-      (example['id'], i, target, example.get('text', ''))
+      (example['id'], i, target, example.get('text', ''), with_targets and example.get('transcript') or '')
       for i, example in enumerate(source[i] for i in range(len(source)))
       for target in (example['targets'] if with_targets else ('',))
     ]
-    ids, records, targets, texts = map(list, zip(*pairs))
+    ids, records, targets, texts, transcripts = map(list, zip(*pairs))
     encoded = [[*row, EOS] for row in outputs.encode_batch(targets)]
-    return Table(ids, np.array(records, int), encoded, inputs.encode_inputs(texts))
+    spoken = outputs.encode_batch(transcripts) if any(transcripts) else []
+    return Table(ids, np.array(records, int), encoded, inputs.encode_inputs(texts), transcripts=spoken)
 
   def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
     """Sum of the cross-entropy in nats and of its weights (tokens), for training; dropout is on when there is a key `rng`."""
@@ -59,20 +61,24 @@ class TextGeneration:
 
   def _predicted(self, model, params, batch, rng):
     """Every token: what the output layer sees [B T, D], that layer [V, D], the targets and the weights [B T]."""
-    target = batch['target']
-    inputs = jnp.concatenate([jnp.full_like(target[:, :1], BOS), target[:, :-1]], axis=1)  # [B, T]
+    inputs, weights = self._inputs(batch)
     rngs = {} if rng is None else {'dropout': rng}
     x, table = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs, method='hidden')
-    weights = batch['target_mask'] * batch['weight'][:, None]
-    return x.reshape(-1, x.shape[-1]), table, target.reshape(-1), weights.reshape(-1)
+    return x.reshape(-1, x.shape[-1]), table, batch['target'].reshape(-1), weights.reshape(-1)
+
+  def _inputs(self, batch):
+    """What a decoder reads, the target shifted right [B, T], and the weights of its tokens [B, T]."""
+    target = batch['target']
+    inputs = jnp.concatenate([jnp.full_like(target[:, :1], BOS), target[:, :-1]], axis=1)
+    return inputs, batch['target_mask'] * batch['weight'][:, None]
 
   def summary(self, loss: float) -> dict:
     """{'loss': nats a token, 'perplexity'}"""
     return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
 
-  def answer(self, model, params, batch, options: SearchOptions, rng) -> dict:
+  def answer(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> dict:
     """The fields of `generate`."""
-    return self.generate(model, params, batch, options, rng)._asdict()
+    return self.generate(model, params, batch, options, rng, fusion)._asdict()
 
   def read(self, found: dict, outputs: Texts) -> list[dict]:
     """The answer for one example -> its row: hypothesis, score, the words as they were written and, of several, n_best."""
@@ -88,25 +94,34 @@ class TextGeneration:
   def references(self, example: dict) -> list[list[str]]:
     return [list(example['targets'])]
 
-  def generate(self, model, params, batch, options: SearchOptions, rng) -> SearchResult:
-    """Hypotheses [B, N, T] for a batch, by the search that `options` name."""
-    variables = {'params': params}
-    memory = model.apply(variables, batch, method='encode')
-    examples, width = len(batch['weight']), rows(options)
-    own = jnp.arange(examples * width, dtype=jnp.int32) % width  # the number of each row [R] among those of its example
-    writers = jnp.broadcast_to(own[:, None], (len(own), options.max_length))
-    at = lambda index, writers: DecodeStep(index, writers.reshape(examples, width, -1))
-    start = jnp.zeros((), jnp.int32)
-    _, made = model.apply(variables, own, memory, at(start, writers), method='step', mutable=['cache', 'memory'])
-    # Projected keys and values of the memory stand beside the search: one copy an example, whatever the beam.
-    variables['memory'] = made.get('memory', {})
+  def generate(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> SearchResult:
+    """Hypotheses [B, N, T] for a batch, by the search that `options` name, scored also by what `fusion` holds."""
+    memory, examples = model.apply({'params': params}, batch, method='encode'), len(batch['weight'])
+    parts = [Part(1.0, *begin_decoder(model, params, memory, examples, options)), *fusion.parts(examples, options)]
+    return self.searched(parts, batch, options, rng)
 
-    def step(tokens, cache):
-      index, writers = cache['index'], cache['writers'].at[:, cache['index']].set(own)
-      now = {**variables, 'cache': cache['layers']}
-      logits, new = model.apply(now, tokens, memory, at(index, writers), method='step', mutable=['cache'])
-      return logits, {'index': index + 1, 'writers': writers, 'layers': new['cache']}
+  def searched(self, parts: list[Part], batch, options: SearchOptions, rng) -> SearchResult:
+    """Hypotheses [B, N, T] by the sum of the parts."""
+    step, cache, scored = combined(parts)
+    prompt = jnp.full((len(batch['weight']), 1), options.bos_id)
+    return search(step, cache, options, prompt, rng, active=batch['weight'] > 0, scored=scored)
 
-    cache = {'index': start, 'writers': writers, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}
-    prompt = jnp.full((examples, 1), options.bos_id)
-    return search(step, cache, options, prompt, rng, active=batch['weight'] > 0)
+
+def begin_decoder(model, params, memory, examples: int, options: SearchOptions):
+  """(step, cache, scored) of a model's decoder for a search (decoding/fusion.py); `memory` None for a language model."""
+  variables, width = {'params': params}, rows(options)
+  own = jnp.arange(examples * width, dtype=jnp.int32) % width  # the number of each row [R] among those of its example
+  writers = jnp.broadcast_to(own[:, None], (len(own), options.max_length))
+  at = lambda index, writers: DecodeStep(index, writers.reshape(examples, width, -1))
+  start = jnp.zeros((), jnp.int32)
+  _, made = model.apply(variables, own, memory, at(start, writers), method='step', mutable=['cache', 'memory'])
+  # Projected keys and values of the memory stand beside the search: one copy an example, whatever the beam.
+  variables['memory'] = made.get('memory', {})
+
+  def step(tokens, cache):
+    index, writers = cache['index'], cache['writers'].at[:, cache['index']].set(own)
+    now = {**variables, 'cache': cache['layers']}
+    logits, new = model.apply(now, tokens, memory, at(index, writers), method='step', mutable=['cache'])
+    return logits, {'index': index + 1, 'writers': writers, 'layers': new['cache']}
+
+  return step, {'index': start, 'writers': writers, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}, False

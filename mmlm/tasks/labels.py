@@ -75,7 +75,7 @@ class LabelPrediction:
     """{'loss': a label}"""
     return {'loss': loss}
 
-  def answer(self, model, params, batch, options, rng) -> dict:
+  def answer(self, model, params, batch, options, rng, fusion=None) -> dict:
     """{'outputs'}: probabilities [B, T, C] or numbers [B, T]."""
     outputs = model.apply({'params': params}, batch, None)
     return {'outputs': jax.nn.softmax(outputs) if outputs.ndim == 3 else outputs, 'there': batch['label_mask']}

@@ -19,7 +19,7 @@ from mmlm.training.step import TrainState
 
 
 def higher_is_better(metric: str) -> bool:
-  return metric.rpartition('/')[2] not in ('loss', 'perplexity', 'ter', 'mae', 'calibration_error')
+  return metric.rpartition('/')[2] not in ('loss', 'perplexity', 'ter', 'wer', 'wer_normalized', 'cer', 'mae', 'calibration_error')
 
 
 class Checkpoints:

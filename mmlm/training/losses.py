@@ -1,12 +1,13 @@
-"""Cross-entropy of a linear layer over a vocabulary, a few tokens at a time: the logits of a batch never stand in memory at once.
+"""Cross-entropy of a linear layer over a vocabulary, a few tokens at a time: the logits of a batch never stand in memory at once; and CTC.
 
-Axes: N tokens, C tokens of a chunk, D width, V vocabulary.
+Axes: N tokens, C tokens of a chunk, D width, V vocabulary; of CTC: B batch, S frames, T labels.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
 
 # Logits that stand in memory at once: on a CPU they stay in its cache, on others a chunk must be worth its start.
 LOGITS = {'cpu': 5 << 19}
@@ -81,3 +82,19 @@ def _chunks(vocabulary: int, *arrays):
   size = -(-number // count)
   split = lambda a: jnp.pad(a, [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:])
   return tuple(map(split, arrays))
+
+
+def ctc_losses(logits, frames, labels, labels_mask, blank: int = 0):
+  """Negative log-probability in nats of labels [B, T] under CTC (Graves et al. 2006, eq. 14), and how many labels it is of: [B] and [B].
+
+  Both are 0 for an example without labels, and for one whose labels its frames cannot hold: a loss of infinity would teach nothing.
+
+  Args:
+    logits: [B, S, V] float32; `frames` [B, S] says where there are any, padding at the end.
+    labels_mask: [B, T], padding at the end; no label is the blank.
+  """
+  losses = optax.ctc_loss(logits, 1.0 - frames, labels, 1.0 - labels_mask, blank_id=blank)
+  repeats = (labels[:, 1:] == labels[:, :-1]) & labels_mask[:, 1:]  # a blank must stand between equals
+  count = labels_mask.sum(1)
+  counts = jnp.where(count + repeats.sum(1) <= frames.sum(1), count, 0)
+  return jnp.where(counts > 0, losses, 0), counts

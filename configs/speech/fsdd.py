@@ -1,0 +1,31 @@
+"""Spoken digits of the Free Spoken Digit Dataset, official split (3,000 recordings of six speakers): the word is written in characters.
+
+  ./launch.sh prepare fsdd --source FOLDER
+  ./launch.sh train configs/speech/fsdd.py --workdir runs/fsdd
+  ./launch.sh evaluate runs/fsdd
+
+A small Conformer with CTC and a Transformer decoder; `:head=ctc` is CTC alone. `exact_match` is the accuracy.
+"""
+
+from configs.speech.keypad_tones import recipe
+from mmlm.config import default_config, parse_arg, smoke
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, head='joint', encoder='conformer')
+  config = recipe(default_config(), {'name': args.encoder, 'width': 40, 'layers': 3, 'channels': 16, 'subsampling': 2}, args.head)
+  config.data.name = 'fsdd'
+  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(40)', 'standardize', 'spec_augment(2, 2, 8, 2, 10)')
+  config.data.eval_ops = ('decode_sound(16000)', 'log_mel(40)', 'standardize')
+  config.data.max_length = 300
+  config.data.buckets = (40, 60, 90, 300)
+  config.model.dim = 96
+  config.model.dropout = 0.2
+  config.optimizer.learning_rate = 2e-3
+  config.train.duration = '40 epochs'
+  config.train.batch_size = 32
+  config.train.ema_decay = 0.999
+  config.train.monitor = 'wer'
+  config.evaluate.metrics = ('exact_match', 'wer', 'cer')
+  config.decoding.max_length = 8
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,78 @@
+"""Mboshi speech (4.46 hours) to Mboshi text or to French, and Mboshi text to French, on the corpus's own split.
+
+  ./launch.sh prepare mboshi --source FOLDER
+  ./launch.sh train configs/speech/mboshi.py:task=recognition --workdir runs/mboshi
+  ./launch.sh train configs/speech/mboshi.py:task=translation --workdir runs/direct       # sound to French
+  ./launch.sh train configs/speech/mboshi.py:task=multitask --workdir runs/multitask      # the same, CTC learns the Mboshi text beside
+  ./launch.sh train configs/speech/mboshi.py:task=text --workdir runs/text                # Mboshi text to French
+
+The cascade translates what was recognised:
+
+  ./launch.sh evaluate runs/mboshi
+  ./launch.sh evaluate runs/text --text_from runs/mboshi/predictions/test-STEP.jsonl
+"""
+
+from configs.speech.keypad_tones import recipe
+from mmlm.config import default_config, parse_arg, smoke
+from mmlm.errors import UserError
+
+FIELDS = {
+  'recognition': {'targets': 'mboshi'}, 'translation': {'targets': 'french'}, 'multitask': {'targets': 'french', 'transcript': 'mboshi'},
+  'text': {'targets': 'french', 'text': 'mboshi'},
+}  # fmt: skip
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, task='recognition')
+  if args.task not in FIELDS:
+    raise UserError(f'task={args.task!r}: choose one of {", ".join(FIELDS)}.')
+  config = default_config()
+  config = text_to_text(config) if args.task == 'text' else sound_to_text(config, args.task)
+  config.data.name = 'mboshi'
+  config.data.fields = {'id': 'id', **FIELDS[args.task]} | ({} if args.task == 'text' else {'audio': 'audio', 'speaker': 'speaker'})
+  config.evaluate.shuffled = False
+  if args.task != 'recognition':
+    config.train.monitor = 'bleu'
+    config.evaluate.metrics = ('bleu', 'chrf')
+    config.decoding.length_penalty = 1.0
+  return smoke(config) if args.smoke else config
+
+
+def sound_to_text(config, task):
+  heads = {'translation': {'head': 'transformer_decoder'}, 'multitask': {'ctc_labels': 'transcript'}}
+  config = recipe(config, {'name': 'conformer', 'width': 80}, **heads.get(task, {}))
+  config.task = 'recognition' if task == 'recognition' else 'speech_translation'
+  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(80)', 'standardize', 'spec_augment(5, 2, 15, 2, 40)')
+  config.data.eval_ops = ('decode_sound(16000)', 'log_mel(80)', 'standardize')
+  config.data.max_length = 1100
+  config.data.buckets = (240, 280, 320, 380, 460, 600, 1100)
+  config.model.dim = 192
+  config.model.dropout = 0.2
+  if task == 'multitask':
+    config.decoding.ctc_weight = 0.0  # the branch writes Mboshi
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup = '1000 steps'
+  config.train.duration = '60 epochs'
+  config.train.batch_size = 16
+  config.train.ema_decay = 0.999
+  config.decoding.max_length = 160
+  return config
+
+
+def text_to_text(config):
+  config.task = 'translation'
+  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
+  config.data.max_length = 160
+  config.data.buckets = (32, 48, 64, 96, 160)
+  config.model.dim = 192
+  config.model.dropout = 0.3
+  config.model.shared_embeddings = True
+  block = {'layers': 3, 'heads': 4, 'positions': 'sinusoidal'}
+  config.model.encoders = {'text': {'name': 'text_transformer', **block}}
+  config.model.head = {'name': 'transformer_decoder', **block}
+  config.optimizer.learning_rate = 1e-3
+  config.train.duration = '60 epochs'
+  config.train.batch_size = 32
+  config.decoding.beam_size = 8
+  config.decoding.max_length = 160
+  return config

@@ -1,0 +1,70 @@
+"""How many seconds of sound become log-mel frames in a second of one core: the loader's, the step's, Kaldi's filterbanks, and decoding itself.
+
+  python experiments/benchmarks/log_mel.py            # log_mel.json
+  python experiments/benchmarks/log_mel.py --smoke
+
+The rate counts seconds of the processor, not of the clock, so that other work on the machine matters little; one thread each.
+"""
+
+import os
+
+for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):
+  os.environ[name] = '1'
+os.environ['XLA_FLAGS'] = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
+
+import io  # noqa: E402
+import time  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+from common import main, summary  # noqa: E402
+
+from mmlm.data.audio import RATE, decode_audio, kaldi_fbank, log_mel_spectrogram, mel_filters  # noqa: E402
+from mmlm.models.log_mel import log_mel  # noqa: E402
+
+FORMS = {'WAV': 'PCM_16', 'FLAC': 'PCM_16', 'OGG': 'OPUS', 'MP3': None}
+
+
+def measured(name: str, what, seconds: float, options) -> dict:
+  """A row: seconds of sound a second of the processor."""
+  what()
+  rates = []
+  for _ in range(options.rounds):
+    began = time.process_time()
+    what()
+    rates.append(seconds / (time.process_time() - began))
+  found = summary(rates)
+  print(f'{name:<32} {found["median"]:8.0f} [{found["low"]:.0f}, {found["high"]:.0f}] times real time', flush=True)
+  return {'benchmark': name, 'unit': 'seconds of sound / second of one core', **found}
+
+
+def features(options) -> list[dict]:
+  count, seconds = (2, 2) if options.smoke else (30, 10)
+  sounds = (np.random.default_rng(0).normal(size=(count, seconds * RATE)) / 10).astype(np.float32)
+  step = jax.jit(lambda samples: log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0])
+  sides = {
+    'log-mel, loader (numpy)': lambda: [log_mel_spectrogram(sound) for sound in sounds],
+    'log-mel, step (jax)': lambda: step(sounds).block_until_ready(),
+    'Kaldi filterbanks': lambda: [kaldi_fbank(sound) for sound in sounds],
+  }
+  return [measured(name, what, count * seconds, options) for name, what in sides.items()]
+
+
+def decoding(options) -> list[dict]:
+  count, seconds = (1, 2) if options.smoke else (10, 10)
+  rows = []
+  for form, kind in FORMS.items():
+    for rate in (16000, 44100):
+      if form == 'OGG' and rate == 44100:
+        rate = 48000  # Opus has no other
+      file = io.BytesIO()
+      soundfile.write(file, np.random.default_rng(0).normal(size=seconds * rate) / 10, rate, format=form, subtype=kind)
+      data = file.getvalue()
+      decode = lambda data=data: [decode_audio(data) for _ in range(count)]
+      rows.append(measured(f'decoding {form} of {rate} Hz to 16 kHz', decode, count * seconds, options))
+  return rows
+
+
+if __name__ == '__main__':
+  main(__doc__, {'features': features, 'decoding': decoding}, 'log_mel.json')

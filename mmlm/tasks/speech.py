@@ -1,0 +1,90 @@
+"""Text out of sound: recognition and speech translation, by a decoder, by CTC, or by both on one memory (Watanabe et al. 2017).
+
+Axes: B batch, S places of the memory, T time, V vocabulary.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from mmlm.data.tokenizers import EOS, PAD
+from mmlm.decoding import ctc
+from mmlm.decoding.fusion import ALONE, Fusion, Part
+from mmlm.decoding.search import SearchOptions, SearchResult
+from mmlm.tasks.generation import TextGeneration, begin_decoder
+from mmlm.training.losses import ctc_losses, summed_loss, token_losses
+
+
+@dataclass(frozen=True)
+class SpeechToText(TextGeneration):
+  """As text generation, where a head may also align what it writes with its memory; the blank of CTC is the padding token."""
+
+  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder', 'ctc', 'joint', 'joint_recurrent')
+
+  def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
+    """Sum of the losses in nats and of the weights: the decoder's tokens, or the labels of CTC where there is no decoder.
+
+    With both the sum is (1 - w) times the decoder's cross-entropy and w times CTC's, w the `ctc_weight` of the head.
+    """
+    if not (share := ctc_share(model.head)):
+      return super().loss(model, params, batch, label_smoothing, rng)
+    decoder, aligned, labels = self._branches(model, params, batch, rng)
+    if decoder is None:
+      return aligned.sum(), labels.sum()
+    return (1 - share) * summed_loss(*decoder, label_smoothing) + share * aligned.sum(), decoder[-1].sum()
+
+  def losses(self, model, params, batch):
+    """The same for each example: [B] and [B]."""
+    if not (share := ctc_share(model.head)):
+      return super().losses(model, params, batch)
+    decoder, aligned, labels = self._branches(model, params, batch, None)
+    if decoder is None:
+      return aligned, labels
+    *given, weights = decoder
+    by_example = lambda tokens: tokens.reshape(batch['target'].shape).sum(1)
+    return (1 - share) * by_example(token_losses(*given) * weights) + share * aligned, by_example(weights)
+
+  def _branches(self, model, params, batch, rng):
+    """What the decoder's loss needs (`_predicted`), None without a decoder; of CTC the losses and the labels they are of [B]."""
+    inputs, weights = self._inputs(batch)
+    rngs = {} if rng is None else {'dropout': rng}
+    decoder, logits, frames = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs, method='branches')
+    name = model.head.ctc_labels
+    # The end of a text is no label; in a batch of which nothing has a transcript there is no such column.
+    labels, mask = batch.get(name, inputs[:, :1]), batch.get(f'{name}_mask', jnp.zeros_like(inputs[:, :1], bool))
+    losses, counts = ctc_losses(logits, frames, labels, mask & (labels != EOS), PAD)
+    if decoder is not None:
+      x, table = decoder
+      decoder = x.reshape(-1, x.shape[-1]), table, batch['target'].reshape(-1), weights.reshape(-1)
+    return decoder, losses * batch['weight'], counts * batch['weight']
+
+  def generate(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> SearchResult:
+    """Hypotheses [B, N, T]: by the decoder and, so far as `fusion` says, the CTC branch of the same memory; or by CTC over frames."""
+    if not ctc_share(model.head):
+      return super().generate(model, params, batch, options, rng, fusion)
+    examples, there = len(batch['weight']), batch['weight'][:, None] > 0
+    memory = model.apply({'params': params}, batch, method='encode')
+    frames = lambda: ctc.frame_log_probs(model.apply({'params': params}, memory, method='frames'), memory.mask & there, options)
+    if not hasattr(model.head, 'step'):
+      return _over_frames(frames(), options, fusion)
+    parts = fusion.parts(examples, options)
+    if fusion.ctc_weight > 0:
+      parts.insert(0, Part(fusion.ctc_weight, *ctc.prefix_scorer(frames(), options)))
+    if fusion.ctc_weight < 1:
+      parts.insert(0, Part(1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options)))
+    return self.searched(parts, batch, options, rng)
+
+
+def _over_frames(log_probs, options: SearchOptions, fusion: Fusion) -> SearchResult:
+  """CTC alone: the best path, or the best prefixes with what `fusion` gives to their tokens."""
+  if options.method == 'greedy':
+    return ctc.best_path(log_probs, options)
+  # One row, which may be asked what follows the longest prefix.
+  alone = dataclasses.replace(options, method='greedy', n_best=1, max_length=options.max_length + 1)
+  return ctc.prefix_beam(log_probs, options, fusion.parts(1, alone))
+
+
+def ctc_share(head) -> float:
+  """The weight of CTC in the loss of a head: 0 without it, 1 without a decoder."""
+  return getattr(head, 'ctc_weight', 0.0)
