@@ -29,6 +29,16 @@ class DecodeStep(NamedTuple):
     return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(batch, rows, length * rows)
 
 
+class Prompt(NamedTuple):
+  """The first T tokens of each example, read at once into a cache of `length` positions for `rows` rows an example.
+
+  The first row of each example writes them; what stands behind the end of a shorter prompt is written again by the steps.
+  """
+
+  rows: int
+  length: int
+
+
 def dot_product_attention(query, key, value, mask=None, causal=False):
   """[B, T, H, E], [B, G, E, S], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
 
@@ -66,7 +76,7 @@ def _batched_products(query, key, value, mask, causal):
 class MultiHeadAttention(nn.Module):
   """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
+  With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
   collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that collection is mutable. Rows that share an
   example (beams) read the same memory and the same past: neither is ever copied.
   """
@@ -77,7 +87,7 @@ class MultiHeadAttention(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | None = None):
+  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | Prompt | None = None):
     width = x.shape[-1]
     size = width // self.heads
     groups = self.kv_heads or self.heads
@@ -90,14 +100,17 @@ class MultiHeadAttention(nn.Module):
     else:
       key, value = keys(x), values(x)
       if self.rotary:
-        positions = jnp.arange(x.shape[1]) if step is None else step.index[None]
+        positions = step.index[None] if isinstance(step, DecodeStep) else jnp.arange(x.shape[1])
         query, key = rotate(query, positions), rotate(key, positions)
-      if step is not None:
+      if isinstance(step, DecodeStep):
         key, value = (y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value))  # [B, K, G, E]
       key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
-      if step is not None:
+      if isinstance(step, DecodeStep):
         key, value = self._past('key', key, -1, step), self._past('value', value, -2, step)
         mask, causal = step.seen(), False
+      elif step is not None:
+        self._start('key', key, -1, step)
+        self._start('value', value, -2, step)
     folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
     out = dot_product_attention(folded, key, value, mask, causal).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
@@ -107,3 +120,10 @@ class MultiHeadAttention(nn.Module):
     past = self.variable('cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis))
     past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, step.index * new.shape[axis], axis)
     return past.value
+
+  def _start(self, name, new, axis, step: Prompt):
+    """A cache that holds what the first row of each example has at its first places on `axis`."""
+    empty = jnp.repeat(jnp.zeros_like(jax.lax.slice_in_dim(new, 0, 1, axis=axis)), step.length * step.rows, axis)
+    first = [slice(None)] * new.ndim
+    first[axis] = slice(0, new.shape[axis] * step.rows, step.rows)
+    self.variable('cache', f'past_{name}', lambda: empty.at[tuple(first)].set(new))
