@@ -42,7 +42,9 @@ class Recording:
       samples = self._file.read(wanted, dtype='float32', always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
       raise UserError(f'{self.path}: the sound breaks off ({getattr(error, "error_string", error)}).') from None
-    self._ended = len(samples) < wanted
+    if len(samples) < wanted:
+      self._ended = True
+      self._file.close()
     if not np.isfinite(samples).all():
       raise UserError(f'{self.path}: the sound has samples that are not finite.')
     samples = samples.mean(1)
@@ -55,11 +57,12 @@ class Recording:
 
 
 def stretches(recording: Recording, longest: int, search: int):
-  """Yields (first sample, samples) of the whole recording, none longer than `longest`, cut at the quietest place of its last `search`."""
+  """Yields (first sample, samples, is it the last?) of the whole recording; one of `longest` is cut at the quietest place of its end `search`."""
   start = 0
   while len(samples := recording.read(start, longest + 1)):
-    end = len(samples) if len(samples) <= longest else quietest(samples[:longest], longest - search)
-    yield start, samples[:end].copy()
+    last = len(samples) <= longest
+    end = len(samples) if last else quietest(samples[:longest], longest - search)
+    yield start, samples[:end].copy(), last
     start += end
 
 

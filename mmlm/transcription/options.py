@@ -18,7 +18,8 @@ class Options:
   temperatures: tuple = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # tried one after another while the answer is bad
   max_compression_ratio: float = 2.4  # an answer that compresses better repeats itself: bad
   min_log_prob: float = -1.0  # an answer whose mean log-probability is lower is bad
-  max_no_speech: float = 0.6  # a window with a higher probability of no speech, and a bad answer, is left out
+  max_no_speech: float = 0.6  # a window with a higher probability of no speech, and an unlikely answer, is left out
+  sure_no_speech: float = 0.9  # and with a higher one than this, whatever the answer
   max_first_time: float = 1.0  # seconds from the start of a window to its first segment
   max_tokens: int = 224  # of the answer for a window
   prompt: str = ''  # text that could stand before the recording: names, spelling, style
