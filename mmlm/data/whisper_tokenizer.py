@@ -18,7 +18,7 @@ TICK = 0.02  # seconds between two times
 GPT2_END = 50256  # the id of the end in the vocabulary of the English-only models
 TASKS = ('transcribe', 'translate')
 # What is written of sounds that nobody speaks: these, with a space before or not, where that is one token.
-SYMBOLS = '" # ( ) * + / : ; < = > @ [ \\ ] ^ _ ` { | } ~ 「 」 『 』 << >> <<< >>> -- --- -( -[ (\' (" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪'.split()
+SYMBOLS = (*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', '<<', '>>', '<<<', '>>>', '--', '---', '-(', '-[', "('", '("', '((', '))', '(((', ')))', '[[', ']]', '{{', '}}', '♪♪', '♪♪♪')
 NOTES = '♩♪♫♬♭♮♯'  # and of these the first token always: their bytes share it, and nothing else has it
 # Codes that newer and older vocabularies write in two ways.
 SAME = {'he': 'iw', 'iw': 'he', 'jv': 'jw', 'jw': 'jv'}

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from mmlm.models.embeddings import rotate
 
+LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
+
 
 class DecodeStep(NamedTuple):
   """One step of decoding: every row stands at position `index` (a scalar array) of a cache of L positions.
@@ -49,7 +51,10 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
   if jax.default_backend() == 'cpu':
-    return _batched_products(query, key, value, mask, causal)
+    if causal:
+      seen = jnp.tril(jnp.ones((1, query.shape[1], key.shape[-1]), bool))
+      mask = seen if mask is None else seen & mask
+    return (_batched_products if query.shape[1] * key.shape[-1] < LONG else _head_by_head)(query, key, value, mask)
   fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   return jax.nn.dot_product_attention(
     query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
@@ -57,19 +62,34 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   )  # fmt: skip
 
 
-def _batched_products(query, key, value, mask, causal):
+def _batched_products(query, key, value, mask):
   batch, queries, heads, size = query.shape
   groups, keys = value.shape[1:3]
   query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
   scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, queries, keys)
-  if causal:
-    seen = jnp.tril(jnp.ones((1, queries, keys), bool))
-    mask = seen if mask is None else seen & mask
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, groups, -1, keys)
   out = jnp.einsum('bgts,bgse->bgte', weights, value)
+  return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
+
+
+def _head_by_head(query, key, value, mask):
+  """The same for long sequences: the scores of one head at a time stay in the cache of the processor."""
+  batch, queries, heads, size = query.shape
+  by_head = lambda x: jnp.repeat(x, heads // x.shape[1], 1).reshape(batch * heads, *x.shape[2:])
+  queries_of = (query * size**-0.5).swapaxes(1, 2)  # [B, H, T, E]
+
+  def one(head):
+    number, query, key, value = head
+    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
+    if mask is not None:
+      scores = jnp.where(jnp.broadcast_to(mask, (batch, *mask.shape[1:]))[number // heads], scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
+
+  out = jax.lax.map(one, (jnp.arange(batch * heads), *map(by_head, (queries_of, key, value))))
   return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
 

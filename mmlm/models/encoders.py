@@ -15,6 +15,7 @@ from mmlm.models.layers import Dropout
 from mmlm.models.recurrent import FeatureRecurrent, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
+from mmlm.models.whisper import WhisperEncoder
 
 
 def _whole_mask(mask, x):
@@ -146,5 +147,6 @@ class FeatureEncoder(WithDeepTransformer, kw_only=True):
 ENCODERS = {
   'bert': BertEncoder, 'text_cnn': TextCnn, 'features': FeatureEncoder, 'feature_recurrent': FeatureRecurrent,
   'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder, 'text_recurrent': RecurrentEncoder,
+  'whisper': WhisperEncoder,
 }  # fmt: skip
-FEATURE_ENCODERS = ('features', 'feature_recurrent')  # they read arrays that were computed elsewhere
+FEATURE_ENCODERS = ('features', 'feature_recurrent', 'whisper')  # they read arrays that were computed elsewhere

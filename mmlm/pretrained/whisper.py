@@ -115,7 +115,7 @@ def decoder_of(sizes: Sizes) -> TransformerDecoder:
 
 def whisper_options(name: str, **changes) -> dict:
   """The options of `WhisperEncoder` for the weights `name`, to stand in a config."""
-  encoder = encoder_of(_read(find(name))[0])
+  encoder = encoder_of(read_state(find(name))[0])
   fields = ('width', 'hidden', 'layers', 'heads', 'ffn_dim', 'max_positions')
   return {'name': 'whisper', 'pretrained': name} | {field: getattr(encoder, field) for field in fields} | changes
 
@@ -132,7 +132,7 @@ def load_whisper(name: str) -> tuple[Sizes, dict, WhisperTokenizer]:
     UserError: a file is damaged or of another kind of model, or a variable is missing, unknown or misshapen.
   """
   files = find(name)
-  sizes, state = _read(files)
+  sizes, state = read_state(files)
   wanted = _shapes(sizes)
   if bad := differences({key: value.shape for key, value in state.items()}, wanted):
     raise UserError('\n  '.join([f'{files.weights[0]} is no Whisper of its sizes; {len(bad)} variables differ (in the file -> expected):', *bad[:20]]))
@@ -140,7 +140,7 @@ def load_whisper(name: str) -> tuple[Sizes, dict, WhisperTokenizer]:
   return sizes, params, WhisperTokenizer.of_folder(files.folder, sizes.vocabulary)
 
 
-def _read(files: Files) -> tuple[Sizes, dict]:
+def read_state(files: Files) -> tuple[Sizes, dict]:
   """Sizes, and {Hugging Face's name without 'model.': array} as it is in the file."""
   if files.weights[0].suffix == '.safetensors':
     return _sizes(files.folder / 'config.json'), _safetensors(files.weights)

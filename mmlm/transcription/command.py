@@ -40,7 +40,7 @@ def transcribe(files: list[str], model: str, format: list[str], output_dir: str,
     answers = Transcriber(Whisper(model, Options(**options, beam_size=beam_size or Options.beam_size)))
   transcripts, began = [], time.monotonic()
   with _Told(files, sum(durations)) as told:
-    for path, output, transcript in zip(files, outputs, answers if is_run else answers(files, told)):
+    for output, transcript in zip(outputs, answers if is_run else answers(files, told)):
       if is_run:
         told(len(transcripts), transcript.segments, transcript.duration)
       for name in format:

@@ -43,7 +43,8 @@ class Whisper:
     longest = self.sizes.text_length // 2
     if options.max_tokens > longest:
       raise UserError(f'max_tokens={options.max_tokens}: this model writes {longest} at most.')
-    self.context = longest - 1 if options.previous or options.prompt else 0  # tokens of what was said before
+    # Tokens of what was said before; its start, four of the prompt's own and the answer follow.
+    self.context = longest - 5 if options.previous or options.prompt else 0
     rules = Rules(
       self.tokenizer.end, self.tokenizer.first_time, options.times, round(options.max_first_time / TICK),
       (*self.tokenizer.not_speech, self.tokenizer.no_times), self.tokenizer.not_first,
@@ -92,7 +93,7 @@ class Whisper:
 
   def _search(self, heard: list[Heard], prompts: list[list[int]], size: int, temperature: float) -> list[Answer]:
     """Answers at one temperature."""
-    length = self.context + 1 + 4 if self.context else len(prompts[0])  # [P]: one shape for every prompt
+    length = self.context + 5 if self.context else len(prompts[0])  # [P]: one shape for every prompt
     lengths = np.array([len(prompt) for prompt in prompts] + [len(prompts[0])] * (size - len(prompts)))
     tokens = np.full((size, length), self.tokenizer.end)
     for row, prompt in zip(tokens, prompts):
