@@ -193,22 +193,21 @@ def test_a_bad_answer_is_drawn_again_hotter(tmp_path):
   heard = Heard({}, 0.1, 'en')
   asked = []
 
-  def answers(*goods):
+  def better(first, *log_probs, heard=heard):
+    asked.clear()
+
     def search(heard, prompts, size, temperature):
       asked.append(temperature)
-      return [Answer((5,), '', *goods[len(asked) - 1], temperature, 1.0)] if temperature else None
+      return [Answer((5,), '', log_probs[len(asked) - 1], 0.1, temperature, 1.0)]
 
-    asked.clear()
     model._search = search
-    return model._better(Answer((5,), '', -3.0, 0.1, 0.0, 1.0), heard, [])
+    return model._better(first, heard, []).temperature
 
-  assert answers((-2.0, 0.1), (-0.5, 0.1)).temperature == 0.4 and asked == [0.2, 0.4]
-  assert answers(*[(-2.0, 0.1)] * 5).temperature == 1.0 and len(asked) == 5  # the last, where all are bad
-  repeats = Answer((5,), '', -0.1, 0.1, 0.0, 9.0)
-  assert model._better(repeats, heard, []).temperature == 0.2 if answers((-0.5, 0.1)) else None
-  silent = Heard({}, 0.7, 'en')
-  asked.clear()
-  assert model._better(Answer((5,), '', -3.0, 0.7, 0.0, 1.0), silent, []).temperature == 0.0 and not asked
+  unlikely, repeats = Answer((5,), '', -3.0, 0.1, 0.0, 1.0), Answer((5,), '', -0.1, 0.1, 0.0, 9.0)
+  assert better(unlikely, -2.0, -0.5) == 0.4 and asked == [0.2, 0.4]
+  assert better(unlikely, *[-2.0] * 5) == 1.0 and len(asked) == 5  # the last, where all are bad
+  assert better(repeats, -0.5) == 0.2 and better(dataclasses.replace(repeats, compression_ratio=1.0)) == 0.0
+  assert better(unlikely, heard=Heard({}, 0.7, 'en')) == 0.0 and not asked  # nobody speaks: no wonder
 
 
 # Files
@@ -259,6 +258,35 @@ def test_bad_input_is_named(tmp_path, monkeypatch, model, argv, says):
   (tmp_path / 'text.wav').write_text('no sound')
   assert says in refused('transcribe', *argv, *['--model', model] * ('--model' not in argv))
   assert not list(tmp_path.glob('*.json'))
+
+
+RUN = '''
+from mmlm.config import default_config
+
+def get_config(arg=''):
+  config = default_config()
+  config.data.name, config.data.max_length, config.data.train_ops = 'manifest', 60, ('log_mel(16)',)
+  config.data.eval_ops, config.data.splits = config.data.train_ops, {'train': 'PATH', 'valid': 'PATH', 'test': ('PATH',)}
+  config.tokenizer.kind, config.model.dim, config.model.encoders = 'char', 16, {'audio': {'name': 'features', 'width': 16}}
+  config.train.duration, config.train.eval_every, config.train.batch_size = '2 steps', '2 steps', 8
+  config.evaluate.batch_size, config.decoding.max_length, config.parallel.strategy = 8, 5, 'jit'
+  return config
+'''
+
+
+def test_a_run_of_ours_writes_the_same_files(tmp_path):
+  paths = [sound(tmp_path / f'{i}.wav', tone(200 + 100 * i, 0.2)) for i in range(8)]
+  mine = tmp_path / 'mine.jsonl'
+  mine.write_text(''.join(json.dumps({'id': path, 'audio': path, 'target': 'ab'}) + '\n' for path in paths))
+  (tmp_path / 'run.py').write_text(RUN.replace('PATH', str(mine)))
+  done('train', tmp_path / 'run.py', '--workdir', tmp_path / 'run')
+  said = done('transcribe', *paths[:3], '--model', tmp_path / 'run', '--output_dir', tmp_path / 'out', '--beam_size=1')
+  alone = [done('predict', tmp_path / 'run', '--input', mine, '--config.decoding.method=greedy').splitlines()[i].split('\t')[1] for i in range(3)]
+  for i, text in enumerate(alone):
+    found = json.loads((tmp_path / 'out' / f'{i}.json').read_text())
+    assert found['text'] == text and found['duration'] == 0.2 and f'{paths[i]}:' in said
+    assert (tmp_path / 'out' / f'{i}.srt').read_text() == (f'1\n00:00:00,000 --> 00:00:00,200\n{text}\n\n' if text else '')
+  assert '--language: only a Whisper has this' in refused('transcribe', paths[0], '--model', tmp_path / 'run', '--language=en')
 
 
 # Real weights

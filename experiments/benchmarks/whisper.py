@@ -152,7 +152,7 @@ def settings_of(model: Whisper) -> dict:
   tokenizer = model.tokenizer
   return {
     'end': tokenizer.end, 'first_time': tokenizer.first_time, 'never': [*tokenizer.not_speech, tokenizer.no_times], 'not_first': list(tokenizer.not_first),
-    'max_tokens': model.options.max_tokens, 'english_only': tokenizer.english_only, 'batch': BATCH,
+    'max_tokens': model.max_tokens, 'english_only': tokenizer.english_only, 'batch': BATCH,
   }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ class Options:
   max_no_speech: float = 0.6  # a window with a higher probability of no speech, and an unlikely answer, is left out
   sure_no_speech: float = 0.9  # and with a higher one than this, whatever the answer
   max_first_time: float = 1.0  # seconds from the start of a window to its first segment
-  max_tokens: int = 224  # of the answer for a window
+  max_tokens: int = 0  # of the answer for a window; 0 = half of the decoder's positions, the most there is
   prompt: str = ''  # text that could stand before the recording: names, spelling, style
   previous: bool = False  # a window is told what was said before it
   batched: bool = False  # files are cut at quiet places into windows that know nothing of each other
@@ -35,7 +35,7 @@ class Options:
       (self.batch_size >= 1, f'--batch_size={self.batch_size}: expected 1 or more.'),
       (not (self.previous and self.batched), '--previous needs windows one after another: leave out --batched.'),
       (self.temperatures and min(self.temperatures) >= 0, f'temperatures={self.temperatures}: expected one or more, none below 0.'),
-      (self.max_tokens >= 1, f'max_tokens={self.max_tokens}: expected 1 or more.'),
+      (self.max_tokens >= 0, f'max_tokens={self.max_tokens}: expected 0 or more.'),
     ):
       if not ok:
         raise UserError(what)

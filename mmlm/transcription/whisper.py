@@ -43,6 +43,7 @@ class Whisper:
     longest = self.sizes.text_length // 2
     if options.max_tokens > longest:
       raise UserError(f'max_tokens={options.max_tokens}: this model writes {longest} at most.')
+    self.max_tokens = options.max_tokens or longest
     # Tokens of what was said before; its start, four of the prompt's own and the answer follow.
     self.context = longest - 5 if options.previous or options.prompt else 0
     rules = Rules(
@@ -114,7 +115,7 @@ class Whisper:
     method = 'sample' if temperature else 'beam' if self.options.beam_size > 1 else 'greedy'
     number = {'sample': {'n_best': self.options.best_of}, 'beam': {'beam_size': self.options.beam_size}}.get(method, {})
     start, end = self.tokenizer.start, self.tokenizer.end
-    return SearchOptions(method, self.options.max_tokens, length_penalty=1.0, pad_id=start, bos_id=start, eos_id=end, **number)
+    return SearchOptions(method, self.max_tokens, length_penalty=1.0, pad_id=start, bos_id=start, eos_id=end, **number)
 
   def _read(self, tokens: list[int], log_prob: float, no_speech: float, temperature: float) -> Answer:
     tokens = tokens[:-1] if tokens[-1] == self.tokenizer.end else tokens

@@ -74,10 +74,11 @@ class Track:
     if is_no_speech(answer, options):
       self.position += samples
       return
-    found, used = spans(answer.tokens, tokenizer.first_time, duration)
+    whole = [(0.0, duration, answer.tokens)], duration
+    found, used = spans(answer.tokens, tokenizer.first_time, duration) if options.times else whole
     for start, end, tokens in found:
       text = tokenizer.decode(tokens)
-      if text.strip() and (end > start or not options.times):
+      if text.strip() and end > start:
         scores = (answer.avg_logprob, answer.no_speech_prob, answer.temperature, answer.compression_ratio)
         self.segments.append(Segment(round(offset + start, 2), round(offset + end, 2), text, *scores))
         self.said += tokens
