@@ -200,7 +200,7 @@ def test_a_bad_answer_is_drawn_again_hotter(tmp_path):
       asked.append(temperature)
       return [Answer((5,), '', log_probs[len(asked) - 1], 0.1, temperature, 1.0)]
 
-    model._search = search
+    model.answer_at = search
     return model._better(first, heard, []).temperature
 
   unlikely, repeats = Answer((5,), '', -3.0, 0.1, 0.0, 1.0), Answer((5,), '', -0.1, 0.1, 0.0, 9.0)
@@ -281,8 +281,8 @@ def test_a_run_of_ours_writes_the_same_files(tmp_path):
   (tmp_path / 'run.py').write_text(RUN.replace('PATH', str(mine)))
   done('train', tmp_path / 'run.py', '--workdir', tmp_path / 'run')
   said = done('transcribe', *paths[:3], '--model', tmp_path / 'run', '--output_dir', tmp_path / 'out', '--beam_size=1')
-  alone = [done('predict', tmp_path / 'run', '--input', mine, '--config.decoding.method=greedy').splitlines()[i].split('\t')[1] for i in range(3)]
-  for i, text in enumerate(alone):
+  alone = done('predict', tmp_path / 'run', '--input', mine, '--config.decoding.method=greedy').splitlines()[:3]
+  for i, text in enumerate(line.split('\t')[1] for line in alone):
     found = json.loads((tmp_path / 'out' / f'{i}.json').read_text())
     assert found['text'] == text and found['duration'] == 0.2 and f'{paths[i]}:' in said
     assert (tmp_path / 'out' / f'{i}.srt').read_text() == (f'1\n00:00:00,000 --> 00:00:00,200\n{text}\n\n' if text else '')
@@ -346,5 +346,5 @@ def test_tokens_are_those_of_ctranslate2(tiny, spoken, peer):
   for features, heard in zip(frames, model.hear(frames)):
     view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.T[None]))
     (found,) = theirs.generate(view, [model.prompt('en')], beam_size=1, return_no_speech_prob=True)
-    (answer,) = model._search([heard], [model.prompt('en')], 1, 0.0)
+    (answer,) = model.answer_at([heard], [model.prompt('en')], 1, 0.0)
     assert list(answer.tokens) == found.sequences_ids[0] and heard.no_speech == pytest.approx(found.no_speech_prob, abs=1e-3)

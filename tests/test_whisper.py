@@ -184,10 +184,10 @@ def test_the_cached_search_is_the_uncached_one(whisper, times, beam_size):
   model = whisper(times=times, beam_size=beam_size, previous=True)
   prompts = [model.prompt('en', before) for before in ([], [5, 6, 7], list(range(20, 40)))]  # of several lengths, together
   heard_ = model.hear([FRAMES[0], FRAMES[1], FRAMES[0]])
-  together = model._search(heard_, prompts, 4, 0.0)
+  together = model.answer_at(heard_, prompts, 4, 0.0)
   assert together[0].tokens != together[1].tokens and together[0].tokens != together[2].tokens
   for answer, prompt, i in zip(together, prompts, (0, 1, 0)):
-    (alone,) = model._search(heard_[i : i + 1], [prompt], 1, 0.0)
+    (alone,) = model.answer_at(heard_[i : i + 1], [prompt], 1, 0.0)
     assert alone.tokens == answer.tokens
     log_probs, likeliest = forced(model, FRAMES[i], prompt, answer.tokens)
     count = len(answer.tokens) + (len(answer.tokens) < 12)  # cut ones have no end
@@ -200,7 +200,7 @@ def test_draws_follow_the_temperature_and_the_seed(whisper):
   model = whisper(times=True, beam_size=1, previous=True)
   heard_ = model.hear([FRAMES[0]])
   prompts = [model.prompt('en')]
-  greedy, cold, *warm = (model._search(heard_, prompts, 1, t)[0] for t in (0.0, 0.001, 1.0, 1.0))
+  greedy, cold, *warm = (model.answer_at(heard_, prompts, 1, t)[0] for t in (0.0, 0.001, 1.0, 1.0))
   assert cold.tokens == greedy.tokens and warm[0].tokens == warm[1].tokens != greedy.tokens and warm[0].temperature == 1
 
 

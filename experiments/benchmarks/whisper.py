@@ -161,7 +161,7 @@ def ours(model: Whisper, windows: list[np.ndarray], prompt: list[int], together:
   found = []
   for i in range(0, len(windows), together):
     heard = model.hear([model.features(samples) for samples in windows[i : i + together]])
-    found += [list(answer.tokens) for answer in model._search(heard, [prompt] * len(heard), together, 0.0)]
+    found += [list(answer.tokens) for answer in model.answer_at(heard, [prompt] * len(heard), together, 0.0)]
   return found
 
 
@@ -208,6 +208,9 @@ def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
   tokens = {side: run() for side, run in runs.items()}
   same = {side: sum(a == b for a, b in zip(tokens['mmlm'], found)) for side, found in tokens.items()}
   print(f'{len(windows)} windows, {seconds:.0f} s of sound; as mmlm writes them: {same}', flush=True)
+  for side, found in tokens.items():
+    for mine, theirs in [pair for pair in zip(tokens['mmlm'], found) if pair[0] != pair[1]][:1]:
+      print(f'  mmlm: {model.tokenizer.decode(mine, True)}\n  {side}: {model.tokenizer.decode(theirs, True)}', flush=True)
   rates = in_turns({side: (run, seconds) for side, run in runs.items()}, options.rounds)
   return [row('speed', name, 'seconds of sound/s', rates, '5 on base; PyTorch; 1.5 times CTranslate2', windows=len(windows), equal=same, peers={k: v for peer in peers.values() for k, v in peer.versions.items()})]
 

@@ -31,6 +31,15 @@ class Heard(NamedTuple):
   language: str  # the likeliest
 
 
+class Asked(NamedTuple):
+  """What is to be answered for B windows."""
+
+  prompt: np.ndarray  # [B, P]
+  lengths: np.ndarray  # [B] of the prompts
+  active: np.ndarray  # [B] whether there is such a window
+  temperature: np.ndarray  # [B] of draws
+
+
 class Whisper:
   """`name`: a folder or a package (pretrained/whisper.py)."""
 
@@ -80,7 +89,7 @@ class Whisper:
 
   def answer(self, heard: list[Heard], prompts: list[list[int]], size: int) -> list[Answer]:
     """The answer for each window; what is compiled is for `size` windows."""
-    return [self._better(*given) for given in zip(self._search(heard, prompts, size, self.options.temperatures[0]), heard, prompts)]
+    return [self._better(*given) for given in zip(self.answer_at(heard, prompts, size, self.options.temperatures[0]), heard, prompts)]
 
   def _better(self, answer: Answer, heard: Heard, prompt: list[int]) -> Answer:
     """The first answer that is not bad, of this one and those at higher temperatures; else the last."""
@@ -89,10 +98,10 @@ class Whisper:
       good = answer.compression_ratio <= self.options.max_compression_ratio and answer.avg_logprob >= self.options.min_log_prob
       if silent or good:
         break
-      (answer,) = self._search([heard], [prompt], 1, temperature)
+      (answer,) = self.answer_at([heard], [prompt], 1, temperature)
     return answer
 
-  def _search(self, heard: list[Heard], prompts: list[list[int]], size: int, temperature: float) -> list[Answer]:
+  def answer_at(self, heard: list[Heard], prompts: list[list[int]], size: int, temperature: float) -> list[Answer]:
     """Answers at one temperature."""
     length = self.context + 5 if self.context else len(prompts[0])  # [P]: one shape for every prompt
     lengths = np.array([len(prompt) for prompt in prompts] + [len(prompts[0])] * (size - len(prompts)))
@@ -102,9 +111,9 @@ class Whisper:
     memories = [one.memory for one in heard]
     memories += [jax.tree.map(jnp.zeros_like, memories[0])] * (size - len(heard))
     memory = memories[0] if size == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *memories)
-    active, key = np.arange(size) < len(heard), jax.random.key(self.options.seed)
-    found = self._decode(self._options(temperature), self.params['decoder'], memory, tokens, lengths, active, key, np.full(size, max(temperature, 1e-3), np.float32))
-    found = jax.device_get(found)
+    asked = Asked(tokens, lengths, np.arange(size) < len(heard), np.full(size, temperature or 1.0, np.float32))
+    key = jax.random.key(self.options.seed)
+    found = jax.device_get(self._decode(self._options(temperature), self.params['decoder'], memory, asked, key))
     return [
       self._read(found.tokens[i, 0][: found.lengths[i, 0]].tolist(), float(found.log_probs[i, 0]), one.no_speech, temperature)
       for i, one in enumerate(heard)
@@ -136,15 +145,15 @@ def encode(encoder, decoder, starts: tuple, params: dict, frames):
   return made['memory'], jax.nn.softmax(logits)[:, no_speech], logits[:, jnp.array(languages, int)]
 
 
-def decode(decoder, rules: Rules, options: SearchOptions, params: dict, memory: dict, prompt, lengths, active, key, temperature):
-  """Searches after prompts [B, P] of `lengths` [B] -> SearchResult. The prompts are read at once, up to the end of the shortest."""
-  examples, length, width = *prompt.shape, rows(options)
-  positions, start = length - 1 + options.max_length, lengths.min() - 1
+def decode(decoder, rules: Rules, options: SearchOptions, params: dict, memory: dict, asked: Asked, key):
+  """Searches after the prompts -> SearchResult. They are read at once, up to the end of the shortest."""
+  examples, length, width = *asked.prompt.shape, rows(options)
+  positions, start = length - 1 + options.max_length, asked.lengths.min() - 1
   variables = {'params': params, 'memory': memory}
   nothing = Sequence(jnp.zeros((examples, 0, decoder.dim)), None)  # its keys and values are known
-  _, made = decoder.apply(variables, prompt, nothing, Prompt(width, positions), method='read', mutable=['cache'])
+  _, made = decoder.apply(variables, asked.prompt, nothing, Prompt(width, positions), method='read', mutable=['cache'])
   inner = cache_of(made['cache'], examples, width, positions, start)
-  left, rest = lengths - start, jnp.take(prompt, start + jnp.arange(length), axis=1, mode='clip')
+  left, rest = asked.lengths - start, jnp.take(asked.prompt, start + jnp.arange(length), axis=1, mode='clip')
   cache = {'said': nothing_said(jnp.repeat(left, width), rules), 'inner': inner}
   step = ruled(cached_step(decoder, variables, nothing, examples, width), rules)
-  return search(step, cache, options, rest, key, left, active, temperature)
+  return search(step, cache, options, rest, key, left, asked.active, asked.temperature)
