@@ -31,6 +31,7 @@ from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.models import attention
 from mmlm.models.sequence import Sequence
+from mmlm.models.whisper import Convolution
 from mmlm.pretrained.ctranslate2_file import read_model
 from mmlm.pretrained.whisper import PACKAGES, decoder_of, encoder_of, find, load_encoder, load_whisper, whisper_options
 from mmlm.transcription.options import Options
@@ -138,6 +139,15 @@ def test_what_fills_a_batch_changes_no_place_of_the_encoder(folder):
     run(np.zeros((1, 102, 80)), None)
 
 
+def test_convolutions_are_those_of_the_file(folder):
+  _, params, _ = load_whisper(folder)
+  for number, stride, x in ((1, 1, FRAMES), (2, 2, FRAMES[..., :16])):
+    kernel, bias = (state_of()[f'encoder.conv{number}.{leaf}'] for leaf in ('weight', 'bias'))
+    wanted = jax.lax.conv_general_dilated(x.swapaxes(1, 2), kernel, (stride,), [(1, 1)]) + bias[:, None]
+    found = Convolution(16, stride).apply({'params': params['encoder'][f'convolution_{number}']}, x)
+    np.testing.assert_allclose(found, jax.nn.gelu(wanted, approximate=False).swapaxes(1, 2), atol=1e-4)
+
+
 def test_one_head_after_another_is_the_same_attention():
   q, k, v = (jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), 3), ((2, 7, 4, 8), (2, 2, 8, 9), (2, 2, 9, 8))))
   for mask in (None, np.arange(9)[None, None] < np.array([[[3]], [[9]]]), np.tri(7, 9, dtype=bool)[None]):
@@ -202,6 +212,11 @@ def test_draws_follow_the_temperature_and_the_seed(whisper):
   prompts = [model.prompt('en')]
   greedy, cold, *warm = (model.answer_at(heard_, prompts, 1, t)[0] for t in (0.0, 0.001, 1.0, 1.0))
   assert cold.tokens == greedy.tokens and warm[0].tokens == warm[1].tokens != greedy.tokens and warm[0].temperature == 1
+  for temperature in (0.5, 1.0, 2.0):  # the likeliest of five may be of any row
+    (answer,) = model.answer_at(heard_, prompts, 1, temperature)
+    log_probs, _ = forced(model, FRAMES[0], prompts[0], answer.tokens)
+    count = len(answer.tokens) + (len(answer.tokens) < 12)
+    assert answer.avg_logprob == pytest.approx(log_probs[:count].sum() / (len(answer.tokens) + 1), abs=1e-4)
 
 
 def test_an_encoder_of_a_task_starts_from_the_weights_and_learns(tmp_path, folder):

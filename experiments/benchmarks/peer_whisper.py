@@ -79,6 +79,7 @@ class Transformers:
     )  # fmt: skip
 
   def __call__(self, windows: list, prompts: list) -> list:
+    from transformers import GenerationMixin
     from transformers.generation.logits_process import LogitsProcessorList, WhisperTimeStampLogitsProcessor
 
     found = []
@@ -86,8 +87,8 @@ class Transformers:
       features = self.extract(window, sampling_rate=16000, return_tensors='pt').input_features
       rules = LogitsProcessorList([WhisperTimeStampLogitsProcessor(self.model.generation_config, begin_index=len(prompt))])
       with self.torch.inference_mode():  # the plain search: Whisper's own `generate` would cut and merge segments
-        row = super(type(self.model), self.model).generate(
-          features, decoder_input_ids=self.torch.tensor([prompt]), logits_processor=rules, do_sample=False, num_beams=1
+        row = GenerationMixin.generate(
+          self.model, features, decoder_input_ids=self.torch.tensor([prompt]), logits_processor=rules, do_sample=False, num_beams=1
         )
       found.append([token for token in row[0, len(prompt) :].tolist() if token != self.settings['end']])
     return found
