@@ -36,12 +36,15 @@ from mmlm.models.subsampling import rows_after
 from mmlm.parallel import Parallel
 from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
+from mmlm.pretrained.whisper import load_encoder
 from mmlm.pretrained.word_vectors import embedding_table, read_vectors
 from mmlm.tasks import TASKS
 from mmlm.tasks.generation import begin_decoder
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
 from mmlm.trees import by_rules, differences, flat, graft, one_of
+
+PRETRAINED = {'bert': load_bert, 'whisper': load_encoder}  # encoders with a field of that name: what reads their weights
 
 
 class Experiment:
@@ -256,8 +259,9 @@ class Experiment:
       if options.name in BACKBONES and not options.frozen:
         params[f'encoders_{modality}']['backbone'] = jax.tree.map(jnp.asarray, BACKBONES[options.name][1]())
       part = params[f'encoders_{modality}']
-      if options.name == 'bert' and options.pretrained:
-        params[f'encoders_{modality}'] = _loaded(load_bert(options.pretrained), part, f'model.encoders.{modality}', options.pretrained)
+      if options.get('pretrained'):
+        weights = PRETRAINED[options.name](options.pretrained)
+        params[f'encoders_{modality}'] = _loaded(weights, part, f'model.encoders.{modality}', options.pretrained)
       if options.get('vectors'):
         tokens = part['tokens'].get('vectors', part['tokens'])
         tokens['embedding'] = jnp.asarray(self._word_vectors(modality, options, tokens['embedding'].shape[1]))

@@ -6,6 +6,7 @@
   ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
   ./launch.sh prepare NAME --source DIR        build a data set once from its original files
   ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
+  ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR                       write DIR/report.html
@@ -34,7 +35,7 @@ COMPILATION_CACHE = {
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
 SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
 NUMBER = flags.DEFINE_integer
-# command: (positional arguments with spaces between, flags as (definer, name, default, help))
+# command: (positional arguments with spaces between, the last with dots if there may be several, flags as (definer, name, default, help))
 COMMANDS = {
   'quick_start': ('', [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
   'train': ('config_path', [
@@ -59,6 +60,19 @@ COMMANDS = {
     (TEXT, 'image', '', 'a picture that goes with every line, for a model that reads pictures'),
     (NUMBER, 'n_best', 1, 'translations of each line'),
     (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
+  ]),
+  'transcribe': ('files...', [
+    (TEXT, 'model', 'whisper-base', 'whisper-base, whisper-tiny.en, the folder of a Whisper, or a run folder'),
+    (TEXT, 'language', '', "code or English name of what is spoken; '' = found out"),
+    (TEXT, 'task', 'transcribe', 'transcribe, or translate into English'),
+    (NUMBER, 'beam_size', 0, '1 = greedy; 0 = 5, or what the config of the run says'),
+    (LIST, 'format', ['txt', 'srt', 'vtt', 'json'], 'files to write'),
+    (TEXT, 'output_dir', '.', 'where they go, named as the sounds'),
+    (SWITCH, 'times', True, 'the model writes when segments begin and end'),
+    (TEXT, 'prompt', '', 'a text that could stand before: names, spelling, style'),
+    (SWITCH, 'previous', False, 'each window is told what was said before it'),
+    (SWITCH, 'batched', False, 'cut files at quiet places into windows that are decoded together: faster for long files'),
+    (NUMBER, 'batch_size', 8, 'windows decoded together, of several files or, batched, of one'),
   ]),
   'compare': ('first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
   'ablate': ('workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
@@ -87,10 +101,13 @@ def parse(argv: list[str]) -> tuple[str, dict]:
     rest = values([command] + [word for word in words if word not in settings])[1:]
   except flags.Error as error:
     raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
-  if len(rest) != len(positional.split()):
+  *names, several = positional.split() if positional.endswith('...') else [*positional.split(), '']
+  if len(rest) != len(names) if not several else len(rest) <= len(names):
     wanted = positional.upper() or 'no argument'
     raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
-  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(positional.split(), rest))
+  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(names, rest))
+  if several:
+    arguments[several.removesuffix('...')] = rest[len(names) :]
   for word in settings:
     if '=' not in word:
       raise UserError(f'{word}: write it as --config.KEY=VALUE.')
@@ -106,8 +123,10 @@ def main():
     for name, value in COMPILATION_CACHE.items():
       os.environ.setdefault(name, value)
     from mmlm import commands, studies  # import jax, which --help and wrong flags need not wait for
+    from mmlm.transcription import command as transcription
 
-    getattr(commands if hasattr(commands, command) else studies, command)(**arguments)
+    module = next(module for module in (commands, studies, transcription) if hasattr(module, command))
+    getattr(module, command)(**arguments)
   except UserError as error:
     print(f'mmlm: {error}', file=sys.stderr)
     sys.exit(2)

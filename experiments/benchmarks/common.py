@@ -146,8 +146,8 @@ def machine() -> dict:
   return found
 
 
-def main(description: str, benchmarks: dict, output: str):
-  """Runs {name: options -> rows}, all or those of --only. `output`: the file beside this one that is written."""
+def main(description: str, benchmarks: dict, output: str, flags: dict | None = None):
+  """Runs {name: options -> rows}, all or those of --only. `output`: the file beside this one that is written; `flags`: more of them."""
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=5, help='measurements of each side (default 5)')
   parser.add_argument('--only', default=','.join(benchmarks), help=f'some of {", ".join(benchmarks)}, with commas')
@@ -155,6 +155,8 @@ def main(description: str, benchmarks: dict, output: str):
   output = pathlib.Path(__file__).with_name(output)
   parser.add_argument('--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark')
   parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
+  for name, settings in (flags or {}).items():
+    parser.add_argument(name, **settings)
   options = parser.parse_args()
   options.data_dir = options.data_dir.absolute()
   names = options.only.split(',')

@@ -80,7 +80,9 @@ def rows(options: SearchOptions) -> int:
   return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
 
 
-def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None, scored=False) -> SearchResult:
+def search(
+  step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None, scored=False, temperature=None
+) -> SearchResult:
   """Generates after `prompt` until nothing that is left could change the result.
 
   Args:
@@ -89,10 +91,11 @@ def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=
       are left alone. It must hold P + max_length - 1 positions.
     rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
       Key 0 when None.
-    prompt: [B, P] int tokens, padded; a column of bos_id to start from nothing.
+    prompt: [B, P] int tokens, padded; a column of bos_id to start from nothing. Without the tokens that the cache holds already.
     prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
     active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
     scored: the step gives scores that are added as they are, none above 0, in place of logits.
+    temperature: [B], instead of that of the options, so that another one does not trace again.
   """
   width = rows(options)
   prompt = jnp.asarray(prompt, jnp.int32)
@@ -100,13 +103,14 @@ def search(step, cache, options: SearchOptions, prompt, rng=None, prompt_length=
   active = jnp.ones(len(prompt), bool) if active is None else active
   beams = options.method == 'beam' and width > 1
   keys = _row_keys(rng, len(prompt), width) if options.method == 'sample' else None
+  warmth = options.temperature if temperature is None else jnp.repeat(temperature, width)[:, None]  # [R, 1]
 
   def body(state: State) -> State:
     logits, cache = step(state.feed.reshape(-1), state.cache)
     logits = logits.astype(jnp.float32)
     log_sums = jnp.zeros(len(logits)) if scored else jax.nn.logsumexp(logits, -1)  # [R]
     given = (logits, log_sums, state, options)
-    new, parents = _extend_beams(*given) if beams else _extend_rows(*given, keys)
+    new, parents = _extend_beams(*given) if beams else _extend_rows(*given, keys, warmth)
     forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
     hold = forced | ~state.alive  # [B, K]; the cache need not wait: its rows are equal or done with
     following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
@@ -174,14 +178,14 @@ def _start(cache, prompt, active, options, beams) -> State:
   return State(jnp.zeros((), jnp.int32), feed, alive, empty(width, first), pool, jax.tree.map(jnp.asarray, cache))
 
 
-def _extend_rows(logits, log_sums, state, options, keys) -> tuple[State, None]:
-  """One token more for each row on its own: the likeliest, or one drawn with `keys` [R]."""
+def _extend_rows(logits, log_sums, state, options, keys, temperature) -> tuple[State, None]:
+  """One token more for each row on its own: the likeliest, or one drawn with `keys` [R] at a temperature (one, or [R, 1])."""
   lengths = state.live.lengths.reshape(-1)  # [R]
   values, ids = _candidates(logits, 1 if keys is None else options.top_k, lengths, options)
   if keys is None:
     choice = jnp.zeros((len(logits), 1), jnp.int32)
   else:
-    warm = values / options.temperature
+    warm = values / temperature
     warm = nucleus(warm, options.top_p) if options.top_p < 1 else warm
     choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[:, None]
   token = jnp.take_along_axis(ids, choice, 1).reshape(state.feed.shape)

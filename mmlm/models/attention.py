@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from mmlm.models.embeddings import rotate
 
+LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
+
 
 class DecodeStep(NamedTuple):
   """One step of decoding: every row stands at position `index` (a scalar array) of a cache of L positions.
@@ -29,6 +31,16 @@ class DecodeStep(NamedTuple):
     return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(batch, rows, length * rows)
 
 
+class Prompt(NamedTuple):
+  """The first T tokens of each example, read at once into a cache of `length` positions for `rows` rows an example.
+
+  The first row of each example writes them; what stands behind the end of a shorter prompt is written again by the steps.
+  """
+
+  rows: int
+  length: int
+
+
 def dot_product_attention(query, key, value, mask=None, causal=False):
   """[B, T, H, E], [B, G, E, S], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
 
@@ -39,7 +51,10 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
   if jax.default_backend() == 'cpu':
-    return _batched_products(query, key, value, mask, causal)
+    if causal:
+      seen = jnp.tril(jnp.ones((1, query.shape[1], key.shape[-1]), bool))
+      mask = seen if mask is None else seen & mask
+    return (_batched_products if query.shape[1] * key.shape[-1] < LONG else _head_by_head)(query, key, value, mask)
   fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   return jax.nn.dot_product_attention(
     query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
@@ -47,15 +62,12 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   )  # fmt: skip
 
 
-def _batched_products(query, key, value, mask, causal):
+def _batched_products(query, key, value, mask):
   batch, queries, heads, size = query.shape
   groups, keys = value.shape[1:3]
   query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
   scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, queries, keys)
-  if causal:
-    seen = jnp.tril(jnp.ones((1, queries, keys), bool))
-    mask = seen if mask is None else seen & mask
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, groups, -1, keys)
@@ -63,10 +75,28 @@ def _batched_products(query, key, value, mask, causal):
   return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
 
+def _head_by_head(query, key, value, mask):
+  """The same for long sequences: the scores of one head at a time stay in the cache of the processor."""
+  batch, queries, heads, size = query.shape
+  by_head = lambda x: jnp.repeat(x, heads // x.shape[1], 1).reshape(batch * heads, *x.shape[2:])
+  queries_of = (query * size**-0.5).swapaxes(1, 2)  # [B, H, T, E]
+
+  def one(head):
+    number, query, key, value = head
+    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
+    if mask is not None:
+      scores = jnp.where(jnp.broadcast_to(mask, (batch, *mask.shape[1:]))[number // heads], scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
+
+  out = jax.lax.map(one, (jnp.arange(batch * heads), *map(by_head, (queries_of, key, value))))
+  return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
+
+
 class MultiHeadAttention(nn.Module):
   """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
+  With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
   collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that collection is mutable. Rows that share an
   example (beams) read the same memory and the same past: neither is ever copied.
   """
@@ -77,7 +107,7 @@ class MultiHeadAttention(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | None = None):
+  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | Prompt | None = None):
     width = x.shape[-1]
     size = width // self.heads
     groups = self.kv_heads or self.heads
@@ -90,14 +120,17 @@ class MultiHeadAttention(nn.Module):
     else:
       key, value = keys(x), values(x)
       if self.rotary:
-        positions = jnp.arange(x.shape[1]) if step is None else step.index[None]
+        positions = step.index[None] if isinstance(step, DecodeStep) else jnp.arange(x.shape[1])
         query, key = rotate(query, positions), rotate(key, positions)
-      if step is not None:
+      if isinstance(step, DecodeStep):
         key, value = (y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value))  # [B, K, G, E]
       key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
-      if step is not None:
+      if isinstance(step, DecodeStep):
         key, value = self._past('key', key, -1, step), self._past('value', value, -2, step)
         mask, causal = step.seen(), False
+      elif step is not None:
+        self._start('key', key, -1, step)
+        self._start('value', value, -2, step)
     folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
     out = dot_product_attention(folded, key, value, mask, causal).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
@@ -107,3 +140,10 @@ class MultiHeadAttention(nn.Module):
     past = self.variable('cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis))
     past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, step.index * new.shape[axis], axis)
     return past.value
+
+  def _start(self, name, new, axis, step: Prompt):
+    """A cache that holds what the first row of each example has at its first places on `axis`."""
+    empty = jnp.repeat(jnp.zeros_like(jax.lax.slice_in_dim(new, 0, 1, axis=axis)), step.length * step.rows, axis)
+    first = [slice(None)] * new.ndim
+    first[axis] = slice(0, new.shape[axis] * step.rows, step.rows)
+    self.variable('cache', f'past_{name}', lambda: empty.at[tuple(first)].set(new))

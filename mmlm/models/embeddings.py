@@ -50,18 +50,20 @@ class TokenEmbedding(nn.Module):
   """Tokens [B, T] -> [B, T, D]; `logits` uses the same table when the output is tied (Press & Wolf 2017).
 
   The table has standard deviation D^-1/2 and the input is scaled by D^1/2 (Vaswani et al. 2017, 3.4), so that both ends see
-  values of unit size.
+  values of unit size; not `scaled`, the input is the table's row as it is (Whisper's).
   """
 
   vocab_size: int
   dim: int
   dtype: str = 'float32'
+  scaled: bool = True
 
   def setup(self):
     self.table = self.param('table', nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim))
 
   def __call__(self, tokens):
-    return jnp.take(self.table, tokens, axis=0).astype(self.dtype) * self.dim**0.5
+    rows = jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+    return rows * self.dim**0.5 if self.scaled else rows
 
   def logits(self, x):
     return x @ self.table.T.astype(x.dtype)

@@ -16,6 +16,7 @@ from mmlm.models.layers import Dropout
 from mmlm.models.recurrent import FeatureRecurrent, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
+from mmlm.models.whisper import WhisperEncoder
 
 
 def _whole_mask(mask, x):
@@ -147,7 +148,7 @@ class FeatureEncoder(WithDeepTransformer, kw_only=True):
 ENCODERS = {
   'bert': BertEncoder, 'text_cnn': TextCnn, 'features': FeatureEncoder, 'feature_recurrent': FeatureRecurrent,
   'vit': VisionTransformer, 'efficientnet_lite0': EfficientNetGrid, 'text_transformer': TextEncoder, 'text_recurrent': RecurrentEncoder,
-  'audio_transformer': AudioTransformer, 'conformer': Conformer, 'audio_recurrent': AudioRecurrent,
+  'audio_transformer': AudioTransformer, 'conformer': Conformer, 'audio_recurrent': AudioRecurrent, 'whisper': WhisperEncoder,
 }  # fmt: skip
 # They read rows of `width` features: of sounds, or computed elsewhere.
-FEATURE_ENCODERS = ('features', 'feature_recurrent', 'audio_transformer', 'conformer', 'audio_recurrent')
+FEATURE_ENCODERS = ('features', 'feature_recurrent', 'audio_transformer', 'conformer', 'audio_recurrent', 'whisper')

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmlm.errors import UserError
-from mmlm.models.attention import DecodeStep
+from mmlm.models.attention import DecodeStep, Prompt
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
 from mmlm.models.recurrent import RecurrentDecoder
@@ -26,10 +26,12 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
   gated: bool = False
   pre_norm: bool = True
   tied: bool = True
+  scaled: bool = True  # the rows of its own table are multiplied by D^1/2
+  epsilon: float = 1e-6
   embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
   def setup(self):
-    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, self.scaled)
     self.position = Positions(self.positions, self.max_length)
     self.embedding_dropout = Dropout(self.dropout)
     self.transformer = self.stack(causal=True, rotary=self.positions == 'rotary')
@@ -39,9 +41,9 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
     """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | None = None):
+  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | Prompt | None = None):
     """Inputs [B, T] -> [B, T, D], what the output layer sees. Padding stands at the end, where no query of ours looks."""
-    x = self.position(self.tokens(tokens), step.index if step else 0)
+    x = self.position(self.tokens(tokens), step.index if isinstance(step, DecodeStep) else 0)
     x = self.embedding_dropout(x, train)
     values, mask = memory if memory is not None else (None, None)
     return self.transformer(x, None, values, mask, step, train)
@@ -49,6 +51,10 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """The tokens [R] at position `step.index` -> logits [R, V]; the past stands in the collection 'cache'."""
     return self.output.logits(self.hidden(tokens[:, None], memory, step=step)[:, 0])
+
+  def read(self, tokens, memory: Sequence | None, prompt: Prompt):
+    """The first tokens [B, T] of each example -> logits [B, V] behind the first of them; the caches stand in 'cache' and 'memory'."""
+    return self.output.logits(self.hidden(tokens, memory, step=prompt)[:, 0])
 
 
 POOLS = ('mean', 'max', 'first', 'each')

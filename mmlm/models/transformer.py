@@ -91,7 +91,7 @@ class Transformer(nn.Module):
       for layer in range(self.layers):
         x = block_class(**self.block, name=f'block_{layer}')(x, *inputs)
     if self.block.get('pre_norm', True):
-      x = nn.LayerNorm(dtype=self.block.get('dtype', 'float32'), name='norm')(x)
+      x = nn.LayerNorm(self.block.get('epsilon', 1e-6), dtype=self.block.get('dtype', 'float32'), name='norm')(x)
     return x
 
 

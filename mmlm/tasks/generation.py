@@ -14,7 +14,7 @@ from mmlm.data.text import Texts
 from mmlm.data.tokenizers import BOS, EOS
 from mmlm.decoding.fusion import ALONE, Fusion, Part, combined
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
-from mmlm.models.attention import DecodeStep
+from mmlm.models.cached import at, cache_of, cached_step, own_rows
 from mmlm.training.losses import summed_loss, token_losses
 
 
@@ -110,18 +110,10 @@ class TextGeneration:
 def begin_decoder(model, params, memory, examples: int, options: SearchOptions):
   """(step, cache, scored) of a model's decoder for a search (decoding/fusion.py); `memory` None for a language model."""
   variables, width = {'params': params}, rows(options)
-  own = jnp.arange(examples * width, dtype=jnp.int32) % width  # the number of each row [R] among those of its example
-  writers = jnp.broadcast_to(own[:, None], (len(own), options.max_length))
-  at = lambda index, writers: DecodeStep(index, writers.reshape(examples, width, -1))
-  start = jnp.zeros((), jnp.int32)
-  _, made = model.apply(variables, own, memory, at(start, writers), method='step', mutable=['cache', 'memory'])
+  cache = cache_of(None, examples, width, options.max_length)
+  tokens = own_rows(examples, width)  # any will do: only the shapes of what they leave are of use
+  _, made = model.apply(variables, tokens, memory, at(cache, examples), method='step', mutable=['cache', 'memory'])
   # Projected keys and values of the memory stand beside the search: one copy an example, whatever the beam.
   variables['memory'] = made.get('memory', {})
-
-  def step(tokens, cache):
-    index, writers = cache['index'], cache['writers'].at[:, cache['index']].set(own)
-    now = {**variables, 'cache': cache['layers']}
-    logits, new = model.apply(now, tokens, memory, at(index, writers), method='step', mutable=['cache'])
-    return logits, {'index': index + 1, 'writers': writers, 'layers': new['cache']}
-
-  return step, {'index': start, 'writers': writers, 'layers': jax.tree.map(jnp.zeros_like, made['cache'])}, False
+  cache['layers'] = jax.tree.map(jnp.zeros_like, made['cache'])
+  return cached_step(model, variables, memory, examples, width), cache, False
