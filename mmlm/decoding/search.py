@@ -81,7 +81,7 @@ def rows(options: SearchOptions) -> int:
 
 
 def search(
-  step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None, scored=False, temperature=None
+  step, cache, options: SearchOptions, prompt, rng=None, prompt_length=None, active=None, *, scored=False, temperature=None
 ) -> SearchResult:
   """Generates after `prompt` until nothing that is left could change the result.
 

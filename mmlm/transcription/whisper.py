@@ -156,4 +156,4 @@ def decode(decoder, rules: Rules, options: SearchOptions, params: dict, memory: 
   left, rest = asked.lengths - start, jnp.take(asked.prompt, start + jnp.arange(length), axis=1, mode='clip')
   cache = {'said': nothing_said(jnp.repeat(left, width), rules), 'inner': inner}
   step = ruled(cached_step(decoder, variables, nothing, examples, width), rules)
-  return search(step, cache, options, rest, key, left, asked.active, asked.temperature)
+  return search(step, cache, options, rest, key, left, asked.active, temperature=asked.temperature)
