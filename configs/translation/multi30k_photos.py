@@ -46,6 +46,6 @@ def get_config(arg=''):
     config.train.start_rules = (*new, ('.*', True))
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup = '100 steps'
-    config.train.duration = '8 epochs'
+    config.train.duration = '5 epochs'
     config.train.keep_latest = config.evaluate.average = 3
   return smoke(config) if args.smoke else config
