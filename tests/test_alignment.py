@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_ctc import B, BLANK, LENGTHS, S, WORDS, collapsed, frames_of, logits_of, mask_of
+from test_ctc import BLANK, LENGTHS, WORDS, B, S, collapsed, frames_of, logits_of, mask_of
 from test_joint import example_batch, setup_of
 
 from mmlm.data.text import Texts
@@ -98,7 +98,7 @@ def test_pieces_lie_in_the_sound_one_after_the_other_whatever_the_padding(head):
       continue
     assert ''.join(text for text, *_ in row['alignment']) == row['hypothesis']
     places = [place for _, *places in row['alignment'] for place in places]
-    assert places == sorted(places) and 0 <= places[0] and places[-1] < length
+    assert places == sorted(places) and places[0] >= 0 and places[-1] < length
     assert all(first % 2 == 0 and (last % 2 == 1 or last == length - 1) for _, first, last in row['alignment'])  # subsampled by 2
   assert any('alignment' in row for row in rows)
   plain, without = answered(setup, example_batch(), align=False)
