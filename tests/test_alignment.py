@@ -145,4 +145,5 @@ def test_pieces_make_the_text(kind):
 
 def test_bytes_wait_for_their_character():
   outputs = Texts(train_tokenizer(['ab'], 'bpe', 300))
-  assert outputs.decode_pieces(outputs.tokenizer.encode('aé€')) in (['a', '', 'é', '', '', '€'], [' a', '', 'é', '', '', '€'], ['', 'a', '', 'é', '', '', '€'])
+  pieces = outputs.decode_pieces(outputs.tokenizer.encode('aé€'))
+  assert pieces[-6:] == ['a', '', 'é', '', '', '€'] and not any(pieces[:-6])
