@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 
 import numpy as np
@@ -169,6 +170,14 @@ def test_words_never_stand_on_each_other_nor_outside():
       left = [min(label.left / 100 * width, width - label.width) for label in line]
       assert left[0] >= 0 and all(a + label.width <= b + 0.1 for a, b, label in zip(left, left[1:], line))
   assert len(placed([('a', 0, 1), ('b', 900, 950)], 400, 520)) == 2  # a row behind the end of the picture
+
+
+def test_times_stand_within_the_picture():
+  for seconds in (0.05, 1.0, 3.7, 100.0, 1000.0):
+    shown = sound_of({'audio': np.zeros((round(100 * seconds), 2))}, {})
+    places = [time.left / 100 * shown.width for time in shown.times]
+    assert shown.times[0].text == '0 s' and places[-1] + 44 < shown.width + 1 and all(b - a >= 69 for a, b in itertools.pairwise(places))
+    assert all(abs(time.left / 100 * seconds - float(time.text[:-2])) < 1e-4 * seconds for time in shown.times)
 
 
 # Errors

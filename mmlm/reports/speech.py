@@ -133,9 +133,10 @@ def placed(words: list, rows: int, width: int) -> list[Label]:
 
 
 def _times(seconds: float, width: int) -> list[Label]:
-  """Round times at most every 70 pixels of the narrowest form."""
+  """Round times at most every 70 pixels of the narrowest form, so far as their text has room."""
   apart = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300) if step * width >= 70 * seconds), 1200)
-  return [Label(f'{i * apart:g} s', round(100 * i * apart / seconds, 2), 0, 44, 0) for i in range(int(seconds / apart) + 1)]
+  room = seconds * (1 - 44 / width)
+  return [Label(f'{i * apart:g} s', round(100 * i * apart / seconds, 2), 0, 44, 0) for i in range(int(room / apart) + 1)]
 
 
 # Errors
