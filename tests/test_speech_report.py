@@ -52,7 +52,7 @@ PIECES = [[c, 10 * i, 10 * i + 3] for i, c in enumerate('the dog')]
 def folder(tmp_path):
   runs.write_json(tmp_path / 'config.json', {'name': 'Sounds', 'task': 'recognition', 'model': {'encoders': {'audio': {'name': 'conformer'}}}})
   rows = [row('the dog', 'the dog', alignment=PIECES, speaker='anna'), row(f'a {EVIL}', f'{EVIL} {EVIL} b', alignment=[[EVIL, 3, 9]], transcript=EVIL, speaker=EVIL)]
-  runs.write_jsonl(tmp_path / 'predictions' / 'test-5.jsonl', [*rows, row('x', 'x'), row('', 'y'), row('z', 'z')])
+  runs.write_jsonl(tmp_path / 'predictions' / 'test-5.jsonl', [*rows, row('x', 'x'), row('', 'y'), row('z', 'z'), row(f'{EVIL}? {EVIL}', 'c')])
   counted = {'hits': 1234, 'substitutions': 3, 'deletions': 2, 'insertions': 1}
   score = {'split': 'test', 'step': 5, 'n': 5, 'shuffled': False, 'decoding': {'method': 'greedy'}, 'scores': {'wer': {'value': 50.0, 'low': 1.0, 'high': 2.0}}}
   table = [{'speaker': EVIL, 'utterances': 2, 'words': 1500, 'wer': 12.5, 'cer': 1.0}]
@@ -135,11 +135,14 @@ def test_a_picture_has_low_frequencies_at_the_bottom_and_time_to_the_right():
 
 def test_long_or_strange_features_are_drawn():
   loud = np.zeros((5000, 2))
-  loud[2500, 1] = 1.0
+  loud[2501, 1] = 1.0  # between the first rows of two columns
   seen = colours_of(sound_of({'audio': loud + np.random.default_rng(0).normal(0, 0.01, loud.shape)}, {}))
   assert seen.shape == (2, speech.COLUMNS) and abs(seen[0].argmax() - speech.COLUMNS / 2) < 2
+  holed = np.eye(9, 4)
+  holed[5, 1] = np.nan
+  assert np.ptp(colours_of(sound_of({'audio': holed}, {}))) > 100
   for values in (np.ones((5, 4)), np.full((5, 4), np.nan), np.arange(4.0)):
-    assert np.isfinite(colours_of(sound_of({'audio': values}, {}))).all()
+    assert np.ptp(colours_of(sound_of({'audio': values}, {}))) == 0
 
 
 # Words
