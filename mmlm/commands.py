@@ -117,7 +117,7 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, 
   config = experiment.config
   _announce()
   changes = GREEDY if greedy else {}
-  evaluator = experiment.evaluator(**changes)
+  evaluator = experiment.evaluator(align=True, **changes)
   decoding = config.decoding.to_dict() | changes if experiment.task.answers == 'targets' else {}  # labels are not searched for
   method = f'-{decoding["method"]}' if decoding and decoding['method'] != config.decoding.method else ''
   splits = splits or experiment.splits('test')
@@ -231,16 +231,16 @@ def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: 
 
 
 def report(workdir: str, against: str, settings: dict) -> None:
-  """Writes report.html into a run folder, with the pictures of its validation and test examples; `against`: another run's curves beside."""
+  """Writes report.html into a run folder, with the pictures and sounds of its validation and test examples; `against`: another run's curves beside."""
   experiment = Experiment.of_run(workdir, settings)
   sources = [experiment.source(split) for part in ('valid', 'test') for split in experiment.splits(part)]
   places = {source[i]['id']: (source, i) for source in sources for i in range(len(source))}
 
-  def picture(identity):
-    source, i = places.get(identity, ([{}], 0))
-    return source[i].get('image')
+  def example(identity):
+    source, i = places.get(identity, ([None], 0))
+    return source[i]
 
-  print(f'Report: {write_report(experiment.folder, picture, against or None)}')
+  print(f'Report: {write_report(experiment.folder, example, against or None)}')
 
 
 def quick_start(workdir: str, settings: dict):

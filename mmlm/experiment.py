@@ -314,10 +314,11 @@ class Experiment:
       raise UserError("decoding.method='sample': a CTC head alone is decoded by 'greedy' or 'beam'.")
     return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS), fusion
 
-  def evaluator(self, **changes) -> Evaluator:
-    """`changes` override the config's decoding."""
+  def evaluator(self, align: bool = False, **changes) -> Evaluator:
+    """`changes` override the config's decoding; with `align` predictions tell where CTC, if there is any, finds them in the sound."""
     options, fusion = self.search_options(**changes)
-    return Evaluator(self.model, self.task, self.parallel, self.sides[1], options, self.config.seed, self.fusion(options, fusion))
+    task = dataclasses.replace(self.task, align=True) if align and self.ctc_labels else self.task
+    return Evaluator(self.model, task, self.parallel, self.sides[1], options, self.config.seed, self.fusion(options, fusion))
 
   def fusion(self, search: SearchOptions, options: FusionOptions) -> Fusion:
     """What is searched with beside the model, ready to score."""

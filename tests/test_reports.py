@@ -64,7 +64,7 @@ def run_folder(tmp_path):
 
 
 def test_a_page_stands_alone_and_lets_no_text_become_markup(run_folder):
-  page = write_report(run_folder, lambda identity: picture(64, 32)).read_text()
+  page = write_report(run_folder, lambda identity: {'image': picture(64, 32)}).read_text()
   tags = _Tags(page).found
   names = {tag for tag, _ in tags}
   assert not names & {'script', 'link', 'iframe'} and EVIL not in page and '&lt;script&gt;' in page
@@ -75,7 +75,7 @@ def test_a_page_stands_alone_and_lets_no_text_become_markup(run_folder):
 
 def test_small_pictures_are_not_blurred_and_broken_ones_are_no_pictures(run_folder):
   data = {'p00': picture(32, 32), 'p01': picture(500, 375, 'JPEG'), 'p02': b'not a picture'}
-  page = write_report(run_folder, data.get).read_text()
+  page = write_report(run_folder, lambda identity: {'image': data.get(identity)}).read_text()
   shown = [attributes for tag, attributes in _Tags(page).found if tag == 'img']
   assert [(a.get('class'), a['src'].split(';')[0]) for a in shown] == [
     ('small', 'data:image/png'), (None, 'data:image/jpeg')]  # fmt: skip

@@ -48,7 +48,7 @@ def decode_audio(data: bytes, rate: int = RATE) -> np.ndarray:
         parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
       _check_end(data, file, declared)
   except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-    raise UserError(f"the sound can't be decoded ({error})") from None
+    raise UserError(f"the sound can't be decoded ({getattr(error, 'error_string', error)})") from None
   samples = np.concatenate([np.zeros(0, np.float32), *parts])
   if not len(samples):
     raise UserError('the sound has no samples')

@@ -58,6 +58,15 @@ class Texts:
     """Token ids -> what the model wrote: with a language, separated words."""
     return self.tokenizer.decode_batch(rows)
 
+  def decode_pieces(self, tokens) -> list[str]:
+    """What each token adds to the text of those before it; the last of several that make one character adds it, the others ''."""
+    pieces, told = [], ''
+    for text in self.decode_batch([tokens[: i + 1] for i in range(len(tokens))]):
+      text = text.rstrip('\N{REPLACEMENT CHARACTER}')  # of bytes that are no character yet
+      pieces.append(text[len(told) :])
+      told = text
+    return pieces
+
   def surface(self, text: str) -> str:
     """What the model wrote -> what a person reads: words in their usual case and joined."""
     return moses_detokenize(self.tokenizer.recase(text), self.language) if self.language else text

@@ -15,6 +15,7 @@ from mmlm.errors import UserError
 from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
 from mmlm.evaluation.label_metrics import confusion_table
 from mmlm.evaluation.text_metrics import METRICS
+from mmlm.reports import speech
 from mmlm.runs import PREDICTIONS, read_json, read_jsonl, write_atomic
 
 SAMPLE = 24  # predictions shown
@@ -126,7 +127,7 @@ def _texts(rows) -> list:
   return [row | {'exact': e, 'grade': f, 'told': told(row, f)} for row, e, f in zip(rows, single('exact_match'), single('word_f1'))]
 
 
-GRADES = {'classification': _classes, 'regression': _numbers}
+GRADES = {'classification': _classes, 'regression': _numbers, 'recognition': speech.graded}
 
 
 def _confusions(files: dict) -> list:
@@ -157,10 +158,10 @@ def _sample(rows, count: int, task: str) -> dict:
   return {'Best': rows[:third], 'Worst': rows[::-1][:third], 'At random': chance}
 
 
-def write_report(run_folder, pictures=lambda identity: None, against=None) -> pathlib.Path:
+def write_report(run_folder, examples=lambda identity: None, against=None) -> pathlib.Path:
   """Writes <run_folder>/report.html and returns its path; what the run has not made yet is named.
 
-  pictures: a prediction's id -> its encoded picture, or None. against: another run, whose scores with missing inputs are drawn beside.
+  examples: a prediction's id -> the raw example, whose picture and sound are shown, or None. against: another run, whose scores with missing inputs are drawn beside.
   Raises UserError where there is no such folder.
   """
   folder = pathlib.Path(run_folder)
@@ -175,12 +176,14 @@ def write_report(run_folder, pictures=lambda identity: None, against=None) -> pa
   jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
   flatten = functools.partial(flatten_dict, sep='.')  # {'model': {'width': 8}} -> {'model.width': 8}
-  jinja.filters |= {'number': _number, 'flatten': flatten, 'picture': lambda i: _picture(pictures(i))}
+  jinja.filters |= {'number': _number, 'flatten': flatten, 'picture': lambda i: _picture((examples(i) or {}).get('image')),
+                    'sound': lambda row: speech.sound_of(examples(row['id']), row), 'difference': speech.difference}  # fmt: skip
+  task, reads = config.get('task'), config.get('model', {}).get('encoders', ['image'])
   write_atomic(folder / 'report.html', jinja.get_template('report.html.jinja').render(
-    reads_pictures='image' in config.get('model', {}).get('encoders', ['image']),
+    reads_pictures='image' in reads, reads_sounds='audio' in reads, spoken=task in speech.TASKS, counts=speech.counts(scores),
     title=config.get('name') or folder.resolve().name, config=config, environment=environment, scores=scores,
     metrics=dict.fromkeys(name for score in scores for name in score['scores']),
     plots=_plots(folder), missing_inputs=_missing(folder, against), confusions=_confusions(files), width=_WIDTH, height=_HEIGHT,
-    samples={name: _sample(rows, max(3, SAMPLE // len(files)), config.get('task')) for name, rows in files.items()},
+    samples={name: _sample(rows, max(3, SAMPLE // len(files)), task) for name, rows in files.items()},
   ))  # fmt: skip
   return folder / 'report.html'

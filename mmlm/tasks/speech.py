@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from mmlm.data.text import Texts
 from mmlm.data.tokenizers import EOS, PAD
 from mmlm.decoding import ctc
+from mmlm.decoding.alignment import align
 from mmlm.decoding.fusion import ALONE, Fusion, Part
 from mmlm.decoding.search import SearchOptions, SearchResult
+from mmlm.models.subsampling import rows_after
 from mmlm.tasks.generation import TextGeneration, begin_decoder
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
 
@@ -21,6 +24,7 @@ class SpeechToText(TextGeneration):
   """As text generation, where a head may also align what it writes with its memory; the blank of CTC is the padding token."""
 
   heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder', 'ctc', 'joint', 'joint_recurrent')
+  align: bool = False  # an answer also tells where in the sound CTC finds it
 
   def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
     """Sum of the losses in nats and of the weights: the decoder's tokens, or the labels of CTC where there is no decoder.
@@ -74,6 +78,44 @@ class SpeechToText(TextGeneration):
     if fusion.ctc_weight < 1:
       parts.insert(0, Part(1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options)))
     return self.searched(parts, batch, options, rng)
+
+  def answer(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> dict:
+    """The fields of `generate` and, with `align` and CTC on sounds, 'heard' [B, T], the text that CTC aligns, and 'places' [B, T, 2]."""
+    found = super().answer(model, params, batch, options, rng, fusion)
+    return found | (_places(model, params, batch, found, options) if self.align and ctc_share(model.head) and 'audio' in batch else {})
+
+  def read(self, found: dict, outputs: Texts) -> list[dict]:
+    """With 'alignment', [text of a piece, its first row of features, its last] in the order of the text; and the 'transcript' that it
+    is of where this is not the hypothesis.
+    """
+    (row,) = super().read(found, outputs)
+    if 'places' not in found:
+      return [row]
+    heard = [token for token in found['heard'].tolist() if token not in (PAD, EOS)]
+    pieces = zip(outputs.decode_pieces(heard), found['places'].tolist())
+    alignment = [[text, first, last] for text, (first, last) in pieces if text and first >= 0]
+    transcript = {'transcript': outputs.decode_batch([heard])[0]} if found['transcribes'] else {}
+    return [row | transcript | ({'alignment': alignment} if alignment else {})]
+
+
+def _places(model, params, batch, found: dict, options: SearchOptions) -> dict:
+  """Where CTC finds the best hypothesis or, of a head whose CTC learns the transcript, its own best path, in rows of the batch's features.
+
+  Nothing where the memory has other places than the rows, subsampled: then its order need not be that of the sound.
+  """
+  memory = model.apply({'params': params}, batch, method='encode')
+  mask = batch['audio_mask']
+  factor = getattr(model.encoders['audio'], 'subsampling', 1)
+  if memory.mask.shape[1] != rows_after(mask.shape[1], factor):
+    return {}
+  log_probs = ctc.frame_log_probs(model.apply({'params': params}, memory, method='frames'), memory.mask, options)
+  tokens, transcribes = found['tokens'][:, 0], model.head.ctc_labels == 'transcript'
+  if transcribes:
+    tokens = ctc.best_path(log_probs, dataclasses.replace(options, max_length=log_probs.shape[1])).tokens[:, 0]
+  aligned = align(log_probs, tokens, ((tokens != PAD) & (tokens != EOS)).sum(1), PAD)
+  last = jnp.minimum(aligned.last * factor + factor, mask.sum(1, keepdims=True)) - 1
+  places = jnp.stack([aligned.first * factor, last], -1)
+  return {'heard': tokens, 'places': places, 'transcribes': jnp.full(len(tokens), transcribes)}
 
 
 def _over_frames(log_probs, options: SearchOptions, fusion: Fusion) -> SearchResult:
