@@ -66,7 +66,7 @@ class Parallel:
     if not self.pmap:
       return jax.device_put(tree, jax.local_devices()[0])
     stacked = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (self.devices, *np.shape(x))), tree)
-    return jax.pmap(lambda x: x)(stacked)
+    return jax.pmap(lambda x: x)(stacked) if jax.tree.leaves(tree) else tree
 
   def unreplicate(self, tree):
     return jax.tree.map(lambda x: x[0], tree) if self.pmap else tree
