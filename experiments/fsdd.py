@@ -1,0 +1,5 @@
+"""Spoken digits, FSDD's official split: the word is written in characters, and it is right or not."""
+
+CONFIG = 'configs/speech/fsdd.py'
+DATASET = 'FSDD'
+METRICS = {'exact_match': ('accuracy, %', 100, None, None), 'wer': ('WER, %', 1, None, None), 'cer': ('CER, %', 1, None, None)}
