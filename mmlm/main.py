@@ -1,28 +1,13 @@
-"""./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
-
-  ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
-  ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
-  ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
-  ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
-  ./launch.sh prepare NAME --source DIR        build a data set once from its original files
-  ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
-  ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
-  ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
-  ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
-  ./launch.sh report DIR                       write DIR/report.html
-  ./launch.sh test                             run the test suite
-
-`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4
-"""
-
-# Flags and dispatch only; the text above is what --help prints.
+"""Dispatch: the commands and their flags stand in command_line.py."""
 
 import errno
+import importlib
 import os
 import sys
 
 from absl import flags, logging
 
+from mmlm.command_line import COMMANDS, parse
 from mmlm.errors import UserError
 
 # Programs compiled once start at once the next time.
@@ -32,88 +17,6 @@ COMPILATION_CACHE = {
   'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
 }
 
-TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
-SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
-NUMBER = flags.DEFINE_integer
-# command: (positional arguments with spaces between, the last with dots if there may be several, flags as (definer, name, default, help))
-COMMANDS = {
-  'quick_start': ('', [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
-  'train': ('config_path', [
-    (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
-    SKIP_BROKEN,
-  ]),
-  'evaluate': ('workdir', [
-    (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
-    (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
-    (TEXT, 'text_from', '', 'a predictions file, whose hypotheses are read in place of the texts of the splits (a cascade)'),
-  ]),
-  'predict': ('workdir', [
-    (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),
-    (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
-  ]),
-  'prepare': ('name', [
-    (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),
-    (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
-    SKIP_BROKEN,
-  ]),
-  'translate': ('workdir', [
-    (TEXT, 'image', '', 'a picture that goes with every line, for a model that reads pictures'),
-    (NUMBER, 'n_best', 1, 'translations of each line'),
-    (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
-  ]),
-  'transcribe': ('files...', [
-    (TEXT, 'model', 'whisper-base', 'whisper-base, whisper-tiny.en, the folder of a Whisper, or a run folder'),
-    (TEXT, 'language', '', "code or English name of what is spoken; '' = found out"),
-    (TEXT, 'task', 'transcribe', 'transcribe, or translate into English'),
-    (NUMBER, 'beam_size', 0, '1 = greedy; 0 = 5, or what the config of the run says'),
-    (LIST, 'format', ['txt', 'srt', 'vtt', 'json'], 'files to write'),
-    (TEXT, 'output_dir', '.', 'where they go, named as the sounds'),
-    (SWITCH, 'times', True, 'the model writes when segments begin and end'),
-    (TEXT, 'prompt', '', 'a text that could stand before: names, spelling, style'),
-    (SWITCH, 'previous', False, 'each window is told what was said before it'),
-    (SWITCH, 'batched', False, 'cut files at quiet places into windows that are decoded together: faster for long files'),
-    (NUMBER, 'batch_size', 8, 'windows decoded together, of several files or, batched, of one'),
-  ]),
-  'compare': ('first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
-  'ablate': ('workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
-  'report': ('workdir', [(TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside')]),
-}  # fmt: skip
-
-
-def parse(argv: list[str]) -> tuple[str, dict]:
-  """argv -> (command, keyword arguments for its function). `--help` prints and exits."""
-  words = argv[1:]
-  command = words.pop(0) if words and not words[0].startswith('-') else 'quick_start'
-  if command not in COMMANDS:
-    from mmlm.trees import nearest  # imports jax, too early for the settings below
-
-    raise UserError(f'no command {command!r}. Nearest: {nearest(command, COMMANDS)!r}. `./launch.sh --help` shows all.')
-  positional, definitions = COMMANDS[command]
-  values = flags.FlagValues()
-  for define, name, default, text in definitions:
-    define(name, default, text, flag_values=values, required=default is None)
-  if {'--help', '-h', '-help'} & set(words):
-    usage = f'./launch.sh {command} {positional.upper()} [FLAGS]' if argv[1:2] == [command] else __doc__
-    print(usage, values.get_help(), sep='\n')
-    sys.exit(0)
-  settings = [word for word in words if word.startswith('--config.')]
-  try:
-    rest = values([command] + [word for word in words if word not in settings])[1:]
-  except flags.Error as error:
-    raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
-  *names, several = positional.split() if positional.endswith('...') else [*positional.split(), '']
-  if len(rest) != len(names) if not several else len(rest) <= len(names):
-    wanted = positional.upper() or 'no argument'
-    raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
-  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(names, rest))
-  if several:
-    arguments[several.removesuffix('...')] = rest[len(names) :]
-  for word in settings:
-    if '=' not in word:
-      raise UserError(f'{word}: write it as --config.KEY=VALUE.')
-  arguments['settings'] = dict(word.removeprefix('--config.').split('=', 1) for word in settings)
-  return command, arguments
-
 
 def main():
   try:
@@ -122,10 +25,8 @@ def main():
     logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of every error that it raises
     for name, value in COMPILATION_CACHE.items():
       os.environ.setdefault(name, value)
-    from mmlm import commands, studies  # import jax, which --help and wrong flags need not wait for
-    from mmlm.transcription import command as transcription
-
-    module = next(module for module in (commands, studies, transcription) if hasattr(module, command))
+    # Imports jax, which --help and wrong flags need not wait for.
+    module = importlib.import_module(f'mmlm.{COMMANDS[command][0]}')
     getattr(module, command)(**arguments)
   except UserError as error:
     print(f'mmlm: {error}', file=sys.stderr)

@@ -222,7 +222,7 @@ def test_help_names_every_flag_at_once():
   """Without waiting for jax, which also must not be imported before the cache of compiled programs is set."""
   code = 'import sys; from mmlm import main; main.main() if len(sys.argv) > 1 else print("USAGE")'
   finish = f'import atexit, sys; atexit.register(lambda: print("jax" in sys.modules))\n{code}'
-  for command, (_, definitions) in main.COMMANDS.items():
+  for command, (*_, definitions) in main.COMMANDS.items():
     words = [command, '--help'] if command != 'quick_start' else ['--help']
     out = subprocess.run([sys.executable, '-c', finish, *words], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and out.stdout.rstrip().endswith('False'), out

@@ -1,0 +1,107 @@
+"""./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
+
+  ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
+  ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
+  ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
+  ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
+  ./launch.sh prepare NAME --source DIR        build a data set once from its original files
+  ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
+  ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
+  ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
+  ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
+  ./launch.sh report DIR                       write DIR/report.html
+  ./launch.sh test                             run the test suite
+
+`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4
+"""
+
+# Commands and their flags; the text above is what --help prints.
+
+import sys
+
+from absl import flags
+
+from mmlm.errors import UserError
+
+TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
+SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
+NUMBER = flags.DEFINE_integer
+# command: (module of mmlm that has its function, positional arguments with spaces between and dots after the last if there may be
+# several, flags as (definer, name, default, help))
+COMMANDS = {
+  'quick_start': ('commands', '', [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
+  'train': ('commands', 'config_path', [
+    (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
+    SKIP_BROKEN,
+  ]),
+  'evaluate': ('commands', 'workdir', [
+    (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
+    (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
+    (TEXT, 'text_from', '', 'a predictions file, whose hypotheses are read in place of the texts of the splits (a cascade)'),
+  ]),
+  'predict': ('commands', 'workdir', [
+    (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),
+    (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
+  ]),
+  'prepare': ('commands', 'name', [
+    (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),
+    (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
+    SKIP_BROKEN,
+  ]),
+  'translate': ('studies', 'workdir', [
+    (TEXT, 'image', '', 'a picture that goes with every line, for a model that reads pictures'),
+    (NUMBER, 'n_best', 1, 'translations of each line'),
+    (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
+  ]),
+  'transcribe': ('transcription.command', 'files...', [
+    (TEXT, 'model', 'whisper-base', 'whisper-base, whisper-tiny.en, the folder of a Whisper, or a run folder'),
+    (TEXT, 'language', '', "code or English name of what is spoken; '' = found out"),
+    (TEXT, 'task', 'transcribe', 'transcribe, or translate into English'),
+    (NUMBER, 'beam_size', 0, '1 = greedy; 0 = 5, or what the config of the run says'),
+    (LIST, 'format', ['txt', 'srt', 'vtt', 'json'], 'files to write'),
+    (TEXT, 'output_dir', '.', 'where they go, named as the sounds'),
+    (SWITCH, 'times', True, 'the model writes when segments begin and end'),
+    (TEXT, 'prompt', '', 'a text that could stand before: names, spelling, style'),
+    (SWITCH, 'previous', False, 'each window is told what was said before it'),
+    (SWITCH, 'batched', False, 'cut files at quiet places into windows that are decoded together: faster for long files'),
+    (NUMBER, 'batch_size', 8, 'windows decoded together, of several files or, batched, of one'),
+  ]),
+  'compare': ('studies', 'first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
+  'ablate': ('studies', 'workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
+  'report': ('commands', 'workdir', [(TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside')]),
+}  # fmt: skip
+
+
+def parse(argv: list[str]) -> tuple[str, dict]:
+  """argv -> (command, keyword arguments for its function). `--help` prints and exits."""
+  words = argv[1:]
+  command = words.pop(0) if words and not words[0].startswith('-') else 'quick_start'
+  if command not in COMMANDS:
+    from mmlm.trees import nearest  # imports jax, too early for the settings below
+
+    raise UserError(f'no command {command!r}. Nearest: {nearest(command, COMMANDS)!r}. `./launch.sh --help` shows all.')
+  _, positional, definitions = COMMANDS[command]
+  values = flags.FlagValues()
+  for define, name, default, text in definitions:
+    define(name, default, text, flag_values=values, required=default is None)
+  if {'--help', '-h', '-help'} & set(words):
+    usage = f'./launch.sh {command} {positional.upper()} [FLAGS]' if argv[1:2] == [command] else __doc__
+    print(usage, values.get_help(), sep='\n')
+    sys.exit(0)
+  settings = [word for word in words if word.startswith('--config.')]
+  try:
+    rest = values([command] + [word for word in words if word not in settings])[1:]
+  except flags.Error as error:
+    raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
+  *names, several = positional.split() if positional.endswith('...') else [*positional.split(), '']
+  if len(rest) != len(names) if not several else len(rest) <= len(names):
+    wanted = positional.upper() or 'no argument'
+    raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
+  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(names, rest))
+  if several:
+    arguments[several.removesuffix('...')] = rest[len(names) :]
+  for word in settings:
+    if '=' not in word:
+      raise UserError(f'{word}: write it as --config.KEY=VALUE.')
+  arguments['settings'] = dict(word.removeprefix('--config.').split('=', 1) for word in settings)
+  return command, arguments
