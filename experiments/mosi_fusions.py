@@ -2,8 +2,7 @@
 
   python -m experiments.mosi_fusions [--data_dir data] [--runs runs/mosi_fusions] [--seeds 5] [--only tensor,late]
 
-Rows that stand in results/mosi_fusions.json are not computed again. The number of epochs was fixed beforehand: the features were
-learned on the training labels, so that no held-out part of the training videos can choose one.
+Rows that stand in results/mosi_fusions.json are not computed again. How the settings were chosen is told by the config.
 """
 
 import argparse

@@ -4,7 +4,10 @@
   ./launch.sh train configs/sentiment/mosi_context.py:fusion=tensor --workdir runs/tensor
   ./launch.sh evaluate runs/tensor
 
-Dropout is that of its authors' code: 0.4 before each recurrent layer and 0.9 before the answer and the layer below it.
+The features of text and video were learned with the labels of the training videos: with five folds of these a linear probe still reads
+98 and 90 % of the labels off them, more than features tell of other videos. So training adds noise to them, as much as leaves
+of each alone, on held-out training videos, what is published of it with context: 78.1 and 55.8 % (Poria et al. 2017, as reported),
+which are 11 and 7 standard deviations. With noise the held-out videos are worth something again, and chose no dropout, 64 units and the rate.
 `:fusion=` any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, audio and video.
 """
 
@@ -12,6 +15,7 @@ from mmlm.config import default_config, parse_arg, smoke
 
 FIELDS = {'text': 'text_features', 'audio': 'audio', 'video': 'video'}
 WIDTHS = {'text': 100, 'audio': 73, 'video': 100}
+NOISE = {'text': 11.0, 'audio': 0.0, 'video': 7.0}
 
 
 def get_config(arg=''):
@@ -21,19 +25,18 @@ def get_config(arg=''):
   config.task = 'classification'
   config.data.name = 'mosi/bclstm_videos'
   config.data.fields = {'id': 'id', 'parts': 'parts', 'label': 'binary'} | {m: FIELDS[m] for m in modalities}
-  # As published, all 62 training videos are trained on. The features were learned on them too, so that no score on a held-out part
-  # could choose anything: 'valid' is only watched, and the number of epochs is fixed beforehand.
+  # As published, all 62 training videos are trained on; 'valid' is among them, only watched, and without noise far too good.
   config.data.splits = {'train': 'train+valid', 'valid': 'valid', 'test': ('test',)}
   config.data.train_ops = config.data.eval_ops = ()
   config.data.max_length = 64
   config.tokenizer.kind = 'none'
-  config.model.dim = 128
-  config.model.dropout = 0.4
-  config.model.encoders = {m: {'name': 'feature_recurrent', 'width': WIDTHS[m]} for m in modalities}
+  config.model.dim = 64
+  config.model.dropout = 0.0
+  config.model.encoders = {m: {'name': 'feature_recurrent', 'width': WIDTHS[m], 'noise': NOISE[m]} for m in modalities}
   config.model.fusion = {'name': args.fusion}
   config.model.context = {'name': 'feature_recurrent', 'width': config.model.dim}
-  config.model.head = {'name': 'classifier', 'pool': 'each', 'hidden': 512, 'answer_dropout': 0.9, 'classes': ('negative', 'positive')}
-  config.optimizer.learning_rate = 2e-3
+  config.model.head = {'name': 'classifier', 'pool': 'each', 'hidden': 512, 'classes': ('negative', 'positive')}
+  config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '20 steps'
   config.train.duration = '40 epochs'
   config.train.batch_size = 13

@@ -57,13 +57,23 @@ class RecurrentEncoder(Bidirectional, kw_only=True):
 
 
 class FeatureRecurrent(Bidirectional, kw_only=True):
-  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. Where an example lacks some, zeros stand."""
+  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. Where an example lacks some, zeros stand.
+
+  `noise` is added in training (Bishop 1995), in standard deviations of each feature over the batch: for features that tell more
+  of the examples they were learned on than they will tell of others.
+  """
 
   width: int = 0
+  noise: float = 0.0
 
   @nn.compact
   def __call__(self, x, mask, train=False):
-    x = jnp.where(mask[..., None], x, 0).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if train and self.noise:
+      spread = jnp.std(x, (0, 1), where=mask[..., None], keepdims=True)
+      spread = jnp.where(mask.any(), spread, 0)  # of no feature there is none
+      x += self.noise * spread * jax.random.normal(self.make_rng('dropout'), x.shape, x.dtype)
+    x = jnp.where(mask[..., None], x, 0)
     return self.run(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), mask, train)
 
 
