@@ -14,7 +14,7 @@ from test_models import initial, normal
 from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
-from mmlm.models.recurrent import RecurrentDecoder, RecurrentEncoder
+from mmlm.models.recurrent import FeatureRecurrent, RecurrentDecoder, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.trees import flat
 
@@ -40,6 +40,28 @@ def test_the_encoder_sees_both_ways_and_no_padding(cell):
     moved = tokens.copy()
     moved[:, changed] = (moved[:, changed] + 1) % V
     assert np.abs(run(moved, mask).values - out.values)[:2, seen].max(-1).min() > 1e-4
+
+
+def test_noise_is_of_training_alone_and_as_large_as_it_says():
+  """Each feature's in its own unit, of what is there alone; a batch that lacks the features stays finite."""
+  noisy, quiet = FeatureRecurrent(D, width=3, noise=2.0), FeatureRecurrent(D, width=3)
+  x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32) * (1, 10, 0)
+  mask = np.arange(6) < np.random.default_rng(1).integers(1, 7, size=(40, 1))
+  x = np.where(mask[..., None], x, 1e6)  # padding counts in no spread
+  params = initial(quiet, x, mask)
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def run(module, train, x, mask, key=0):
+    rngs = {'dropout': jax.random.key(key)} if train else {}
+    out, seen = module.apply({'params': params}, x, mask, train, rngs=rngs, capture_intermediates=True)
+    return out.values, seen['intermediates']['projection']['__call__'][0]
+
+  close(run(noisy, False, x, mask)[0], run(quiet, False, x, mask)[0])
+  difference = run(noisy, True, x, mask)[1] - run(quiet, True, x, mask)[1]
+  # The projection is linear, so what was added is found from what it became; the third feature is the same everywhere.
+  added = np.linalg.lstsq(np.asarray(params['projection']['kernel']).T, np.asarray(difference)[mask].T, rcond=None)[0].T
+  np.testing.assert_allclose(added.std(0), 2 * x[mask].std(0), rtol=0.2, atol=1e-4)
+  assert np.all(np.isfinite(run(noisy, True, x, np.zeros_like(mask))[0]))
 
 
 # The decoder: each configuration is compiled once and asked many questions
