@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
 # ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
-# ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, ablate, compare, prepare, report (each with --help), or test
+# ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, ablate, compare, prepare, report, export (each with --help), or test
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

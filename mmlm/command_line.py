@@ -10,8 +10,10 @@
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR                       write DIR/report.html
+  ./launch.sh export DIR                       the model for others: safetensors, StableHLO, config and tokenizer
   ./launch.sh test                             run the test suite
 
+`train` ends with exit code 75 when SIGTERM came: the state is saved, the same command goes on.
 `./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4
 """
 
@@ -69,6 +71,10 @@ COMMANDS = {
   'compare': ('studies', 'first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
   'ablate': ('studies', 'workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
   'report': ('commands', 'workdir', [(TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside')]),
+  'export': ('export', 'workdir', [
+    (TEXT, 'output', '', 'the folder; WORKDIR/export where none is given'),
+    (LIST, 'platforms', [], 'cpu, cuda, tpu: what the functions are made for, instead of this machine'),
+  ]),
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from mmlm.studies import by_id
 from mmlm.training import loop
 from mmlm.training.optimizers import rates_of
 from mmlm.trees import count, differences
+from mmlm.weights import is_export
 
 # {modality: what its files are called, their endings}
 FILES = {'image': ('picture', {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}), 'audio': ('sound', SUFFIXES | {'.npy'})}
@@ -70,6 +71,8 @@ def _announce() -> dict:
 def _claim(folder: pathlib.Path, config) -> None:
   """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
+  if is_export(folder):
+    raise UserError(f'{folder} holds an exported model, which is not trained. To start from it: --config.train.start_from={folder}')
   if path.exists() and not any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints')):
     # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
@@ -84,6 +87,7 @@ def _claim(folder: pathlib.Path, config) -> None:
   runs.write_json(path, wanted)
 
 
+@loop.preemptible()
 def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = False) -> None:
   """Trains CONFIG in --workdir, or goes on with the run that is there."""
   settings = settings | ({'data.skip_broken': 'True'} if skip_broken else {})
@@ -103,7 +107,7 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
     loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), folder)
   except loop.Interrupted as stopped:
     print(stopped)
-    sys.exit(130)
+    sys.exit(stopped.code)
 
 
 def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, text_from: str = '') -> list[dict]:

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # The keys that may change when a run goes on: they decide how it is run, never what it computes.
 NOT_PART_OF_THE_RUN = (
-  'name', 'card', 'data.dir', 'data.source', 'data.workers', 'data.skip_broken', 'train.log_every', 'parallel', 'evaluate',
+  'name', 'card', 'data.dir', 'data.source', 'data.workers', 'data.skip_broken', 'train.log_every', 'parallel', 'evaluate', 'watch',
 )  # fmt: skip
 
 
@@ -92,6 +92,11 @@ def default_config() -> ConfigDict:
       'log_every': '20 steps', 'eval_every': '1 epochs', 'patience': 0, 'keep_latest': 2, 'keep_best': 1,
       'monitor': 'loss', 'start_from': '', 'start_rules': (('.*', True),),
     },
+    # non_finite: what a loss or gradient that is not finite does: 'stop', or 'skip' the update and count it
+    # skips_in_a_row: stop after so many
+    # slow_seconds: name a batch, an example or a step that takes longer; 0 = never
+    # stop_seconds: end the training, with exit code 70, when a batch or a step takes longer (a lost device or host); 0 = never
+    'watch': {'non_finite': 'stop', 'skips_in_a_row': 3, 'slow_seconds': 60.0, 'stop_seconds': 0.0},
     # checkpoint: best, latest, or a step; average: mean of the parameters of the last n checkpoints
     # metrics: () = the task's own
     # reference_words: {split: words of all its references}; what Moses' rules must give, or the evaluation fails
@@ -227,7 +232,8 @@ def load_config(spec: str) -> ConfigDict:
 
 DURATIONS = ('optimizer.warmup', 'train.duration', 'train.log_every', 'train.eval_every')
 COUNTS = (
-  'data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'evaluate.batch_size', 'evaluate.average',
+  'data.max_length', 'train.batch_size', 'train.accumulate', 'train.keep_latest', 'watch.skips_in_a_row', 'evaluate.batch_size',
+  'evaluate.average',
 )  # fmt: skip
 FRACTIONS = ('model.dropout', 'model.modality_dropout', 'train.label_smoothing', 'train.ema_decay')
 
@@ -246,6 +252,7 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
   if not done.model.encoders and done.task != 'language_model':
     raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
   one_of('model.dtype', done.model.dtype, ('float32', 'bfloat16', 'float16'))
+  one_of('watch.non_finite', done.watch.non_finite, ('stop', 'skip'))
   for key in DURATIONS:
     parse_duration(values[key], key)
   for key in (*COUNTS, *FRACTIONS):

@@ -43,6 +43,8 @@ from mmlm.tasks.generation import begin_decoder
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
 from mmlm.trees import by_rules, differences, flat, graft, one_of
+from mmlm.watch import Watch
+from mmlm.weights import is_export, read_weights
 
 PRETRAINED = {'bert': load_bert, 'whisper': load_encoder}  # encoders with a field of that name: what reads their weights
 
@@ -185,13 +187,17 @@ class Experiment:
     name = ManifestSource(split).identity if data.name == 'manifest' else f'{data.name}/{split}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': source.blank}
-    return Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank)
+    return self._watched(Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank))
 
   def loader_of(self, source, table: Table, batch_size: int, train: bool = False) -> Loader:
     """Batches of any source, nothing cached."""
     ops = parse_ops(self.config.data.train_ops if train else self.config.data.eval_ops)
     finish = self.backbone.batch if self.backbone else None
-    return Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish)
+    return self._watched(Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish))
+
+  def _watched(self, loader: Loader) -> Loader:
+    loader.watch = Watch(self.config.watch.slow_seconds)
+    return loader
 
   @property
   def blank(self) -> dict:
@@ -274,9 +280,7 @@ class Experiment:
   def _started(self, params: dict, run: str) -> dict:
     """`params` with those of another run that train.start_rules take."""
     other, rules = Experiment.of_run(run, {}), self.config.train.start_rules
-    checkpoints, options = other.checkpoints(), other.config.evaluate
-    with contextlib.closing(checkpoints):
-      theirs, step = checkpoints.params(None, options.checkpoint, options.average)
+    theirs, step = other.trained_params()
     taken = {name for name, take in flat(by_rules(params, rules, 'train.start_rules')).items() if take}
     words = [name for name in sorted(taken) if self.tokenizer and self.tokenizer.vocab_size in flat(params)[name].shape]
     if words and getattr(other.tokenizer, 'fingerprint', '') != self.tokenizer.fingerprint:
@@ -302,6 +306,16 @@ class Experiment:
     train = self.config.train
     folder, vocabulary = self.folder / 'checkpoints', self.tokenizer.fingerprint if self.tokenizer else ''
     return Checkpoints(folder, train.monitor, train.keep_latest, train.keep_best, writing, vocabulary)
+
+  def trained_params(self, abstract=None) -> tuple:
+    """The parameters that `evaluate` names, or those of an export where the folder is one, and their step; `abstract`: their shapes and types."""
+    options = self.config.evaluate
+    if not is_export(self.folder):
+      with contextlib.closing(self.checkpoints()) as checkpoints:
+        return checkpoints.params(abstract, options.checkpoint, options.average)
+    if options.checkpoint != 'best' or options.average != 1:
+      raise UserError(f'{self.folder} is an export: it holds one model, for which evaluate.checkpoint and evaluate.average cannot choose another.')
+    return read_weights(self.folder, abstract)
 
   def search_options(self, **changes) -> tuple[SearchOptions, FusionOptions]:
     """How to search, and what with; `changes` override the config's decoding."""
@@ -343,10 +357,9 @@ class Experiment:
       raise UserError(f'{name}: its vocabulary is another one. Train it with tokenizer.kind=run tokenizer.source={self.folder}, which takes over that of this run.')
     if other.config.data.max_length <= search.max_length:
       raise UserError(f'{name}: it reads less than {other.config.data.max_length} tokens, and decoding.max_length={search.max_length}.')
-    checkpoints, options = other.checkpoints(), other.config.evaluate
-    params, _ = checkpoints.params(other.abstract_params({'weight': np.ones(1, np.float32)}), options.checkpoint, options.average)
-    checkpoints.close()
+    params, _ = other.trained_params(other.abstract_params({'weight': np.ones(1, np.float32)}))
     return other.weights(params)
+
 
 def tokenizer_of_run(run: str) -> Tokenizer:
   path = pathlib.Path(run) / 'tokenizer.json'

@@ -55,9 +55,7 @@ def params_of(experiment: Experiment, loader):
   """Replicated parameters of the chosen checkpoint, and its step; the first example of `loader` gives the shapes."""
   with stream([batching.Batch(np.arange(1), experiment.buckets[-1], 1)], loader, 0, 1) as batches:
     abstract = experiment.abstract_params(next(batches))
-  options, checkpoints = experiment.config.evaluate, experiment.checkpoints()
-  params, step = checkpoints.params(abstract, options.checkpoint, options.average)
-  checkpoints.close()
+  params, step = experiment.trained_params(abstract)
   return experiment.parallel.replicate(experiment.weights(params)), step
 
 

@@ -5,11 +5,12 @@
            metrics.jsonl          one object a line, {"step", "kind", ...}      training
            tensorboard/           the same as event files                       training
            tokenizer.json         trained with the run                          training, at first start
-           checkpoints/<step>/    state and position                            training
+           checkpoints/<step>/    state, position and their checksums           training; damaged-<step> could not be read
            predictions/<name>.jsonl   every hypothesis                          evaluation
            scores/<name>.json         every metric with its interval            evaluation
            ablation/<split>.json      the same with inputs changed              ablation
            report.html            the page to look at                           report
+           export/                the model for others (weights.py)             export
 
 <name> is <split>-<step>, then -<method> when it is not the config's, then -shuffled for inputs given to the wrong examples,
 or the condition of an ablation.
@@ -18,6 +19,8 @@ Every file is written whole or not at all; metrics.jsonl grows by whole lines.
 """
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import pathlib
@@ -32,20 +35,35 @@ PREDICTIONS = re.compile(r'(?P<split>.+)-(?P<step>\d+)(?:-(?P<method>greedy|samp
 
 @contextlib.contextmanager
 def atomic_file(path):
-  """A binary file that becomes `path` when the block ends well, and nothing otherwise (renamed in its own folder)."""
+  """A binary file that becomes `path` when the block ends well, and nothing otherwise (renamed in its own folder).
+
+  What a killed writer of the same file left is removed first.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  _clear(path)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
   try:
     with os.fdopen(handle, 'wb') as file:
+      with contextlib.suppress(OSError):  # some network file systems have no locks
+        fcntl.flock(handle, fcntl.LOCK_EX)  # held as long as this process writes, gone with it
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
   except BaseException:
-    os.unlink(temporary)
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
     raise
+
+
+def _clear(path: pathlib.Path):
+  """Removes the temporary files of `path` that no living process holds."""
+  for left in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
+    with contextlib.suppress(OSError), open(left, 'rb') as file:  # OSError: it is held, or was just removed by another
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      left.unlink()
 
 
 def write_atomic(path, content: str | bytes):

@@ -11,6 +11,7 @@ from mmlm.training import loop
 from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, TrainState, initial_state
 from mmlm.trees import one_of
+from mmlm.watch import Watch
 
 GREEDY = {
   'method': 'greedy', 'n_best': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0,
@@ -37,13 +38,15 @@ def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, Trai
   def loss(params, batch, rng):
     return task.loss(model, experiment.weights(params), batch, smoothing, rng)
 
-  options = StepOptions(make_optimizer(config.optimizer, rate, params), loss, config.train.accumulate, config.train.ema_decay)
+  optimizer, skip = make_optimizer(config.optimizer, rate, params), config.watch.non_finite == 'skip'
+  options = StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip)
   print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
     options=options, learning_rate=rate, validate=validate,
     stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
     ids=lambda number: [table.ids[i] for i in plan[number].indices],
     schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience),
+    watch=Watch(config.watch.slow_seconds, config.watch.stop_seconds), skips=config.watch.skips_in_a_row,
   )  # fmt: skip
   return parts, initial_state(params, options, config.seed)
 

@@ -7,6 +7,7 @@ import difflib
 import re
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mmlm.errors import UserError
@@ -51,18 +52,26 @@ def graft(tree, other, rules, what: str, name: str):
   """`tree` with the leaves of `other` of the same names wherever the first rule (regex, bool) of a name says True.
 
   Raises:
-    UserError: a leaf that is wanted is not in `other`, which is called `name`, or has another shape; what `by_rules` raises.
+    UserError: a leaf that is wanted is not in `other`, which is called `name`, or has another shape or type; what `by_rules` raises.
   """
   wanted, found = by_rules(tree, rules, what), flat(other)
-  shape = lambda leaf: getattr(leaf, 'shape', 'absent')
-  bad = [
-    f'{leaf}: {shape(found.get(leaf))} -> {shape(mine)}' for leaf, mine in flat(tree).items()
-    if flat(wanted)[leaf] and shape(found.get(leaf)) != shape(mine)
-  ]  # fmt: skip
-  if bad:
+  here = {leaf: mine for leaf, mine in flat(tree).items() if flat(wanted)[leaf]}
+  if bad := misfits({leaf: found[leaf] for leaf in here if leaf in found}, here):
     raise UserError('\n  '.join([f'{what}: {len(bad)} parameters of {name} do not fit (there -> here). Leave them out by a rule before the others, '
                                  "such as ('fusion/.*', False):", *bad[:10]]))  # fmt: skip
   return jax.tree_util.tree_map_with_path(lambda path, mine, take: found[name_of(path)] if take else mine, tree, wanted)
+
+
+def misfits(there: dict, here: dict) -> list[str]:
+  """Lines `name: there -> here` for the arrays {name: leaf} of two trees that differ in shape or type, or stand in one of them alone."""
+
+  def line(name):
+    leaves = [side.get(name) for side in (there, here)]
+    shapes = ['absent' if leaf is None else tuple(leaf.shape) for leaf in leaves]
+    pair = shapes if shapes[0] != shapes[1] else [np.dtype(leaf.dtype).name for leaf in leaves]
+    return f'{name}: {pair[0]} -> {pair[1]}' if pair[0] != pair[1] else ''
+
+  return [*filter(None, map(line, [*here, *(name for name in there if name not in here)]))]
 
 
 def nearest(name: str, names) -> str:

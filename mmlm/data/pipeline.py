@@ -5,7 +5,10 @@ Axes: B batch, T time.
 
 import contextlib
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 from typing import NamedTuple
 
 import grain
@@ -13,6 +16,10 @@ import numpy as np
 
 from mmlm.data import batching
 from mmlm.data.ops import apply_ops
+from mmlm.errors import UserError
+from mmlm.watch import Watch
+
+GRACE = 10.0  # seconds in which a loader process that is asked to end still gives batches
 
 
 class Table(NamedTuple):
@@ -65,6 +72,7 @@ class Loader:
     self.ops, self.batch_size, self.seed = ops, batch_size, seed
     self.blank, self.finish = blank or {}, finish
     self.absent = ''  # a modality that is taken away from every example
+    self.watch = Watch()  # over the examples
     self._longest: dict[int, dict[str, int]] = {}
 
   def __getstate__(self):
@@ -77,7 +85,9 @@ class Loader:
     if any(self.table.texts):
       columns['text'] = self.table.texts
     if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
-      examples = [apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)) for row, i in enumerate(batch.indices)]
+      for row, i in enumerate(batch.indices):
+        with self.watch(lambda i=i: f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'):
+          examples.append(apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)))
     out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
     outputs = [name for name in ('target', 'label', 'transcript') if any(columns[name])]
     for name in (*outputs, *self.modalities):
@@ -115,15 +125,53 @@ def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
   """Yields an iterator over the batches start..stop of a plan, loaded ahead by threads or `workers` processes.
 
   The order is the plan's for any number of workers, so the position to save is the number of batches consumed.
+
+  Raises:
+    LostLoader: a loader process ended before its time.
   """
   dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4))
   if workers:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    # Ctrl-C reaches every process of the terminal: the main one still needs batches to come to a good end.
-    dataset = dataset.mp_prefetch(options, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    dataset = dataset.mp_prefetch(options, lambda *_: _begin_worker())
   iterator = iter(dataset)
+  batches = _not_lost(iterator) if workers else iterator
   try:
-    yield map(loader.finish, iterator) if loader.finish else iterator
+    yield map(loader.finish, batches) if loader.finish else batches
   finally:
     getattr(iterator, 'close', lambda: None)()
+
+
+class LostLoader(UserError, RuntimeError):
+  """A loader process ended before its time."""
+
+
+def _not_lost(iterator):
+  """The same batches; the end of a loader process is a LostLoader."""
+  try:
+    yield from iterator
+  except RuntimeError as error:
+    if 'Worker process was terminated' not in str(error):
+      raise
+    raise LostLoader(f'a loader process ended before its time ({str(error).split(". ")[0]}). Was there too little memory? The same command '
+                     'goes on from the last checkpoint; fewer data.workers need less.') from None  # fmt: skip
+
+
+def _begin_worker():
+  """Signals that reach every process of a terminal or a job leave a loader alive a while: the main one needs batches to come to a
+  good end. A main process that was killed leaves none behind.
+  """
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, lambda *_: _later(GRACE))
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _later(seconds: float):
+  timer = threading.Timer(seconds, os._exit, [1])
+  timer.daemon = True
+  timer.start()
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)

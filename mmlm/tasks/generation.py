@@ -53,6 +53,10 @@ class TextGeneration:
     x, table, targets, weights = self._predicted(model, params, batch, rng)
     return summed_loss(x, table, targets, weights, label_smoothing), weights.sum()
 
+  def forward(self, model, params, batch) -> dict:
+    """{'logits' [B, T, V]} of every token of the targets, given those before it."""
+    return {'logits': model.apply({'params': params}, batch, self._inputs(batch)[0])}
+
   def losses(self, model, params, batch):
     """The same for each example: [B] and [B]."""
     x, table, targets, weights = self._predicted(model, params, batch, None)

@@ -55,6 +55,10 @@ class LabelPrediction:
     losses, weights = self._losses(model, params, batch, label_smoothing, rng)
     return losses.sum(), weights.sum()
 
+  def forward(self, model, params, batch) -> dict:
+    """{'outputs'}: logits [B, T, C] or numbers [B, T]."""
+    return {'outputs': model.apply({'params': params}, batch, None)}
+
   def losses(self, model, params, batch):
     """The same for each example: [B] and [B]."""
     losses, weights = self._losses(model, params, batch, 0.0, None)

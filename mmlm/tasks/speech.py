@@ -38,6 +38,14 @@ class SpeechToText(TextGeneration):
       return aligned.sum(), labels.sum()
     return (1 - share) * summed_loss(*decoder, label_smoothing) + share * aligned.sum(), decoder[-1].sum()
 
+  def forward(self, model, params, batch) -> dict:
+    """{'logits' [B, T, V]} of the decoder, where there is one, and of a CTC branch {'frames' [B, S, V], 'frames_mask' [B, S]}."""
+    found = super().forward(model, params, batch) if hasattr(model.head, 'hidden') else {}
+    if ctc_share(model.head):
+      memory = model.apply({'params': params}, batch, method='encode')
+      found |= {'frames': model.apply({'params': params}, memory, method='frames'), 'frames_mask': memory.mask}
+    return found
+
   def losses(self, model, params, batch):
     """The same for each example: [B] and [B]."""
     if not (share := ctc_share(model.head)):

@@ -1,25 +1,44 @@
 """Checkpoints with orbax: the latest n and the best n, written in the background, restored with a fallback.
 
-A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state, random key) and `meta` (JSON).
+A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state, random key), `meta` (JSON) and checksums of all of
+these (checksums.py). It gets its name when it is whole, and is renamed before it is removed: no step is ever seen in part.
 """
 
-import contextlib
-import errno
 import math
 import pathlib
-import re
+import shutil
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mmlm.errors import UserError
+from mmlm.errors import UserError, disk_errors
+from mmlm.training.checksums import SummedPath, damage
 from mmlm.training.step import TrainState
+from mmlm.trees import flat, misfits
+
+REMOVED = '.removed'  # where a step goes that is no longer kept
+FULL = 'the newest checkpoint was not written, older ones are whole'
 
 
 def higher_is_better(metric: str) -> bool:
   return metric.rpartition('/')[2] not in ('loss', 'perplexity', 'ter', 'wer', 'wer_normalized', 'cer', 'mae', 'calibration_error')
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which a damaged file of metrics does not stop: its step is never the best."""
+
+  def metrics(self, step):
+    if wrong := damage(self.directory / str(step), {'metrics'}):
+      print(f'WARNING: {self.directory}/{step}: {wrong}.', file=sys.stderr)
+      return None
+    try:
+      return super().metrics(step)
+    except ValueError:  # not text, or not JSON, of a step that is older than checksums
+      return None
 
 
 class Checkpoints:
@@ -34,12 +53,16 @@ class Checkpoints:
     self.folder, self.monitor, self.vocabulary = pathlib.Path(folder).absolute(), monitor, vocabulary
     self.sign = 1 if higher_is_better(monitor) else -1
     best = lambda metrics: self.sign * metrics[monitor]
-    kept = [checkpoint_managers.LatestN(keep_latest), checkpoint_managers.BestN(get_metric_fn=best, n=keep_best)]
+    bests = checkpoint_managers.BestN(get_metric_fn=best, n=keep_best, keep_checkpoints_without_metrics=False)
+    kept = [checkpoint_managers.LatestN(keep_latest), bests]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept), best_fn=best, best_mode='max',
-      create=writing, cleanup_tmp_directories=writing,
+      create=writing, cleanup_tmp_directories=writing, temporary_path_class=SummedPath, todelete_subdir=REMOVED,
     )  # fmt: skip
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self.writing = writing
+    if writing:
+      shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
+    self._manager = _Manager(self.folder, options=options)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -52,23 +75,34 @@ class Checkpoints:
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     value = metrics.get(self.monitor, math.nan)
     value = value if math.isfinite(value) else -self.sign * math.inf
-    with _disk_errors(self.folder):
+    with disk_errors(self.folder, FULL):
       args = ocp.args.Composite(meta=ocp.args.JsonSave(meta | {'vocabulary': self.vocabulary}), **items)
       self._manager.save(int(state.step), args=args, metrics={self.monitor: value})
+    threading.Thread(target=self._clear).start()
+
+  def _clear(self):
+    """Removes what is no longer kept; its folder stays, another step may be on the way there."""
+    for step in (self.folder / REMOVED).glob('*'):
+      shutil.rmtree(step, ignore_errors=True)
+
+  def wait(self):
+    """Waits until the last step is written."""
+    with disk_errors(self.folder, FULL):
+      self._manager.wait_until_finished()
 
   def close(self):
-    """Waits until the last step is written."""
-    with _disk_errors(self.folder):
-      self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
+    if self.writing:
+      shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest step that can be read, and its meta; None when there is no step.
 
-    Newer steps that cannot be read are moved aside to `damaged-<step>` and said so.
+    Newer steps that cannot be read, or whose checksums do not fit, are moved aside to `damaged-<step>` and said so.
 
     Raises:
-      UserError: there are steps, and none can be read; nothing is moved then.
+      UserError: there are steps, and none can be read, or one holds arrays of other shapes or types; nothing is moved then.
     """
     out, damaged = None, {}
     for step in reversed(self.steps()):
@@ -105,8 +139,6 @@ class Checkpoints:
     if len(chosen) < average:
       raise UserError(f'evaluate.average={average}, but {self.folder} holds the steps {steps}: set it to {len(chosen)} or less, or train with a larger train.keep_latest.')
     name = 'ema' if (self.folder / str(step) / 'ema').is_dir() else 'params'
-    if abstract_params is None:
-      abstract_params = ocp.StandardCheckpointer().metadata(self.folder / str(step) / name).item_metadata.tree
     read, trees = lambda step: self._read(step, {name: abstract_params}), []
     for s in chosen:
       out, reason = read(s)
@@ -118,17 +150,28 @@ class Checkpoints:
     return jax.tree.map(lambda *leaves: sum(leaf / len(trees) for leaf in leaves), *trees), int(step)
 
   def _read(self, step, items: dict) -> tuple:
-    """(the items of a step and its meta, '') or (None, why they cannot be read). UserError: it is of another vocabulary."""
+    """(the items of a step and its meta, '') or (None, why they cannot be read). `items`: {name: shapes and types, or None for any}.
+
+    UserError: it is of another vocabulary, or its arrays are not those of `items`.
+    """
     # Onto the first local device, whatever devices wrote it.
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding)
-    args = {name: ocp.args.StandardRestore(jax.tree.map(place, tree)) for name, tree in items.items()}
     try:
+      if wrong := damage(self.folder / str(step), {'meta', 'metrics', *items}):
+        return None, wrong
       meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-      if meta.get('vocabulary', self.vocabulary) == self.vocabulary:
+      written = {name: ocp.StandardCheckpointer().metadata(self.folder / str(step) / name).item_metadata.tree for name in items}
+      items = {name: written[name] if tree is None else tree for name, tree in items.items()}
+      same, unfit = meta.get('vocabulary', self.vocabulary) == self.vocabulary, misfits(flat(written), flat(items))
+      if same and not unfit:
+        args = {name: ocp.args.StandardRestore(jax.tree.map(place, tree)) for name, tree in items.items()}
         return {'meta': meta, **dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())}, ''
     except Exception as error:  # orbax and tensorstore raise nearly every kind on damaged files
       return None, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if same:
+      raise UserError('\n  '.join([f'{self.folder}/{step} holds other arrays than this config has: {len(unfit)} do not fit (there -> here).', *unfit[:20],
+                                   'Put back the config, and the code, of this run.']))  # fmt: skip
     raise UserError(
       f'{self.folder.parent}/tokenizer.json is not the vocabulary that checkpoint {step} was trained with: its words would be others. '
       'Put back the tokenizer.json of this run.'
@@ -139,17 +182,3 @@ def _items(state: TrainState) -> dict:
   """The trees of a step by the names that they have on disk."""
   rest = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
   return {'params': state.params, 'rest': rest} | ({} if state.ema == () else {'ema': state.ema})
-
-
-@contextlib.contextmanager
-def _disk_errors(folder):
-  """Turns a full disk into a message."""
-  try:
-    yield
-  except Exception as error:  # orbax and tensorstore have their own kinds
-    if getattr(error, 'errno', None) != errno.ENOSPC and not re.search('No space left|RESOURCE_EXHAUSTED', str(error)):
-      raise
-    raise UserError(
-      f'no space left on the disk of {folder}: the newest checkpoint was not written, older ones are whole. '
-      'Free some space and start the same command again: it goes on from the last one.'
-    ) from None

@@ -1,21 +1,20 @@
 """The training loop: fetches the metrics of step k while k + 1 runs, validates, saves, stops, resumes."""
 
 import contextlib
-import datetime
-import json
 import math
 import signal
 import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
 
-from mmlm import runs
 from mmlm.errors import UserError
 from mmlm.training.checkpoints import Checkpoints
+from mmlm.training.log import Log, Progress
 from mmlm.training.step import StepOptions, TrainState, train_step
+from mmlm.watch import Watch
+
+PREEMPTED = 75  # exit code after SIGTERM: to be started again by the same command (EX_TEMPFAIL of sysexits.h)
 
 
 class Schedule(NamedTuple):
@@ -36,10 +35,30 @@ class Parts(NamedTuple):
   ids: object  # number of a batch -> ids of its examples
   validate: object  # params -> {name: value}
   schedule: Schedule
+  watch: Watch = Watch()  # over batches and steps
+  skips: int = 3  # updates skipped in a row (StepOptions.skip) before the training stops
 
 
 class Interrupted(Exception):
-  """SIGINT or SIGTERM came; the state was saved."""
+  """SIGINT or SIGTERM came; the state was saved. `code`: what the process ends with."""
+
+  def __init__(self, text: str, received: list):
+    super().__init__(text)
+    self.code = PREEMPTED if received[0] == signal.SIGTERM else 130
+
+
+@contextlib.contextmanager
+def preemptible():
+  """SIGTERM ends the process with its own code also where there is nothing to save yet."""
+
+  def leave(number, frame):
+    raise SystemExit(PREEMPTED)
+
+  old = signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, old)
 
 
 @contextlib.contextmanager
@@ -60,62 +79,11 @@ def _stop_signals():
       signal.signal(number, handler)
 
 
-class Log:
-  """metrics.jsonl and TensorBoard. On resume the lines after the restored step are cut, so that none stands twice."""
-
-  def __init__(self, folder, step: int):
-    self.path = folder / 'metrics.jsonl'
-    rows = [row for row in runs.read_jsonl(self.path) if row['step'] <= step] if self.path.exists() else []
-    runs.write_jsonl(self.path, rows)
-    self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
-    self.close = self._events.close
-
-  def write(self, kind: str, step: int, values: dict):
-    with open(self.path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
-    for name, value in values.items():
-      self._events.add_scalar(f'{kind}/{name}', value, step)
-    self._events.flush()  # a killed process loses no line of either
-
-
-class Progress:
-  """Means since the last line, examples a second, and the time left.
-
-  `sums`: of the loss, the weight, the gradient norm and the steps since the last line; a checkpoint keeps them.
-  """
-
-  def __init__(self, start: int, total: int, sums: list | None = None):
-    self.total, self.began = total, (time.monotonic(), start)
-    self.warm = None  # (time, step) after compilation, for the time left
-    self._reset()
-    self.sums += sums or 0
-
-  def _reset(self):
-    self.sums, self.examples, self.since = np.zeros(4), 0, time.monotonic()
-
-  def add(self, metrics: dict, examples: int):
-    weight = float(metrics['weight'])
-    self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']), 1)
-    self.examples += examples
-
-  def line(self, step: int) -> dict:
-    now, (loss, weight, norm, steps) = time.monotonic(), self.sums
-    values = {'loss': loss / max(weight, 1e-8), 'gradient_norm': norm / steps, 'seconds': now - self.since}
-    values['examples_per_second'] = self.examples / values['seconds']
-    since, first = self.warm or self.began
-    left = datetime.timedelta(seconds=int((now - since) / max(step - first, 1) * (self.total - step)))
-    self.warm = self.warm or (now, step)
-    print(f'step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values["loss"]:.4f}  '
-          f'{values["examples_per_second"]:.0f} examples/s  left {left}', flush=True)  # fmt: skip
-    self._reset()
-    return values
-
-
 def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, folder) -> None:
   """Trains from `state`, or from the newest checkpoint that can be read, to the end of the schedule.
 
   Raises:
-    UserError: a loss or gradient that is not finite (the ids of the batch are named), a full disk.
+    UserError: a loss or gradient that is not finite (the ids of the batch are named) unless it may be skipped, a full disk.
     Interrupted: after a signal, once the state is saved.
   """
   with contextlib.closing(checkpoints):
@@ -133,7 +101,7 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
         if not stopped:
           raise
         # Ctrl-C also reached a loader process that was only starting.
-        raise Interrupted('Interrupted. The same command goes on from the last checkpoint.') from None
+        raise Interrupted('Interrupted. The same command goes on from the last checkpoint.', stopped) from None
 
 
 def _out_of_patience(schedule: Schedule, meta: dict) -> bool:
@@ -151,7 +119,7 @@ class _Loop:
     state = self.parallel.replicate(state)
     self.progress = Progress(start, schedule.total, self.meta.get('since_last'))
     with self.parts.stream(start, schedule.total) as batches:
-      for step, batch in enumerate(batches, start + 1):
+      for step, batch in enumerate(self._watched(batches, start), start + 1):
         state, metrics = compiled(state, batch)
         self._settle()
         self.waiting = (step, metrics, int(batch['weight'].sum()))
@@ -159,7 +127,8 @@ class _Loop:
         if step % schedule.log_every == 0 or last:
           self._settle()
           rate = float(self.parts.learning_rate(step - 1))
-          self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate})
+          skipped = {'skipped': self.meta['skipped']} if 'skipped' in self.meta else {}
+          self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate} | skipped)
         if step % schedule.eval_every == 0 or last:
           self._validate(step, state)
           if _out_of_patience(schedule, self.meta):
@@ -169,22 +138,48 @@ class _Loop:
           self._settle()
           if step not in self.checkpoints.steps():
             self._save(self.parallel.unreplicate(state), {})
-          raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.')
+          raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.', stopped)
+
+  def _watched(self, batches, number):
+    """The same batches; one that does not come is named."""
+    batches, end = iter(batches), object()
+    waits = lambda: f'step {number + 1} needs its batch, with the examples {", ".join(self.parts.ids(number)[:5])}, ...'
+    while True:
+      with self.parts.watch(waits):
+        batch = next(batches, end)
+      if batch is end:
+        return
+      yield batch
+      number += 1
 
   def _settle(self):
     """Waits for the metrics of the step before, and checks them."""
     if self.waiting is None:
       return
     (step, metrics, examples), self.waiting = self.waiting, None
-    metrics = jax.device_get(metrics)
-    if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm'])):
-      ids = self.parts.ids(step - 1)
-      raise UserError(
-        f'step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["gradient_norm"]}. '
-        f'The last good checkpoint is kept ({(self.checkpoints.steps() or ["none yet"])[-1]}). Try a lower learning rate '
-        f'or a longer warm-up, or look at the examples of this batch: {", ".join(ids)}.'
-      )
-    self.progress.add(metrics, examples)
+    with self.parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
+      metrics = jax.device_get(metrics)
+    if math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm']):
+      self.progress.add(metrics, examples)
+      self.meta.pop('skipped_in_a_row', None)
+    else:
+      self._not_finite(step, metrics)
+
+  def _not_finite(self, step, metrics):
+    """Counts an update that the step has skipped; UserError where none may be, or after too many."""
+    said = f'step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["gradient_norm"]}'
+    ids, options = ', '.join(self.parts.ids(step - 1)), self.parts.options
+    if options.skip:
+      self.meta['skipped'] = self.meta.get('skipped', 0) + 1
+      row = self.meta['skipped_in_a_row'] = self.meta.get('skipped_in_a_row', 0) + 1
+      print(f'WARNING: {said}. The update is skipped ({self.meta["skipped"]} so far). The examples of this batch: {ids}.', flush=True)
+      if row < self.parts.skips:
+        return
+      said += f', and {row} updates were skipped in a row (watch.skips_in_a_row)'
+    raise UserError(
+      f'{said}. The last good checkpoint is kept ({(self.checkpoints.steps() or ["none yet"])[-1]}). Try a lower learning rate '
+      f'or a longer warm-up, or look at the examples of this batch: {ids}.'
+    )
 
   def _validate(self, step, state):
     self._settle()

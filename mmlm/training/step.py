@@ -26,6 +26,7 @@ class StepOptions(NamedTuple):
   loss: Callable  # (params, batch, rng) -> (sum of the losses, sum of the weights)
   accumulate: int = 1
   ema_decay: float = 0.0
+  skip: bool = False  # leave the state as it is, but for the count of steps, where the loss or the gradient is not finite
 
 
 def initial_state(params, options: StepOptions, seed: int) -> TrainState:
@@ -72,4 +73,10 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
     decay = jnp.minimum(options.ema_decay, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
   metrics = {'loss': loss * scale, 'gradient_norm': optax.global_norm(grads), 'weight': weight}
-  return TrainState(state.step + 1, params, opt_state, ema, state.rng), metrics
+  new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
+  if options.skip:
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+    # A loop of no turn or one, not a `where`: the compiler would fuse that with the update, which is then rounded in another way.
+    again, back = lambda carry: carry[0], lambda carry: (jnp.zeros((), bool), carry[2], carry[2])
+    new = jax.lax.while_loop(again, back, (~finite, new, state._replace(step=new.step)))[1]
+  return new, metrics

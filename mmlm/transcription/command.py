@@ -19,6 +19,7 @@ from mmlm.transcription.options import Options, Segment, Transcript
 from mmlm.transcription.transcriber import Transcriber
 from mmlm.transcription.whisper import Whisper
 from mmlm.trees import one_of
+from mmlm.weights import is_export
 
 
 def transcribe(files: list[str], model: str, format: list[str], output_dir: str, settings: dict, **options) -> list[Transcript]:
@@ -31,7 +32,7 @@ def transcribe(files: list[str], model: str, format: list[str], output_dir: str,
   durations = _durations(files)
   outputs = _outputs(files, pathlib.Path(output_dir))
   beam_size = options.pop('beam_size')
-  is_run = (pathlib.Path(model) / 'checkpoints').is_dir()
+  is_run = (pathlib.Path(model) / 'checkpoints').is_dir() or is_export(model)
   if is_run:
     answers = _of_run(files, model, settings | _beam(beam_size), options)
   elif settings:

@@ -1,0 +1,85 @@
+"""What safety costs: steps with a checkpoint every 100 of them against steps without, and how long a training waits for one.
+
+  python experiments/benchmarks/checkpoints.py [--rounds 5] [--only step,blocking] [--folder DIR]
+
+  step       steps a second of the translation model with a checkpoint every 100 steps, written while they run, against none
+  blocking   a state of 50M parameters (600 MB with Adam's moments): seconds until training goes on, until the step lies on the disk
+             with its checksums, and until it is read back and verified
+
+--folder is where checkpoints are written: on the disk that is asked about.
+"""
+
+import pathlib
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from common import ROOT, Trainer, config_of, in_turns, main, row, summary
+from translation import MULTI30K, SETTINGS, random_table
+
+from mmlm.data.batching import TrainPlan
+from mmlm.data.pipeline import Loader
+from mmlm.models.multimodal import build_model
+from mmlm.training.checkpoints import Checkpoints
+from mmlm.training.step import StepOptions, initial_state
+from mmlm.trees import count
+
+VOCABULARY = 10000
+LAYERS, WIDTH = 12, 1024  # 12 matrices of 4 WIDTH^2 values: 50M parameters
+FOLDER = {'--folder': dict(type=pathlib.Path, default=ROOT, help='where checkpoints are written for a while')}
+
+
+def step(options) -> list[dict]:
+  config = config_of(f'{MULTI30K},smoke' if options.smoke else MULTI30K, SETTINGS)
+  every, vocabulary = (4, 100) if options.smoke else (100, VOCABULARY)
+  table = random_table(config.data.max_length, vocabulary, 29000 if not options.smoke else 100)
+  plan = TrainPlan(table.lengths, config.train.batch_size, config.data.buckets, config.seed, config.train.batch_tokens)
+  loader = Loader(None, table, ('text',), [], config.train.batch_size)
+  batches = [loader(i, plan[i]) for i in range(every)]
+  trainer = Trainer(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], plan.steps_per_epoch)
+  with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    checkpoints = Checkpoints(folder)
+
+    def saved():
+      checkpoints.save(trainer.state, {}, {'loss': 1.0})
+      trainer(batches)
+      checkpoints.wait()  # for what the steps did not cover
+
+    sides = {'with': (saved, every), 'without': (lambda: trainer(batches), every)}
+    rates = in_turns(sides, options.rounds)
+    checkpoints.close()
+  return [row('step', f'{count(trainer.state) / 1e6:.1f}M values', 'steps/s', rates, 'ratio 0.98', every=every)]
+
+
+def blocking(options) -> list[dict]:
+  width = 64 if options.smoke else WIDTH
+  params = {f'layer_{i}': {'kernel': jnp.full((width, 4 * width), 1.0 + i)} for i in range(LAYERS)}
+  state = initial_state(params, StepOptions(optax.adam(1e-3), None), 0)
+  change = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+  seconds = {'blocking': [], 'written': [], 'restored': []}
+  abstract = jax.eval_shape(lambda: state)
+  with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    checkpoints = Checkpoints(folder, keep_latest=1)
+    for _ in range(options.rounds + 1):
+      state = jax.block_until_ready(change(state))
+      began = time.perf_counter()
+      checkpoints.save(state, {}, {'loss': 1.0})
+      seconds['blocking'].append(time.perf_counter() - began)
+      checkpoints.wait()
+      seconds['written'].append(time.perf_counter() - began)
+      began = time.perf_counter()
+      checkpoints.restore(abstract)
+      seconds['restored'].append(time.perf_counter() - began)
+    checkpoints.close()
+  parameters = count(params)
+  about = {'benchmark': 'blocking', 'parameters': parameters, 'unit': 's'}
+  rows = [{**about, 'what': name, **summary(values[1:])} for name, values in seconds.items()]
+  for found in rows:
+    print(f'{parameters / 1e6:.1f}M parameters, {found["what"]:<9} {found["median"]:.3f} s [{found["low"]:.3f}, {found["high"]:.3f}]', flush=True)
+  return rows
+
+
+if __name__ == '__main__':
+  main(__doc__, {'step': step, 'blocking': blocking}, 'checkpoints.json', FOLDER)
