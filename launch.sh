@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
 # ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
-# ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, ablate, compare, prepare, report, export (each with --help), or test
+# ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, ablate, compare, plan, prepare, report, export (each with --help), or test
+# LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/slurm.py)
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,4 +38,8 @@ if [ "${1:-}" = test ]; then
   cd "$here"
   exec .venv/bin/python -m pytest "$@"
 fi
-exec "$here/.venv/bin/python" -m mmlm.main "$@"
+case "${LAUNCHER:-}" in
+  '') exec "$here/.venv/bin/python" -m mmlm.main "$@" ;;
+  slurm) exec "$here/.venv/bin/python" -m mmlm.slurm "$@" ;;
+  *) echo "launch.sh: LAUNCHER=$LAUNCHER: the only one is slurm; without it the command runs here." >&2 && exit 2 ;;
+esac

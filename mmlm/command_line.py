@@ -4,6 +4,7 @@
   ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
   ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
   ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
+  ./launch.sh plan CONFIG --devices 8          would it fit, and what would it send? on a mesh that is not there (--mesh, --memory)
   ./launch.sh prepare NAME --source DIR        build a data set once from its original files
   ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
   ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
@@ -35,6 +36,9 @@ COMMANDS = {
   'train': ('commands', 'config_path', [
     (TEXT, 'workdir', None, 'the run folder (required); a run that is there already is continued'),
     SKIP_BROKEN,
+    (TEXT, 'coordinator', '', 'host:port of process 0, where several train together; Slurm and Cloud TPU tell it themselves'),
+    (NUMBER, 'processes', 0, 'how many processes there are (with --coordinator)'),
+    (NUMBER, 'process', -1, 'the number of this one, from 0 (with --coordinator)'),
   ]),
   'evaluate': ('commands', 'workdir', [
     (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
@@ -44,6 +48,11 @@ COMMANDS = {
   'predict': ('commands', 'workdir', [
     (TEXT, 'input', None, 'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)'),
     (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
+  ]),
+  'plan': ('planning', 'config_path', [
+    (NUMBER, 'devices', 8, 'how many devices there would be'),
+    (TEXT, 'mesh', '', "sizes of the axes data, fsdp and tensor, e.g. data=2,fsdp=4; '' = the config's parallel.mesh"),
+    (TEXT, 'memory', '', 'what each has, e.g. 80GB or 16GiB: ends with code 1 where that is not enough'),
   ]),
   'prepare': ('commands', 'name', [
     (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),

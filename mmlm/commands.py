@@ -26,7 +26,7 @@ from mmlm.evaluation.speech_metrics import error_report, format_report, timing
 from mmlm.evaluation.text_metrics import Views, check_reference_words, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
-from mmlm.parallel import describe_devices
+from mmlm.parallel import describe_devices, hosts
 from mmlm.reports.html import write_report
 from mmlm.setup import GREEDY, training_parts
 from mmlm.studies import by_id
@@ -88,26 +88,35 @@ def _claim(folder: pathlib.Path, config) -> None:
 
 
 @loop.preemptible()
-def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = False) -> None:
-  """Trains CONFIG in --workdir, or goes on with the run that is there."""
+def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = False, coordinator: str = '', processes: int = 0, process: int = -1) -> None:
+  """Trains CONFIG in --workdir, or goes on with the run that is there; as one of several processes where `hosts.join` finds them."""
+  hosts.join(coordinator, processes, process)
   settings = settings | ({'data.skip_broken': 'True'} if skip_broken else {})
   config = configs.override(configs.load_config(config_path), settings)
   experiment = Experiment(config, workdir)
-  folder = experiment.folder
+  with hosts.writer_first():  # others find data sets, tokenizer and grids made
+    parts, state = _prepared(experiment)
+  try:
+    loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), experiment.folder)
+  except loop.Interrupted as stopped:
+    print(stopped)
+    sys.exit(stopped.code)
+
+
+def _prepared(experiment: Experiment) -> tuple:
+  """What `loop.train` needs; the run folder is claimed."""
+  folder, config = experiment.folder, experiment.config
   (split,) = experiment.splits('train')
   for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
     experiment.rows(name)
   experiment.search_options()
-  _claim(folder, config)
-  runs.write_json(folder / 'environment.json', _announce())
+  if hosts.writes():
+    _claim(folder, config)
+    runs.write_json(folder / 'environment.json', _announce())
   parts, state = training_parts(experiment, split)
   learned = sum(leaf.size for leaf, rate in zip(*map(jax.tree.leaves, (state.params, rates_of(config.optimizer, state.params)))) if rate)
   print(f'{count(state.params):,} parameters, {learned:,} of them learn; run folder {folder}', flush=True)
-  try:
-    loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), folder)
-  except loop.Interrupted as stopped:
-    print(stopped)
-    sys.exit(stopped.code)
+  return parts, state
 
 
 def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, text_from: str = '') -> list[dict]:

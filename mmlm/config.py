@@ -108,7 +108,11 @@ def default_config() -> ConfigDict:
     'decoding': {
       f.name: f.default for part in (SearchOptions, FusionOptions) for f in dataclasses.fields(part) if not f.name.endswith('_id')
     } | {'max_length': 0},
-    'parallel': {'strategy': 'auto'},  # auto, jit (one device), pmap (all local devices)
+    # strategy: auto, jit (one device), pmap (all devices, each with all parameters), mesh (parameters divided, parallel/strategies.py)
+    # Of mesh alone. mesh: sizes of its axes data, fsdp and tensor; -1 = the devices that are left
+    # rules: names of ready-made sets of parallel/rules.py and (regex, axis of each of the last dimensions) before them
+    # sequence: activations between the blocks of a Transformer are divided in time over tensor
+    'parallel': {'strategy': 'auto', 'mesh': 'data=-1', 'rules': ('transformer',), 'sequence': False},
   }).lock()  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from mmlm.models.encoders import FEATURE_ENCODERS
 from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import build_model
 from mmlm.models.subsampling import rows_after
-from mmlm.parallel import Parallel
+from mmlm.parallel import Parallel, local_mesh
 from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
 from mmlm.pretrained.whisper import load_encoder
@@ -72,12 +72,7 @@ class Experiment:
         raise UserError(f'data.max_length={config.data.max_length}: model.encoders.{modality} ({options.name}) has positions for {limit} alone.')
     if self.ctc_labels and self.modalities not in (('audio',), ('text',), ('video',)):
       raise UserError(f'model.head.name={config.model.head.name!r} aligns what it writes with one sequence: name audio alone in model.encoders, not {self.modalities}.')
-    self.parallel = Parallel(config.parallel.strategy)
-    for part, accumulate in (('train', config.train.accumulate), ('evaluate', 1)):
-      size, devices = config[part].batch_size, self.parallel.devices
-      if size % (devices * accumulate):
-        times = f' times train.accumulate={accumulate}' if accumulate > 1 else ''
-        raise UserError(f'{part}.batch_size={size} does not divide by {devices} devices{times}.')
+    self.parallel = Parallel(**config.parallel)
 
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
@@ -187,16 +182,16 @@ class Experiment:
     name = ManifestSource(split).identity if data.name == 'manifest' else f'{data.name}/{split}'
     source = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': source.blank}
-    return self._watched(Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank))
+    return self._ready(Loader(source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank))
 
   def loader_of(self, source, table: Table, batch_size: int, train: bool = False) -> Loader:
     """Batches of any source, nothing cached."""
     ops = parse_ops(self.config.data.train_ops if train else self.config.data.eval_ops)
     finish = self.backbone.batch if self.backbone else None
-    return self._watched(Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish))
+    return self._ready(Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish))
 
-  def _watched(self, loader: Loader) -> Loader:
-    loader.watch = Watch(self.config.watch.slow_seconds)
+  def _ready(self, loader: Loader) -> Loader:
+    loader.watch, loader.part = Watch(self.config.watch.slow_seconds), self.parallel.part
     return loader
 
   @property
@@ -241,7 +236,9 @@ class Experiment:
   def backbone(self) -> FrozenBackbone | None:
     """The frozen network in front of the picture encoder, if there is one."""
     options = self.config.model.encoders.get('image', {})
-    return FrozenBackbone(options.name, self.parallel) if options.get('frozen') else None
+    # Grids are of the rows of this process, computed without the others.
+    alone = self.parallel if jax.process_count() == 1 else local_mesh()
+    return FrozenBackbone(options.name, alone) if options.get('frozen') else None
 
   @functools.cached_property
   def model(self):
@@ -342,7 +339,7 @@ class Experiment:
       targets = self.task.table(self.source(split), *self.sides).targets
       found.append((Scorer(options.ngram_weight, begin_ngram), train_ngram(targets, options.ngram, self.tokenizer.vocab_size, search)))
     if options.language_model_weight:
-      other = Experiment.of_run(options.language_model, {'parallel.strategy': self.config.parallel.strategy})
+      other = Experiment.of_run(options.language_model, {f'parallel.{key}': str(value) for key, value in self.config.parallel.items()})
       params = self._language_model_params(other, search)
       begin = lambda arrays, examples, options: begin_decoder(other.model, arrays, None, examples, options)
       found.append((Scorer(options.language_model_weight, begin), params))

@@ -54,9 +54,9 @@ class _Changed:
 def params_of(experiment: Experiment, loader):
   """Replicated parameters of the chosen checkpoint, and its step; the first example of `loader` gives the shapes."""
   with stream([batching.Batch(np.arange(1), experiment.buckets[-1], 1)], loader, 0, 1) as batches:
-    abstract = experiment.abstract_params(next(batches))
+    abstract = experiment.parallel.abstract(experiment.abstract_params(next(batches)))
   params, step = experiment.trained_params(abstract)
-  return experiment.parallel.replicate(experiment.weights(params)), step
+  return experiment.parallel.place(experiment.weights(params)), step
 
 
 def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, progress='') -> list[dict]:

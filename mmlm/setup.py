@@ -1,5 +1,7 @@
 """From an experiment to what its training needs: data, step, validation."""
 
+import jax
+
 from mmlm import config as configs
 from mmlm.data import batching
 from mmlm.data.labels import Classes
@@ -21,25 +23,14 @@ GREEDY = {
 
 def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, TrainState]:
   """What `loop.train` needs, and the state before the first step."""
-  config, batch_size = experiment.config, experiment.config.train.batch_size
+  config = experiment.config
   validate = validation(experiment)
-  table = experiment.table(split, with_targets=True, train=True)
-  if isinstance(experiment.sides[1], Classes):
-    experiment.sides[1].check_learnable(table.labels, split)
-  plan = batching.TrainPlan(table.lengths, batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
-  loader = experiment.loader(split, table, batch_size, train=True)
-  steps = lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
+  table, plan, loader = _planned(experiment, split)
+  steps = _steps(config, plan)
   total = steps('duration')
   with stream(plan, loader, 0, 1) as first:
     params = experiment.initial_params(next(first))
-  rate = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
-  model, task, smoothing = experiment.model, experiment.task, config.train.label_smoothing
-
-  def loss(params, batch, rng):
-    return task.loss(model, experiment.weights(params), batch, smoothing, rng)
-
-  optimizer, skip = make_optimizer(config.optimizer, rate, params), config.watch.non_finite == 'skip'
-  options = StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip)
+  options, rate = _options(experiment, params, plan)
   print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
     options=options, learning_rate=rate, validate=validate,
@@ -49,6 +40,45 @@ def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, Trai
     watch=Watch(config.watch.slow_seconds, config.watch.stop_seconds), skips=config.watch.skips_in_a_row,
   )  # fmt: skip
   return parts, initial_state(params, options, config.seed)
+
+
+def _planned(experiment: Experiment, split: str):
+  """The table of a split to learn from, which examples stand in which batch, and their loader."""
+  config, table = experiment.config, experiment.table(split, with_targets=True, train=True)
+  if isinstance(experiment.sides[1], Classes):
+    experiment.sides[1].check_learnable(table.labels, split)
+  plan = batching.TrainPlan(table.lengths, config.train.batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
+  return table, plan, experiment.loader(split, table, config.train.batch_size, train=True)
+
+
+def _steps(config, plan):
+  """A key of config.train -> how many steps its duration is."""
+  return lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
+
+
+def _options(experiment: Experiment, params, plan) -> tuple:
+  """The options of the train step for parameters, or their shapes; and the learning rate of a step."""
+  config, model, task = experiment.config, experiment.model, experiment.task
+  rate = make_schedule(config.optimizer, _steps(config, plan)('duration'), plan.examples_per_step, plan.steps_per_epoch)
+  smoothing = config.train.label_smoothing
+
+  def loss(params, batch, rng):
+    return task.loss(model, experiment.weights(params), batch, smoothing, rng)
+
+  optimizer, skip = make_optimizer(config.optimizer, rate, params), config.watch.non_finite == 'skip'
+  return StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip), rate
+
+
+def abstract_step(experiment: Experiment) -> tuple:
+  """(step options, shapes of the state before the first step, a batch of the longest bucket); no parameters are made."""
+  (split,) = experiment.splits('train')
+  _, plan, loader = _planned(experiment, split)
+  longest = max(range(plan.steps_per_epoch), key=lambda number: plan[number].length * plan[number].size)
+  with stream(plan, loader, longest, longest + 1) as batches:
+    batch = next(batches)
+  params = experiment.abstract_params(batch)
+  options, _ = _options(experiment, params, plan)
+  return options, jax.eval_shape(lambda params: initial_state(params, options, experiment.config.seed), params), batch
 
 
 def validation(experiment: Experiment):
@@ -61,7 +91,7 @@ def validation(experiment: Experiment):
   loaders = {split: experiment.loader(split, experiment.table(split, True, limit), size) for split in splits}
 
   def validate(params) -> dict:
-    params, values = experiment.parallel.replicate(experiment.weights(params)), {}
+    params, values = experiment.parallel.place(experiment.weights(params)), {}
     for prefix, split in names.items():
       found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
       if metric in METRICS:

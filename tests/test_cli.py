@@ -208,13 +208,15 @@ def test_settings_that_are_found_wrong_with_the_data_claim_no_folder(place, tmp_
   assert 'max_length=3' in refused(*place.argv(tmp_path / 'run', '--config.data.buckets=(8,)', '--config.data.max_length=3'))
 
 
-def test_what_several_devices_cannot_share(place, tmp_path):
-  pmap = '--config.parallel.strategy=pmap'
-  assert 'train.batch_size=12 does not divide by 8 devices' in refused(*place.argv(tmp_path / 'r', pmap, '--config.train.batch_size=12'))
-  said = refused(*place.argv(tmp_path / 'r', pmap, '--config.evaluate.batch_size=4'))
-  assert 'evaluate.batch_size=4 does not divide by 8 devices' in said
-  said = refused(*place.argv(tmp_path / 'r', pmap, '--config.train.batch_size=16', '--config.train.accumulate=4'))
-  assert 'train.batch_size=16 does not divide by 8 devices times train.accumulate=4' in said
+@pytest.mark.parametrize('settings, says', [
+  (('mesh=data=3',), "parallel.mesh='data=3' is for 3 devices, and there are 8"),
+  (('mesh=data=2,fspd=4',), "not 'fspd=4'. Nearest: 'fsdp'"),
+  (('mesh=data=-1,fsdp=-1',), 'of which one may be -1'),
+  (('mesh=data=-1,fsdp=3',), 'multiples of 3 devices, and there are 8'),
+])  # fmt: skip
+def test_meshes_that_are_none(place, tmp_path, settings, says):
+  argv = [f'--config.parallel.{setting}' for setting in ('strategy=mesh', *settings)]
+  assert says in refused(*place.argv(tmp_path / 'r', *argv))
   assert not (tmp_path / 'r').exists()
 
 

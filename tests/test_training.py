@@ -14,7 +14,6 @@ import pytest
 
 from mmlm.config import default_config
 from mmlm.errors import UserError
-from mmlm.experiment import Experiment
 from mmlm.models.layers import Dropout
 from mmlm.parallel import Parallel, describe_devices
 from mmlm.training import losses
@@ -286,8 +285,8 @@ def test_a_step_is_the_gradient_of_the_weighted_mean():
 
 
 @pytest.mark.parametrize('other', [
-  {'accumulate': 4}, {'strategy': 'pmap'}, {'strategy': 'pmap', 'accumulate': 2},
-], ids=['micro-batches', 'devices', 'both'])  # fmt: skip
+  {'accumulate': 4}, {'strategy': 'pmap'}, {'strategy': 'pmap', 'accumulate': 2}, {'strategy': 'mesh'}, {'strategy': 'mesh', 'accumulate': 2},
+], ids=['micro-batches', 'devices', 'both', 'mesh', 'both on a mesh'])  # fmt: skip
 def test_the_same_numbers_however_a_batch_is_divided(other):
   assert jax.local_device_count() == 8
   expected, found = run_steps(BATCHES), run_steps(BATCHES, **other)
@@ -297,7 +296,7 @@ def test_the_same_numbers_however_a_batch_is_divided(other):
   assert not np.allclose(expected[0].params['down']['kernel'], initial_params()['down']['kernel'], atol=1e-2)
 
 
-@pytest.mark.parametrize('strategy', ['jit', 'pmap'])
+@pytest.mark.parametrize('strategy', ['jit', 'pmap', 'mesh'])
 def test_rows_of_weight_0_change_nothing_whatever_they_hold(strategy):
   expected = run_steps(BATCHES, strategy=strategy)
   for value in (0.0, 1e6):
@@ -325,7 +324,7 @@ def test_the_moving_average():
   assert run_steps(BATCHES)[0].ema == ()
 
 
-@pytest.mark.parametrize('strategy', ['jit', 'pmap'])
+@pytest.mark.parametrize('strategy', ['jit', 'pmap', 'mesh'])
 def test_steps_are_counted_and_the_old_state_is_donated(strategy):
   parallel, step_options, step = compiled(strategy)
   state = parallel.replicate(initial_state(initial_params(), step_options, 0))
@@ -340,6 +339,12 @@ def dropped_loss(batch, step=0, seed=0, **kwargs):
   parallel, step_options, compiled_step = compiled(dropout=0.5, optimizer='sgd', **kwargs)
   state = initial_state(initial_params(), step_options, seed)._replace(step=jnp.int32(step))
   return float(compiled_step(parallel.replicate(state), batch)[1]['loss'])
+
+
+def test_dropout_on_a_mesh_is_that_of_one_device():
+  batch = example_batch()
+  close(dropped_loss(batch, strategy='mesh'), dropped_loss(batch))
+  assert abs(dropped_loss(batch, strategy='pmap') - dropped_loss(batch)) > 1e-3
 
 
 def test_dropout_depends_on_seed_and_step():
@@ -361,7 +366,7 @@ def test_dropout_differs_between_the_parts_of_a_batch(kwargs, part):
 
 def test_replicate_and_back():
   tree = {'a': normal(0, 3), 'n': np.int32(4), 'rng': jax.random.key_data(jax.random.key(3))}
-  for strategy, devices in (('jit', 1), ('pmap', 8), ('auto', 8)):
+  for strategy, devices in (('jit', 1), ('pmap', 8), ('auto', 8), ('mesh', 8)):
     parallel = Parallel(strategy)
     assert parallel.devices == devices
     replicated = parallel.replicate(tree)
@@ -369,29 +374,29 @@ def test_replicate_and_back():
     assert len(replicated['a'].sharding.device_set) == devices
 
 
-@pytest.mark.parametrize('size', [8, 24])
+@pytest.mark.parametrize('size', [8, 24, 13])
 def test_rows_come_back_in_their_order(size):
   batch = {'x': normal(0, size, 4), 'n': np.arange(size)}
   apply = lambda params, batch: {'y': batch['x'] @ params['w'], 'n': 2 * batch['n']}
   found = []
-  for strategy in ('jit', 'pmap'):
+  for strategy in ('jit', 'pmap', 'mesh'):
     parallel = Parallel(strategy)
     found.append(parallel.rows(apply)(parallel.replicate({'w': normal(1, 4, 3)}), batch))
-  same(*found)
-  assert found[1]['y'].shape == (size, 3)
-  np.testing.assert_array_equal(found[1]['n'], 2 * np.arange(size))
+  for other in found[1:]:
+    same(found[0], other)
+    assert other['y'].shape == (size, 3)
+    np.testing.assert_array_equal(other['n'], 2 * np.arange(size))
 
 
-def test_devices_and_batches_must_fit(tmp_path):
+@pytest.mark.parametrize('strategy', ['jit', 'pmap', 'mesh'])
+def test_a_batch_that_does_not_divide_is_filled_up(strategy):
+  batches = [{key: x[:13] for key, x in batch.items()} for batch in BATCHES]
+  filled = [{key: np.concatenate([x, np.zeros((3, *x.shape[1:]), x.dtype)]) for key, x in batch.items()} for batch in batches]
+  same(run_steps(batches, strategy=strategy), run_steps(filled))
+
+
+def test_devices_are_described():
   with pytest.raises(UserError, match="parallel.strategy='shard'"):
     Parallel('shard')
   found = describe_devices()
   assert (found['platform'], found['count']) == ('cpu', 8)
-  for batch_size, accumulate, fits in ((12, 1, False), (16, 2, True), (16, 4, False)):
-    config = default_config()
-    config.train.batch_size, config.train.accumulate = batch_size, accumulate
-    if fits:
-      Experiment(config, tmp_path)
-    else:
-      with pytest.raises(UserError, match=f'train.batch_size={batch_size} .*8 device'):
-        Experiment(config, tmp_path)

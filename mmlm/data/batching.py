@@ -64,6 +64,12 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batc
   return [Batch(part, int(buckets[bucket_of[part].max()]), batch_size) for part in parts]
 
 
+def part_of(batch: Batch, number: int, parts: int) -> tuple[Batch, int]:
+  """The rows of one of several equal parts of a batch, filled up so that it divides, and the number of their first."""
+  rows = -(-batch.size // parts)
+  return Batch(batch.indices[number * rows : (number + 1) * rows], batch.length, rows), number * rows
+
+
 def _bucket_of(lengths, buckets) -> np.ndarray:
   found = np.searchsorted(buckets, lengths)
   if not len(lengths) or found.max() >= len(buckets):
@@ -73,7 +79,7 @@ def _bucket_of(lengths, buckets) -> np.ndarray:
 
 def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Lists of token ids or labels -> (values [count, length] int32 or float32, mask [count, length] bool)."""
-  ids = np.full((count, length), value, np.float32 if any(isinstance(v, float) for row in rows for v in row) else np.int32)
+  ids = np.full((count, length), value, np.float32 if isinstance(value, float) or any(isinstance(v, float) for row in rows for v in row) else np.int32)
   mask = np.zeros((count, length), bool)
   for i, row in enumerate(rows):
     ids[i, : len(row)], mask[i, : len(row)] = row, True

@@ -73,6 +73,7 @@ class Loader:
     self.blank, self.finish = blank or {}, finish
     self.absent = ''  # a modality that is taken away from every example
     self.watch = Watch()  # over the examples
+    self.part = (0, 1)  # the rows that are loaded here: the number of this part of a batch, how many there are
     self._longest: dict[int, dict[str, int]] = {}
 
   def __getstate__(self):
@@ -81,11 +82,12 @@ class Loader:
   def __call__(self, number: int, batch: batching.Batch) -> dict:
     rng = lambda row: np.random.default_rng((self.seed, number, row))
     columns = {'target': self.table.targets, 'label': self.table.labels, 'transcript': self.table.transcripts}
+    batch, first = batching.part_of(batch, *self.part)
     examples = []
     if any(self.table.texts):
       columns['text'] = self.table.texts
     if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
-      for row, i in enumerate(batch.indices):
+      for row, i in enumerate(batch.indices, first):
         with self.watch(lambda i=i: f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'):
           examples.append(apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)))
     out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
@@ -93,7 +95,8 @@ class Loader:
     for name in (*outputs, *self.modalities):
       if name in columns:
         length = 1 if name == 'label' and not self.table.parts else self._padded(name, batch.length)
-        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size)
+        zero = type(next((value for row in columns[name] for value in row), 0))(0)  # of the column: this part may have no example
+        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size, zero)
       elif name in self.table.rows:
         rows = [example.get(name) for example in examples]
         found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmlm.models.embeddings import rotate
+from mmlm.parallel import batch_shards
 
 LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
 
@@ -54,7 +55,9 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
     if causal:
       seen = jnp.tril(jnp.ones((1, query.shape[1], key.shape[-1]), bool))
       mask = seen if mask is None else seen & mask
-    return (_batched_products if query.shape[1] * key.shape[-1] < LONG else _head_by_head)(query, key, value, mask)
+    # On a mesh examples and heads lie on several devices: none may wait for the others.
+    at_once = query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
+    return (_batched_products if at_once else _head_by_head)(query, key, value, mask)
   fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   return jax.nn.dot_product_attention(
     query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,

@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.layers import ACTIVATIONS, Dropout
+from mmlm.parallel import spread_rows
 
 
 class FeedForward(nn.Module):
@@ -61,7 +62,8 @@ class TransformerBlock(nn.Module):
   def _residual(self, x, layer, name, train):
     norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)
     drop = Dropout(self.dropout)
-    return x + drop(layer(norm(x)), train) if self.pre_norm else norm(x + drop(layer(x), train))
+    x = x + drop(layer(norm(x)), train) if self.pre_norm else norm(x + drop(layer(x), train))
+    return spread_rows(x)
 
 
 class Transformer(nn.Module):

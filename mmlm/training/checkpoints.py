@@ -154,9 +154,10 @@ class Checkpoints:
 
     UserError: it is of another vocabulary, or its arrays are not those of `items`.
     """
-    # Onto the first local device, whatever devices wrote it.
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding)
+    # Onto the first local device, whatever devices wrote it, or where a mesh has it.
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = lambda x: x.sharding if isinstance(getattr(x, 'sharding', None), jax.sharding.NamedSharding) else None
+    place = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=placed(x) or first)
     try:
       if wrong := damage(self.folder / str(step), {'meta', 'metrics', *items}):
         return None, wrong

@@ -7,6 +7,7 @@ import math
 import os
 import time
 
+import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -14,6 +15,7 @@ from tensorboardX.summary import scalar
 
 from mmlm import runs
 from mmlm.errors import disk_errors
+from mmlm.parallel import peak_flops
 
 FULL = 'the newest lines of metrics.jsonl were not written, checkpoints are whole'
 
@@ -21,11 +23,16 @@ FULL = 'the newest lines of metrics.jsonl were not written, checkpoints are whol
 class Log:
   """metrics.jsonl and TensorBoard. On resume the lines after the restored step are cut, so that none stands twice.
 
+  Of several processes one writes (`writing`).
+
   Raises:
     UserError: a full disk.
   """
 
-  def __init__(self, folder, step: int):
+  def __init__(self, folder, step: int, writing: bool = True):
+    if not writing:
+      self.write, self.close = lambda *_: None, lambda: None
+      return
     self.path = folder / 'metrics.jsonl'
     with disk_errors(folder, FULL):
       rows = [row for row in runs.read_jsonl(self.path) if row['step'] <= step] if self.path.exists() else []
@@ -62,18 +69,21 @@ class Progress:
     self.sums += sums or 0
 
   def _reset(self):
-    self.sums, self.examples, self.since = np.zeros(4), 0, time.monotonic()
+    self.sums, self.examples, self.flops, self.since = np.zeros(4), 0, 0.0, time.monotonic()
 
-  def add(self, metrics: dict, examples: int):
+  def add(self, metrics: dict, examples: int, flops: float):
     weight = float(metrics['weight'])
     self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']), 1)
     self.examples += examples
+    self.flops += flops
 
   def line(self, step: int) -> dict:
     now, (loss, weight, norm, steps) = time.monotonic(), self.sums.tolist()
     values = {'loss': loss / max(weight, 1e-8), 'gradient_norm': norm / steps} if steps else {}  # none where all were skipped
     values['seconds'] = now - self.since
     values['examples_per_second'] = self.examples / values['seconds']
+    if (peak := peak_flops()) and self.flops:
+      values['mfu'] = self.flops / (values['seconds'] * peak * jax.device_count())
     since, first = self.warm or self.began
     left = datetime.timedelta(seconds=int((now - since) / max(step - first, 1) * (self.total - step)))
     self.warm = self.warm or (now, step)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from mmlm.errors import UserError
+from mmlm.parallel import hosts
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.log import Log, Progress
 from mmlm.training.step import StepOptions, TrainState, train_step
@@ -44,7 +45,7 @@ class Interrupted(Exception):
 
   def __init__(self, text: str, received: list):
     super().__init__(text)
-    self.code = PREEMPTED if received[0] == signal.SIGTERM else 130
+    self.code = 130 if signal.SIGINT in received[:1] else PREEMPTED  # none is received where jax tells several processes
 
 
 @contextlib.contextmanager
@@ -63,7 +64,10 @@ def preemptible():
 
 @contextlib.contextmanager
 def _stop_signals():
-  """A list that SIGINT and SIGTERM are put into, so that a step is finished and saved; a second one acts at once."""
+  """A list that SIGINT and SIGTERM are put into, so that a step is finished and saved; a second one acts at once.
+
+  SIGTERM to one of several processes is jax's: it tells all of them at the same step (`hosts.preempted`).
+  """
   received = []
 
   def note(number, frame):
@@ -71,7 +75,8 @@ def _stop_signals():
     for each in old:
       signal.signal(each, signal.SIG_DFL)
 
-  old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+  numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+  old = {number: signal.signal(number, note) for number in numbers}
   try:
     yield received
   finally:
@@ -87,14 +92,14 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
     Interrupted: after a signal, once the state is saved.
   """
   with contextlib.closing(checkpoints):
-    state, meta = checkpoints.restore(jax.eval_shape(lambda: state)) or (state, {'best': None, 'stale': 0})
+    state, meta = checkpoints.restore(parallel.abstract(state)) or (state, {'best': None, 'stale': 0})
     start = int(state.step)
     if start:
       print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
     if start >= parts.schedule.total or _out_of_patience(parts.schedule, meta):
       print('The run is complete.')
       return
-    with contextlib.closing(Log(folder, start)) as log, _stop_signals() as stopped:
+    with contextlib.closing(Log(folder, start, hosts.writes())) as log, _stop_signals() as stopped:
       try:
         _Loop(parts, parallel, checkpoints, log, meta).run(state, start, stopped)
       except RuntimeError:
@@ -115,14 +120,18 @@ class _Loop:
 
   def run(self, state, start, stopped):
     schedule = self.parts.schedule
-    compiled = self.parallel.step(lambda state, batch: train_step(state, batch, self.parts.options))
-    state = self.parallel.replicate(state)
+    options = self.parts.options
+    compiled = self.parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate)
+    state = self.parallel.place(state)
     self.progress = Progress(start, schedule.total, self.meta.get('since_last'))
     with self.parts.stream(start, schedule.total) as batches:
       for step, batch in enumerate(self._watched(batches, start), start + 1):
         state, metrics = compiled(state, batch)
         self._settle()
-        self.waiting = (step, metrics, int(batch['weight'].sum()))
+        if step == start + 1 and compiled.cost:
+          print(f'A step takes {compiled.cost}.', flush=True)
+        flops = compiled.cost.flops if compiled.cost else 0
+        self.waiting = (step, metrics, len(self.parts.ids(step - 1)), flops)
         last = step == schedule.total
         if step % schedule.log_every == 0 or last:
           self._settle()
@@ -134,7 +143,7 @@ class _Loop:
           if _out_of_patience(schedule, self.meta):
             print(f'No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
             return
-        if stopped:
+        if stopped or hosts.preempted(step):
           self._settle()
           if step not in self.checkpoints.steps():
             self._save(self.parallel.unreplicate(state), {})
@@ -156,11 +165,11 @@ class _Loop:
     """Waits for the metrics of the step before, and checks them."""
     if self.waiting is None:
       return
-    (step, metrics, examples), self.waiting = self.waiting, None
+    (step, metrics, examples, flops), self.waiting = self.waiting, None
     with self.parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
       metrics = jax.device_get(metrics)
     if math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm']):
-      self.progress.add(metrics, examples)
+      self.progress.add(metrics, examples, flops)
       self.meta.pop('skipped_in_a_row', None)
     else:
       self._not_finite(step, metrics)

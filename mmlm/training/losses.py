@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmlm.parallel import batch_shards
+
 # Logits that stand in memory at once: on a CPU they stay in its cache, on others a chunk must be worth its start.
 LOGITS = {'cpu': 5 << 19}
 _LOGITS_ELSEWHERE = 1 << 26
@@ -20,7 +22,7 @@ def token_losses(x, table, targets, label_smoothing=0.0):
   With smoothing e the target distribution is (1 - e) on the target plus e / V on every token (Szegedy et al. 2016, 7).
   """
   log_sums = jax.lax.map(lambda part: _softmax(table, *part)[0], _chunks(len(table), x))
-  return log_sums.reshape(-1)[: len(x)] - (_wanted(table, targets, label_smoothing) * x.astype(jnp.float32)).sum(-1)
+  return _joined(log_sums, len(x)) - (_wanted(table, targets, label_smoothing) * x.astype(jnp.float32)).sum(-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -40,7 +42,7 @@ def _forward(x, table, targets, weights, label_smoothing):
     return grad_table + jnp.einsum('vc,cd->vd', soft, x, preferred_element_type=jnp.float32), (log_sum, grad_x)
 
   grad_table, found = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), _chunks(len(table), x, weights))
-  log_sums, grad_x = (part.reshape(-1, *part.shape[2:])[: len(x)] for part in found)
+  log_sums, grad_x = (_joined(part, len(x)) for part in found)
   # The gradient is that of the softmax, which the loop has summed, less that of the target distribution: one row of the table a
   # token, and for smoothing the same for every row.
   wanted, weighted = _wanted(table, targets, label_smoothing), x.astype(jnp.float32) * weights[:, None]
@@ -77,11 +79,19 @@ def _softmax(table, x):
 
 def _chunks(vocabulary: int, *arrays):
   """Arrays [N, ...] in chunks [., C, ...], the last filled with zeros."""
-  number = len(arrays[0])
-  count = max(1, -(-number * vocabulary // LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)))
-  size = -(-number // count)
-  split = lambda a: jnp.pad(a, [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:])
-  return tuple(map(split, arrays))
+  number, parts = len(arrays[0]), batch_shards()
+  count = max(1, -(-number * vocabulary // (parts * LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE))))
+  size = -(-number // (count * parts)) * parts
+  fill = lambda a: jnp.pad(a, [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1))
+  # Where the tokens lie on several devices, every chunk takes some of each: a loop over devices would leave the others idle.
+  split = lambda a: a.reshape(count, size, *a.shape[1:]) if parts == 1 else a.reshape(size, count, *a.shape[1:]).swapaxes(0, 1)
+  return tuple(split(fill(array)) for array in arrays)
+
+
+def _joined(chunks, number: int):
+  """[., C, ...], the chunks of arrays [N, ...], as one such array."""
+  chunks = chunks if batch_shards() == 1 else chunks.swapaxes(0, 1)
+  return chunks.reshape(-1, *chunks.shape[2:])[:number]
 
 
 def ctc_losses(logits, frames, labels, labels_mask, blank: int = 0):

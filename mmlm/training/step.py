@@ -37,7 +37,11 @@ def initial_state(params, options: StepOptions, seed: int) -> TrainState:
 
 def gradient(params, batch, rng, options: StepOptions):
   """Sums over the batch of one device, micro-batch by micro-batch: ((loss, weight), gradient of the loss sum)."""
-  value_and_grad = jax.value_and_grad(options.loss, has_aux=True)
+
+  def value_and_grad(*given):
+    sums, grads = jax.value_and_grad(options.loss, has_aux=True)(*given)
+    return sums, parallel.as_parameters(grads)
+
   if options.accumulate == 1:
     return value_and_grad(params, batch, rng)
   # [B, ...] -> [A, B/A, ...] with interleaved rows, so that padding at the end of a batch is spread evenly.
