@@ -1,5 +1,7 @@
 """AN4, official split, from the given cepstra: the published numbers are from the waveforms, with filterbanks and speed perturbation."""
 
+from experiments.rows import Row
+
 CONFIG = 'configs/speech/an4.py'
 DATASET = 'AN4'
 SPLIT = 'test'
@@ -7,3 +9,4 @@ METRICS = {
   'wer': ('WER, %', 1, 7.4, 'ESPnet Transformer, from waveforms'),
   'cer': ('CER, %', 1, 3.6, 'ESPnet Transformer, from waveforms'),
 }
+ROWS = {'joint': Row(CONFIG)}

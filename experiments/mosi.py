@@ -1,5 +1,7 @@
 """CMU-MOSI on its standard split, from the transcript or with the sound beside it."""
 
+from experiments.rows import Row
+
 CONFIG = 'configs/sentiment/bert_mosi.py'
 DATASET = 'CMU-MOSI'
 METRICS = {
@@ -10,4 +12,8 @@ METRICS = {
   'acc_2_has0': ('Acc-2 with zeros, %', 100, None, None),
   'acc_7': ('Acc-7, %', 100, None, None),
   'acc_5': ('Acc-5, %', 100, None, None),
+}
+ROWS = {
+  'text': Row(CONFIG, 'text', runs=3),
+  'text_audio': Row(f'{CONFIG}:modalities=text+audio,fusion=adaptation_gate', 'text and sound', runs=3, ablate=True),
 }

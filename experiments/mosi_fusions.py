@@ -12,6 +12,7 @@ import sys
 import time
 
 from experiments.record import ROOT, hardware
+from experiments.rows import Row
 from experiments.tables import add_rows, write_tables
 from mmlm import config as configs
 from mmlm import runs
@@ -32,6 +33,14 @@ METRICS = {'accuracy': ('accuracy, %', 100, None, None), 'weighted_f1': ('weight
 PUBLISHED = {'text+audio+video': 80.3}
 MODALITIES = ('text', 'audio', 'video')
 SUBSETS = ['+'.join(subset) for size in (3, 2, 1) for subset in itertools.combinations(MODALITIES, size)]
+CELLS = [*itertools.product(sorted(FUSIONS), SUBSETS)]
+ROWS = {f'{fusion}-{subset}': Row(f'{CONFIG}:fusion={fusion},modalities={subset}', f'{fusion}, {subset}', runs=5) for fusion, subset in CELLS}
+
+
+def measure(row: str, paper) -> list[dict]:
+  """What `./launch.sh reproduce` records of a row."""
+  fusion, _, subset = row.partition('-')
+  return cell(fusion, subset, paper.count(row), paper.folder, paper.settings['data.dir'])
 
 
 def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: str) -> list[dict]:

@@ -1,5 +1,7 @@
 """Multi30k from English into German, text alone: the published number is of test_2016."""
 
+from experiments.rows import Row
+
 CONFIG = 'configs/translation/multi30k.py'
 DATASET = 'Multi30k en-de'
 SPLIT = 'test_2016'
@@ -9,3 +11,5 @@ METRICS = {
   'chrf': ('chrF', 1, None, None),
   'ter': ('TER', 1, None, None),
 }
+TESTS = 'test_2016', 'test_2017', 'test_coco', 'valid'
+ROWS = {'pre_norm': Row(CONFIG, splits=TESTS)}

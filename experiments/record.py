@@ -5,6 +5,7 @@
   python -m experiments.record multi30k_photos runs/gated0 runs/gated1 --name gated --against runs/text0 runs/text1
                                                                    also the differences, by paired bootstrap
 
+`./launch.sh reproduce experiments/flickr8k.py` does all of it for the rows that the table names (rows.py).
 The table is a file of this folder (flickr8k.py): dataset, metrics, published numbers. Every score file of the runs and, where `ablate`
 was run, every condition gives its rows.
 """
@@ -34,10 +35,11 @@ def load_table(name: str):
 
 
 def row_name(score: dict) -> str:
-  """What tells one row from another: how it was decoded (labels are not), and whether the inputs were shuffled."""
+  """What tells one row from another: how it was decoded (labels are not), of which texts, and whether the inputs were shuffled."""
   decoding = score['decoding']
   name = f'beam {decoding["beam_size"]}' if decoding.get('method') == 'beam' else decoding.get('method', '')
-  return ', '.join(filter(None, (name, 'inputs shuffled' if score['shuffled'] else '')))
+  texts = 'of recognised texts' if score.get('text_from') else ''
+  return ', '.join(filter(None, (name, texts, 'inputs shuffled' if score['shuffled'] else '')))
 
 
 def hardware(environment: dict) -> str:
@@ -52,6 +54,7 @@ def results_of(folder: pathlib.Path) -> dict:
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
     command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
+    command += ' --text_from runs/recognition/predictions/...' if score.get('text_from') else ''
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
   config = read_json(folder / 'config.json')
   searched = TASKS[config['task']].answers == 'targets'

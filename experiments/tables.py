@@ -1,6 +1,8 @@
 """Tables of measured results, experiments/results/*.json, in experiments/README.md and blocks of README.md.
 
 A results file is a list of rows with the keys of KEYS. `python -m experiments.tables` renders both pages.
+
+A row beside which a number was published is marked by rule (`mark`), and so is one of a table's ROWS that was never measured: 'not run'.
 """
 
 import math
@@ -8,8 +10,11 @@ import pathlib
 import re
 import sys
 
+from experiments.rows import measured, rows_of_tables
 from mmlm.errors import UserError
+from mmlm.evaluation.text_metrics import METRICS
 from mmlm.runs import read_json, write_atomic, write_json
+from mmlm.training.checkpoints import higher_is_better
 
 _number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
 _TEXT = 'a text', lambda v: isinstance(v, str) and bool(v)
@@ -30,6 +35,11 @@ KEYS = {
   'config': _TEXT, 'command': _TEXT, 'commit': _TEXT, 'hardware': _TEXT, 'seconds': _NUMBER,
 }
 _IDENTITY = ('row', 'dataset', 'split', 'metric')
+_HEAD = """# Measured results
+
+From `results/*.json`, by `python -m experiments.tables`. A published number is *reproduced* where it lies within our 95 % interval (over
+examples for one run, over seeds for several), *beaten* where ours is better than that, *below* where it is worse.
+"""
 _BLOCK = re.compile(r'(<!-- results:([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
 
 
@@ -84,15 +94,38 @@ def _interval(row) -> str:
   return ' to '.join(_format(v, row['ours']) for v in row['interval'] or ())
 
 
-def result_table(rows) -> str:
+def mark(row) -> str:
+  """How a row stands to its published number; '' without one.
+
+  'reproduced': that lies within our 95 % interval, or is our number where there is none; else 'beaten' when ours is better and 'below'
+  when it is worse.
+  """
+  if row['published'] is None:
+    return ''
+  low, high = row['interval'] or (row['ours'], row['ours'])
+  if low <= row['published'] <= high:
+    return 'reproduced'
+  key = next((key for key, metric in METRICS.items() if metric.definition == row['definition']), '')
+  return 'beaten' if (row['ours'] > row['published']) == higher_is_better(key) else 'below'
+
+
+def _not_run(table: dict, rows: dict, results: list) -> list:
+  """Lines of `result_table` for the rows of a table that were never measured."""
+  key, (title, _, published, source) = next(((k, m) for k, m in table['METRICS'].items() if m[2] is not None), next(iter(table['METRICS'].items())))
+  told = f'{published:g} ({source})' if published is not None else ''
+  data = f'{table["DATASET"]} {table.get("FOLDS") or table.get("SPLIT", "")}'.strip()
+  return [[row.label or name, data, title, told, '', '', 'not run'] for name, row in rows.items() if not measured(row, rows, results)]
+
+
+def result_table(rows, not_run=()) -> str:
   """Markdown: what was published beside what was measured."""
   lines = []
   for row in rows:
     published = '' if row['published'] is None else f'{row["published"]:g}'
     source = f' ({row["source"]})' if published and row['source'] else ''
     data = f'{row["dataset"]} {row["split"]}'
-    lines.append([row['row'], data, row['metric'], published + source, _ours(row), _interval(row)])
-  return _table(['', 'data', 'metric', 'published', 'ours', '95 % interval'], lines)
+    lines.append([row['row'], data, row['metric'], published + source, _ours(row), _interval(row), mark(row)])
+  return _table(['', 'data', 'metric', 'published', 'ours', '95 % interval', 'mark'], [*lines, *not_run])
 
 
 def summary_table(rows) -> str:
@@ -115,12 +148,17 @@ def _origin_table(rows) -> str:
   return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines)))
 
 
-def results_page(results: dict) -> str:
-  """Markdown of experiments/README.md from {name: rows}."""
-  parts = ['# Measured results\n\nFrom `results/*.json`, by `python -m experiments.tables`.\n']
-  for name, rows in results.items():
+def results_page(results: dict, tables: dict | None = None) -> str:
+  """Markdown of experiments/README.md from {name: rows} and what the tables define (`rows_of_tables`)."""
+  parts = [_HEAD]
+  tables = tables or {}
+  for name in sorted(results.keys() | tables.keys()):
+    rows = results.get(name, [])
+    not_run = _not_run(*tables[name], rows) if name in tables else []
     definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
-    parts.append(f'\n## {name}\n\n{result_table(rows)}\n{"".join(definitions)}\n{_origin_table(rows)}')
+    origin = f'\n{"".join(definitions)}\n{_origin_table(rows)}' if rows else ''
+    missing = f'\n`./launch.sh reproduce experiments/{name}.py` runs what was not run.\n' if not_run else ''
+    parts.append(f'\n## {name}\n\n{result_table(rows, not_run)}{origin}{missing}')
   return ''.join(parts)
 
 
@@ -143,7 +181,7 @@ def write_tables(root):
   readme = root / 'README.md'
   if readme.exists():
     write_atomic(readme, _fill(readme.read_text(encoding='utf-8'), results, readme))
-  write_atomic(root / 'experiments' / 'README.md', results_page(results))
+  write_atomic(root / 'experiments' / 'README.md', results_page(results, rows_of_tables(root)))
 
 
 if __name__ == '__main__':

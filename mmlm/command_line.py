@@ -12,6 +12,9 @@
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR                       write DIR/report.html
   ./launch.sh export DIR                       the model for others: safetensors, StableHLO, config and tokenizer
+  ./launch.sh sweep CONFIG                     train at points of a space of settings (CONFIG's <name>_space.py, or --space FILE)
+  ./launch.sh reproduce experiments/NAME.py    run what a paper's table lacks, and render it
+  ./launch.sh runs [DIR]                       the runs below a folder: state, step, best score, age
   ./launch.sh test                             run the test suite
 
 `train` ends with exit code 75 when SIGTERM came: the state is saved, the same command goes on.
@@ -29,8 +32,8 @@ from mmlm.errors import UserError
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
 SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
 NUMBER = flags.DEFINE_integer
-# command: (module of mmlm that has its function, positional arguments with spaces between and dots after the last if there may be
-# several, flags as (definer, name, default, help))
+# command: (module of mmlm that has its function, positional arguments with spaces between, dots after the last if there may be
+# several and brackets if there may be none, flags as (definer, name, default, help))
 COMMANDS = {
   'quick_start': ('commands', '', [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')]),
   'train': ('commands', 'config_path', [
@@ -84,6 +87,24 @@ COMMANDS = {
     (TEXT, 'output', '', 'the folder; WORKDIR/export where none is given'),
     (LIST, 'platforms', [], 'cpu, cuda, tpu: what the functions are made for, instead of this machine'),
   ]),
+  'sweep': ('sweeps.command', 'config_path', [
+    (TEXT, 'space', '', 'a file with get_space(); else the one beside CONFIG'),
+    (TEXT, 'executor', 'local', 'local: processes; slurm: an array of jobs; vectorised: trials of one shape in one program'),
+    (TEXT, 'sampler', '', 'grid, random, tpe; else grid where the space has an end, and tpe where not'),
+    (TEXT, 'pruner', 'none', 'stops bad trials early: median, asha, hyperband'),
+    (NUMBER, 'trials', 0, 'points of the space; 0 = the whole grid, else 20'),
+    (NUMBER, 'seeds', 1, 'runs of each, whose mean is its score'),
+    (TEXT, 'workdir', '', 'the folder of the sweep; one that is there already is continued. Else runs/sweeps/<name>'),
+    (NUMBER, 'jobs', 0, 'runs at once; 0 = one process, or as many as there are'),
+    (LIST, 'slurm', [], 'options of the jobs, such as partition=gpu,time=60,gpus_per_node=1'),
+  ]),
+  'reproduce': ('sweeps.papers', 'table', [
+    (LIST, 'rows', [], 'some of the rows; else all'),
+    (NUMBER, 'seeds', 0, 'runs of each row; 0 = as many as the table says'),
+    (TEXT, 'runs', 'runs/papers', 'where its run folders are'),
+    (TEXT, 'data_dir', 'data', 'where prepared data sets live'),
+  ]),
+  'runs': ('sweeps.command', '[folders...]', []),
 }  # fmt: skip
 
 
@@ -108,8 +129,9 @@ def parse(argv: list[str]) -> tuple[str, dict]:
     rest = values([command] + [word for word in words if word not in settings])[1:]
   except flags.Error as error:
     raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
+  optional, positional = positional.startswith('['), positional.strip('[]')
   *names, several = positional.split() if positional.endswith('...') else [*positional.split(), '']
-  if len(rest) != len(names) if not several else len(rest) <= len(names):
+  if len(rest) != len(names) if not several else len(rest) < len(names) + (not optional):
     wanted = positional.upper() or 'no argument'
     raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
   arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(names, rest))

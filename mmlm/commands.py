@@ -1,5 +1,6 @@
 """What a person can ask for: train, evaluate, predict, prepare, report, and the quick start without arguments."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -68,7 +69,7 @@ def _announce() -> dict:
   return found
 
 
-def _claim(folder: pathlib.Path, config) -> None:
+def claim(folder: pathlib.Path, config) -> None:
   """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
   if is_export(folder):
@@ -82,8 +83,7 @@ def _claim(folder: pathlib.Path, config) -> None:
       listed = ''.join(f'\n  {line}' for line in lines)
       raise UserError(f'{folder} holds a run of another config. It differs in{listed}\n'
                       'Give another --workdir, or the settings of that run.')  # fmt: skip
-  elif folder.exists() and any(folder.iterdir()):
-    raise UserError(f'{folder} is not empty and holds no run (no config.json). Give another --workdir.')
+  runs.refuse_foreign(folder, 'config.json', 'run')
   runs.write_json(path, wanted)
 
 
@@ -94,24 +94,27 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   settings = settings | ({'data.skip_broken': 'True'} if skip_broken else {})
   config = configs.override(configs.load_config(config_path), settings)
   experiment = Experiment(config, workdir)
-  with hosts.writer_first():  # others find data sets, tokenizer and grids made
-    parts, state = _prepared(experiment)
-  try:
-    loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), experiment.folder)
-  except loop.Interrupted as stopped:
-    print(stopped)
-    sys.exit(stopped.code)
+  with contextlib.ExitStack() as held:
+    with hosts.writer_first():  # others find data sets, tokenizer and grids made
+      parts, state = _prepared(experiment, held)
+    try:
+      loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), experiment.folder)
+    except loop.Interrupted as stopped:
+      print(stopped)
+      sys.exit(stopped.code)
 
 
-def _prepared(experiment: Experiment) -> tuple:
-  """What `loop.train` needs; the run folder is claimed."""
+def _prepared(experiment: Experiment, held: contextlib.ExitStack) -> tuple:
+  """What `loop.train` needs; the run folder is claimed, and locked as long as `held` is open."""
   folder, config = experiment.folder, experiment.config
   (split,) = experiment.splits('train')
   for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
     experiment.rows(name)
   experiment.search_options()
+  runs.refuse_foreign(folder, 'config.json', 'run')  # before a lock is left in it
   if hosts.writes():
-    _claim(folder, config)
+    held.enter_context(contextlib.closing(runs.lock(folder)))
+    claim(folder, config)
     runs.write_json(folder / 'environment.json', _announce())
   parts, state = training_parts(experiment, split)
   learned = sum(leaf.size for leaf, rate in zip(*map(jax.tree.leaves, (state.params, rates_of(config.optimizer, state.params)))) if rate)

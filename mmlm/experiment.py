@@ -82,6 +82,17 @@ class Experiment:
       raise UserError(f'{folder}: not a run folder (no config.json). Runs are made by `./launch.sh train CONFIG --workdir {folder}`.')
     return cls(configs.override(configs.from_dict(runs.read_json(path)), assignments), folder)
 
+  def beside(self, config, folder) -> 'Experiment':
+    """An experiment on the same data whose model has the same shapes: what this one has read, learned and built serves it too."""
+    other = Experiment(config, folder)
+    if self.tokenizer:
+      runs.write_atomic(other.folder / 'tokenizer.json', (self.folder / 'tokenizer.json').read_bytes())
+    if not hasattr(self.table, 'cache_info'):
+      self.table = functools.cache(self.table)
+    other.source, other.rows, other.table = self.source, self.rows, self.table
+    other.__dict__ |= {name: getattr(self, name) for name in ('widths', 'buckets', 'tokenizer', 'sides', 'backbone', 'model')}
+    return other
+
   # Data
 
   def read_texts(self, texts: dict[str, str], path: str) -> None:
@@ -242,7 +253,11 @@ class Experiment:
 
   @functools.cached_property
   def model(self):
-    return build_model(self.config.model, self.tokenizer.vocab_size if self.tokenizer else 0, self.config.data.max_length)
+    return self.model_of(self.config)
+
+  def model_of(self, config):
+    """The model of `config`: that of the experiment, or one in which numbers are traced."""
+    return build_model(config.model, self.tokenizer.vocab_size if self.tokenizer else 0, config.data.max_length)
 
   def _random_params(self, batch: dict):
     """Random parameters for a batch's shapes (seeded)."""

@@ -6,6 +6,8 @@
            tensorboard/           the same as event files                       training
            tokenizer.json         trained with the run                          training, at first start
            checkpoints/<step>/    state, position and their checksums           training; damaged-<step> could not be read
+           status.json            running, and how it ended                     training
+           .lock                  locked as long as the process lives           training
            predictions/<name>.jsonl   every hypothesis                          evaluation
            scores/<name>.json         every metric with its interval            evaluation
            ablation/<split>.json      the same with inputs changed              ablation
@@ -19,16 +21,21 @@ Every file is written whole or not at all; metrics.jsonl grows by whole lines.
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
 import os
 import pathlib
+import platform
 import re
 import tempfile
+import time
 
 from mmlm.errors import UserError
 
+LOCK, STATUS = '.lock', 'status.json'
+INHERITED = 'MMLM_LOCK'  # the number of an open, locked file that this process was started with
 # <split>-<step>, then -<method> when it is not the config's; what has more in its name is decoded with changed inputs.
 PREDICTIONS = re.compile(r'(?P<split>.+)-(?P<step>\d+)(?:-(?P<method>greedy|sample|beam))?')
 
@@ -80,7 +87,9 @@ def read_json(path):
   try:
     return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
   except json.JSONDecodeError as error:
-    raise UserError(f'{path}, line {error.lineno}: not JSON ({error.msg}).') from None
+    raise UserError(f'{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}).') from None
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path}: byte {error.start} is not UTF-8.') from None
 
 
 def write_jsonl(path, rows):
@@ -91,3 +100,85 @@ def read_jsonl(path) -> list:
   """Rows of a JSON-lines file; a last line without its newline (a writer was killed) is left out."""
   with open(path, encoding='utf-8') as file:
     return [json.loads(line) for line in file if line.endswith('\n')]
+
+
+def refuse_foreign(folder, marker: str, what: str):
+  """UserError where a folder holds something, and not a `what`, which would have a file called `marker`."""
+  folder = pathlib.Path(folder)
+  if folder.is_dir() and not (folder / marker).exists() and any(path.name != LOCK for path in folder.iterdir()):
+    raise UserError(f'{folder} is not empty and holds no {what} (no {marker}). Give another --workdir.')
+
+
+class Busy(UserError):
+  """A folder that another process works in."""
+
+
+def lock(folder):
+  """Locks a folder for this process. Returns the open file: the lock ends when it is closed or the process ends, however it does.
+
+  Raises:
+    Busy: another process has it; it is named.
+  """
+  path = pathlib.Path(folder, LOCK)
+  with contextlib.suppress(FileExistsError):  # a file; what opens it says so
+    path.parent.mkdir(parents=True, exist_ok=True)
+  file = _inherited(path) or open(path, 'a+', encoding='utf-8')  # noqa: SIM115 open as long as it is locked
+  for wait in (0.05, 0.1, 0.2, None):  # who only looks (`is_locked`) is done at once
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        break  # a file system without locks
+      if wait is None:
+        file.seek(0)
+        who = file.read().strip() or 'another process'
+        file.close()
+        raise Busy(f'{folder} is in use: {who} works in it. Wait for it, stop it, or give another --workdir.') from None
+      time.sleep(wait)
+    else:
+      break
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {platform.node()}')
+  file.flush()
+  return file
+
+
+def _inherited(path):
+  """The lock file that a sweep locked before it started this process, if it is that of `path`."""
+  number = int(os.environ.get(INHERITED, -1))
+  try:
+    if number < 0 or not os.path.samestat(os.fstat(number), os.stat(path)):
+      return None
+  except OSError:
+    return None
+  os.set_inheritable(number, False)
+  return open(number, 'a+', encoding='utf-8')
+
+
+def is_locked(folder) -> bool:
+  """Whether a process works in a folder."""
+  try:
+    with open(pathlib.Path(folder, LOCK), encoding='utf-8') as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except OSError as error:
+    return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+  return False
+
+
+def write_status(folder, state: str, total: int, error: str = ''):
+  """What status.json tells: 'running', and at the end 'done', 'interrupted', 'pruned', 'diverged' or 'failed' with the error."""
+  write_json(pathlib.Path(folder, STATUS), {'state': state, 'total': total, 'error': error})
+
+
+@contextlib.contextmanager
+def watched(folder, total: int):
+  """Keeps status.json: what the block raises may name its `state`, else it is 'failed'."""
+  write_status(folder, 'running', total)
+  try:
+    yield
+  except BaseException as error:
+    state = 'interrupted' if isinstance(error, KeyboardInterrupt) else getattr(error, 'state', 'failed')
+    with contextlib.suppress(OSError):  # a full disk has been told of
+      write_status(folder, state, total, str(error) or type(error).__name__)
+    raise
+  write_status(folder, 'done', total)

@@ -21,16 +21,17 @@ GREEDY = {
 }  # fmt: skip
 
 
-def training_parts(experiment: Experiment, split: str) -> tuple[loop.Parts, TrainState]:
-  """What `loop.train` needs, and the state before the first step."""
+def training_parts(experiment: Experiment, split: str, validate=None) -> tuple[loop.Parts, TrainState]:
+  """What `loop.train` needs, and the state before the first step. `validate`: of another experiment with the same data and model."""
   config = experiment.config
-  validate = validation(experiment)
+  validate = validate or validation(experiment)
   table, plan, loader = _planned(experiment, split)
   steps = _steps(config, plan)
   total = steps('duration')
   with stream(plan, loader, 0, 1) as first:
     params = experiment.initial_params(next(first))
-  options, rate = _options(experiment, params, plan)
+  rate = _rate(config, plan)
+  options = step_options(experiment, config, rate, params)
   print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
     options=options, learning_rate=rate, validate=validate,
@@ -56,29 +57,33 @@ def _steps(config, plan):
   return lambda key: configs.to_steps(config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch)
 
 
-def _options(experiment: Experiment, params, plan) -> tuple:
-  """The options of the train step for parameters, or their shapes; and the learning rate of a step."""
-  config, model, task = experiment.config, experiment.model, experiment.task
-  rate = make_schedule(config.optimizer, _steps(config, plan)('duration'), plan.examples_per_step, plan.steps_per_epoch)
-  smoothing = config.train.label_smoothing
+def _rate(config, plan):
+  """Step -> learning rate."""
+  return make_schedule(config.optimizer, _steps(config, plan)('duration'), plan.examples_per_step, plan.steps_per_epoch)
+
+
+def step_options(experiment: Experiment, config, rate, params) -> StepOptions:
+  """The optimizer and the loss of `config`, that of the experiment or one in which numbers are traced, for parameters or their shapes."""
+  model = experiment.model if config is experiment.config else experiment.model_of(config)
+  task, smoothing = experiment.task, config.train.label_smoothing
 
   def loss(params, batch, rng):
     return task.loss(model, experiment.weights(params), batch, smoothing, rng)
 
   optimizer, skip = make_optimizer(config.optimizer, rate, params), config.watch.non_finite == 'skip'
-  return StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip), rate
+  return StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip)
 
 
 def abstract_step(experiment: Experiment) -> tuple:
   """(step options, shapes of the state before the first step, a batch of the longest bucket); no parameters are made."""
-  (split,) = experiment.splits('train')
+  config, (split,) = experiment.config, experiment.splits('train')
   _, plan, loader = _planned(experiment, split)
   longest = max(range(plan.steps_per_epoch), key=lambda number: plan[number].length * plan[number].size)
   with stream(plan, loader, longest, longest + 1) as batches:
     batch = next(batches)
   params = experiment.abstract_params(batch)
-  options, _ = _options(experiment, params, plan)
-  return options, jax.eval_shape(lambda params: initial_state(params, options, experiment.config.seed), params), batch
+  options = step_options(experiment, config, _rate(config, plan), params)
+  return options, jax.eval_shape(lambda params: initial_state(params, options, config.seed), params), batch
 
 
 def validation(experiment: Experiment):

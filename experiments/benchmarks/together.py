@@ -38,12 +38,12 @@ def compare(fusion: str, options) -> list[dict]:
       with part.stream(0, steps) as stream:
         batches.append([jax.tree.map(np.asarray, batch) for batch in stream])
   batches = list(zip(*batches))
-  together, one = step_of_all(parts[0].options), jax.jit(lambda state, batch: train_step(state, batch, parts[0].options))
+  together, one = step_of_all(lambda *_: parts[0].options), jax.jit(lambda state, batch: train_step(state, batch, parts[0].options))
 
   def run_together():
     state = stacked(states)
     for of_all in batches:
-      state, metrics = together(state, stacked(of_all))
+      state, metrics = together(state, stacked(of_all), {})
     jax.block_until_ready(metrics)
 
   def run_one_by_one():

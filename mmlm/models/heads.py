@@ -13,6 +13,7 @@ from mmlm.models.layers import Dropout
 from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
+from mmlm.traced import is_traced
 from mmlm.trees import one_of
 
 
@@ -86,9 +87,10 @@ class _Pooled(nn.Module):
         values = jnp.where(kept.any(1, keepdims=True), jnp.where(kept, values, -jnp.inf).max(1, keepdims=True), 0)
       case 'first':
         values = values[:, :1]
-    if not self.answer_dropout < 1:
+    own = is_traced(self.answer_dropout) or self.answer_dropout >= 0
+    if not is_traced(self.answer_dropout) and not self.answer_dropout < 1:
       raise UserError(f'model.head.answer_dropout={self.answer_dropout}: expected less than 1.')
-    drop = Dropout(self.dropout if self.answer_dropout < 0 else self.answer_dropout)
+    drop = Dropout(self.answer_dropout if own else self.dropout)
     values = drop(values.astype(self.dtype), train)
     if self.hidden:
       values = drop(jnp.tanh(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(values)), train)
@@ -147,7 +149,7 @@ class _WithCtc(nn.Module):
 
   def setup(self):
     super().setup()
-    if not 0 < self.ctc_weight < 1:
+    if not is_traced(self.ctc_weight) and not 0 < self.ctc_weight < 1:
       raise UserError(f"model.head.ctc_weight={self.ctc_weight}: expected more than 0 and less than 1; for one branch alone choose another head.")
     one_of('model.head.ctc_labels', self.ctc_labels, ('target', 'transcript'))
     self.ctc = Ctc(self.dim, self.vocab_size, self.dropout, self.dtype)

@@ -6,11 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmlm.traced import is_off, is_traced
+
 
 class Dropout(nn.Module):
   """Inverted dropout (Srivastava et al. 2014) with 8 random bits a value.
 
-  The rate is rounded to a multiple of 1/256. Drawing a quarter of the 32-bit words and splitting them costs a third of
+  The rate, which may be traced, is rounded to a multiple of 1/256. Drawing a quarter of the 32-bit words and splitting them costs a third of
   `jax.random.bernoulli`, which is a quarter of a training step on a CPU.
   """
 
@@ -18,12 +20,15 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    threshold = round(self.rate * 256)
-    if not train or not threshold:
+    threshold = jnp.round(self.rate * 256) if is_traced(self.rate) else round(self.rate * 256)
+    if not train or is_off(threshold):
       return x
     words = jax.random.bits(self.make_rng('dropout'), (-(-x.size // 4),), jnp.uint32)
     octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(octets >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
+    scale = 256 / (256 - threshold)
+    if is_traced(threshold):
+      threshold, scale = threshold.astype(jnp.uint8), scale.astype(x.dtype)
+    return jnp.where(octets >= threshold, x * scale, 0).astype(x.dtype)
 
 
 ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'gelu_exact': functools.partial(nn.gelu, approximate=False), 'silu': nn.silu}

@@ -15,6 +15,7 @@ from mmlm.models.encoders import ENCODERS
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
 from mmlm.models.sequence import Sequence
+from mmlm.traced import is_off
 
 
 class MultimodalModel(nn.Module):
@@ -36,7 +37,7 @@ class MultimodalModel(nn.Module):
     return self.fusion(sequences, train) if self.context is None else self._by_part(sequences, batch['label_mask'], train)
 
   def _left_out(self, masks: dict, train) -> dict:
-    if not train or not self.modality_dropout or len(masks) < 2:
+    if not train or is_off(self.modality_dropout) or len(masks) < 2:
       return masks
     draws = jax.random.uniform(self.make_rng('dropout'), (len(next(iter(masks.values()))), len(masks)))
     kept = (draws >= self.modality_dropout) | (draws == draws.max(1, keepdims=True))  # [B, M]

@@ -16,6 +16,7 @@ from mmlm.decoding.fusion import ALONE, Fusion, Part
 from mmlm.decoding.search import SearchOptions, SearchResult
 from mmlm.models.subsampling import rows_after
 from mmlm.tasks.generation import TextGeneration, begin_decoder
+from mmlm.traced import is_off
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
 
 
@@ -31,7 +32,7 @@ class SpeechToText(TextGeneration):
 
     With both the sum is (1 - w) times the decoder's cross-entropy and w times CTC's, w the `ctc_weight` of the head.
     """
-    if not (share := ctc_share(model.head)):
+    if is_off(share := ctc_share(model.head)):
       return super().loss(model, params, batch, label_smoothing, rng)
     decoder, aligned, labels = self._branches(model, params, batch, rng)
     if decoder is None:

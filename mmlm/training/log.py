@@ -60,10 +60,11 @@ class Progress:
   """Means since the last line, examples a second, and the time left.
 
   `sums`: of the loss, the weight, the gradient norm and the steps since the last line; a checkpoint keeps them.
+  `among`: runs that train together; the time is divided by them. `name` is said before their lines.
   """
 
-  def __init__(self, start: int, total: int, sums: list | None = None):
-    self.total, self.began = total, (time.monotonic(), start)
+  def __init__(self, start: int, total: int, sums: list | None = None, name: str = '', among: int = 1):
+    self.total, self.began, self.name, self.among = total, (time.monotonic(), start), name, among
     self.warm = None  # (time, step) after compilation, for the time left
     self._reset()
     self.sums += sums or 0
@@ -80,14 +81,14 @@ class Progress:
   def line(self, step: int) -> dict:
     now, (loss, weight, norm, steps) = time.monotonic(), self.sums.tolist()
     values = {'loss': loss / max(weight, 1e-8), 'gradient_norm': norm / steps} if steps else {}  # none where all were skipped
-    values['seconds'] = now - self.since
+    values['seconds'] = (now - self.since) / self.among
     values['examples_per_second'] = self.examples / values['seconds']
     if (peak := peak_flops()) and self.flops:
       values['mfu'] = self.flops / (values['seconds'] * peak * jax.device_count())
     since, first = self.warm or self.began
     left = datetime.timedelta(seconds=int((now - since) / max(step - first, 1) * (self.total - step)))
     self.warm = self.warm or (now, step)
-    print(f'step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values.get("loss", math.nan):.4f}  '
+    print(f'{self.name}step {step:>6}/{self.total} {100 * step / self.total:3.0f} %  loss {values.get("loss", math.nan):.4f}  '
           f'{values["examples_per_second"]:.0f} examples/s  left {left}', flush=True)  # fmt: skip
     self._reset()
     return values

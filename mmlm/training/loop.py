@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from mmlm import runs
 from mmlm.errors import UserError
 from mmlm.parallel import hosts
 from mmlm.training.checkpoints import Checkpoints
@@ -43,9 +44,17 @@ class Parts(NamedTuple):
 class Interrupted(Exception):
   """SIGINT or SIGTERM came; the state was saved. `code`: what the process ends with."""
 
+  state = 'interrupted'
+
   def __init__(self, text: str, received: list):
     super().__init__(text)
     self.code = 130 if signal.SIGINT in received[:1] else PREEMPTED  # none is received where jax tells several processes
+
+
+class Diverged(UserError):
+  """A loss or a gradient is not finite."""
+
+  state = 'diverged'
 
 
 @contextlib.contextmanager
@@ -63,7 +72,7 @@ def preemptible():
 
 
 @contextlib.contextmanager
-def _stop_signals():
+def stop_signals():
   """A list that SIGINT and SIGTERM are put into, so that a step is finished and saved; a second one acts at once.
 
   SIGTERM to one of several processes is jax's: it tells all of them at the same step (`hosts.preempted`).
@@ -88,20 +97,22 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
   """Trains from `state`, or from the newest checkpoint that can be read, to the end of the schedule.
 
   Raises:
-    UserError: a loss or gradient that is not finite (the ids of the batch are named) unless it may be skipped, a full disk.
+    Diverged: a loss or gradient that is not finite (the ids of the batch are named) unless it may be skipped.
+    UserError: a full disk.
     Interrupted: after a signal, once the state is saved.
   """
+  total, writing = parts.schedule.total, hosts.writes()
   with contextlib.closing(checkpoints):
-    state, meta = checkpoints.restore(parallel.abstract(state)) or (state, {'best': None, 'stale': 0})
-    start = int(state.step)
-    if start:
-      print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
-    if start >= parts.schedule.total or _out_of_patience(parts.schedule, meta):
+    state, meta, start = begin(parts, state, checkpoints, parallel.abstract(state))
+    if is_complete(parts.schedule, start, meta):
       print('The run is complete.')
+      if writing and not (folder / runs.STATUS).exists():  # trained before there were such files
+        runs.write_status(folder, 'done', total)
       return
-    with contextlib.closing(Log(folder, start, hosts.writes())) as log, _stop_signals() as stopped:
+    watched = runs.watched(folder, total) if writing else contextlib.nullcontext()
+    with watched, contextlib.closing(Log(folder, start, writing)) as log, stop_signals() as stopped:
       try:
-        _Loop(parts, parallel, checkpoints, log, meta).run(state, start, stopped)
+        _steps(Keeper(parts, checkpoints, log, meta, start), parallel, state, start, stopped)
       except RuntimeError:
         if not stopped:
           raise
@@ -109,92 +120,128 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
         raise Interrupted('Interrupted. The same command goes on from the last checkpoint.', stopped) from None
 
 
-def _out_of_patience(schedule: Schedule, meta: dict) -> bool:
-  return 0 < schedule.patience <= meta['stale']
+def begin(parts: Parts, state: TrainState, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict, int]:
+  """`state`, or that of the newest checkpoint; what it tells of the run; and its step. `abstract`: shapes, types and places of the state."""
+  state, meta = checkpoints.restore(abstract) or (state, {'best': None, 'stale': 0})
+  start = int(state.step)
+  if start:
+    print(f'Resumed at step {start} of {parts.schedule.total}.', flush=True)
+  return state, meta, start
 
 
-class _Loop:
-  def __init__(self, parts, parallel, checkpoints, log, meta):
-    self.parts, self.parallel, self.checkpoints, self.log, self.meta = parts, parallel, checkpoints, log, dict(meta)
-    self.waiting = None  # (step, metrics) that are still computed
+def is_complete(schedule: Schedule, step: int, meta: dict) -> bool:
+  return step >= schedule.total or 0 < schedule.patience <= meta['stale']
 
-  def run(self, state, start, stopped):
-    schedule = self.parts.schedule
-    options = self.parts.options
-    compiled = self.parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate)
-    state = self.parallel.place(state)
-    self.progress = Progress(start, schedule.total, self.meta.get('since_last'))
-    with self.parts.stream(start, schedule.total) as batches:
-      for step, batch in enumerate(self._watched(batches, start), start + 1):
-        state, metrics = compiled(state, batch)
-        self._settle()
-        if step == start + 1 and compiled.cost:
-          print(f'A step takes {compiled.cost}.', flush=True)
-        flops = compiled.cost.flops if compiled.cost else 0
-        self.waiting = (step, metrics, len(self.parts.ids(step - 1)), flops)
-        last = step == schedule.total
-        if step % schedule.log_every == 0 or last:
-          self._settle()
-          rate = float(self.parts.learning_rate(step - 1))
-          skipped = {'skipped': self.meta['skipped']} if 'skipped' in self.meta else {}
-          self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate} | skipped)
-        if step % schedule.eval_every == 0 or last:
-          self._validate(step, state)
-          if _out_of_patience(schedule, self.meta):
-            print(f'No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
-            return
-        if stopped or hosts.preempted(step):
-          self._settle()
-          if step not in self.checkpoints.steps():
-            self._save(self.parallel.unreplicate(state), {})
-          raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.', stopped)
 
-  def _watched(self, batches, number):
-    """The same batches; one that does not come is named."""
-    batches, end = iter(batches), object()
-    waits = lambda: f'step {number + 1} needs its batch, with the examples {", ".join(self.parts.ids(number)[:5])}, ...'
-    while True:
-      with self.parts.watch(waits):
-        batch = next(batches, end)
-      if batch is end:
-        return
-      yield batch
-      number += 1
+def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None:
+  parts, waiting = keeper.parts, None  # (step, metrics that are still computed, operations)
+  compiled = parallel.step(lambda state, batch: train_step(state, batch, parts.options), parts.options.accumulate)
+  state = parallel.place(state)
 
-  def _settle(self):
-    """Waits for the metrics of the step before, and checks them."""
-    if self.waiting is None:
+  def settle():
+    nonlocal waiting
+    if waiting is None:
       return
-    (step, metrics, examples, flops), self.waiting = self.waiting, None
-    with self.parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
+    (step, metrics, flops), waiting = waiting, None
+    with parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
       metrics = jax.device_get(metrics)
+    keeper.note(step, metrics, len(parts.ids(step - 1)), flops)
+
+  with parts.stream(start, parts.schedule.total) as batches:
+    for step, batch in enumerate(_watched(parts, batches, start), start + 1):
+      state, metrics = compiled(state, batch)
+      settle()
+      if step == start + 1 and compiled.cost:
+        print(f'A step takes {compiled.cost}.', flush=True)
+      waiting = step, metrics, compiled.cost.flops if compiled.cost else 0
+      if stopped or keeper.due(step):
+        settle()
+      if keeper.after(step, lambda: parallel.unreplicate(state)):  # noqa: B023 called at once
+        return
+      if stopped or hosts.preempted(step):
+        settle()
+        keeper.save_at(step, lambda: parallel.unreplicate(state))  # noqa: B023
+        raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.', stopped)
+
+
+def _watched(parts: Parts, batches, number: int):
+  """The same batches; one that does not come is named."""
+  batches, end = iter(batches), object()
+  waits = lambda: f'step {number + 1} needs its batch, with the examples {", ".join(parts.ids(number)[:5])}, ...'
+  while True:
+    with parts.watch(waits):
+      batch = next(batches, end)
+    if batch is end:
+      return
+    yield batch
+    number += 1
+
+
+class Keeper:
+  """What is kept of a run while it trains: its log, its checkpoints, and whether it goes on.
+
+  `meta` is what a checkpoint tells of it: the best score and for how many validations there was none better. `values`: the newest
+  validation. States are asked for, as functions without arguments, only where they are wanted.
+  """
+
+  def __init__(self, parts: Parts, checkpoints: Checkpoints, log: Log, meta: dict, start: int, name: str = '', among: int = 1):
+    self.parts, self.checkpoints, self.log, self.meta, self.name = parts, checkpoints, log, dict(meta), name
+    self.progress = Progress(start, parts.schedule.total, self.meta.get('since_last'), name, among)
+    self.values = {}
+
+  def note(self, step: int, metrics: dict, examples: int, flops: float = 0.0):
+    """Checks and counts the metrics of a step, on the host."""
     if math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm']):
       self.progress.add(metrics, examples, flops)
       self.meta.pop('skipped_in_a_row', None)
     else:
       self._not_finite(step, metrics)
 
-  def _not_finite(self, step, metrics):
-    """Counts an update that the step has skipped; UserError where none may be, or after too many."""
-    said = f'step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["gradient_norm"]}'
-    ids, options = ', '.join(self.parts.ids(step - 1)), self.parts.options
-    if options.skip:
+  def _not_finite(self, step: int, metrics: dict):
+    """Counts an update that the step has skipped; Diverged where none may be, or after too many."""
+    said = f'{self.name}step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["gradient_norm"]}'
+    ids = ', '.join(self.parts.ids(step - 1))
+    if self.parts.options.skip:
       self.meta['skipped'] = self.meta.get('skipped', 0) + 1
       row = self.meta['skipped_in_a_row'] = self.meta.get('skipped_in_a_row', 0) + 1
       print(f'WARNING: {said}. The update is skipped ({self.meta["skipped"]} so far). The examples of this batch: {ids}.', flush=True)
       if row < self.parts.skips:
         return
       said += f', and {row} updates were skipped in a row (watch.skips_in_a_row)'
-    raise UserError(
+    raise Diverged(
       f'{said}. The last good checkpoint is kept ({(self.checkpoints.steps() or ["none yet"])[-1]}). Try a lower learning rate '
       f'or a longer warm-up, or look at the examples of this batch: {ids}.'
     )
 
-  def _validate(self, step, state):
-    self._settle()
-    host, began = self.parallel.unreplicate(state), time.monotonic()
-    values = self.parts.validate(host.ema if host.ema != () else host.params)
-    print(f'step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)
+  def due(self, step: int) -> bool:
+    """Whether something is written after a step, for which its metrics must be known."""
+    schedule = self.parts.schedule
+    return step == schedule.total or not (step % schedule.log_every and step % schedule.eval_every)
+
+  def after(self, step: int, state) -> bool:
+    """Logs, validates and saves, each in its time. Whether the run ends with this step."""
+    schedule = self.parts.schedule
+    last = step == schedule.total
+    if step % schedule.log_every == 0 or last:
+      rate = float(self.parts.learning_rate(step - 1))
+      skipped = {'skipped': self.meta['skipped']} if 'skipped' in self.meta else {}
+      self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate} | skipped)
+    if step % schedule.eval_every == 0 or last:
+      self._validate(step, state())
+      if is_complete(schedule, 0, self.meta):
+        print(f'{self.name}No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
+        return True
+    return last
+
+  def save_at(self, step: int, state):
+    """Saves a step that is not saved yet."""
+    if step not in self.checkpoints.steps():
+      self._save(state(), {})
+
+  def _validate(self, step: int, state: TrainState):
+    began = time.monotonic()
+    self.values = values = self.parts.validate(state.ema if state.ema != () else state.params)
+    print(f'{self.name}step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)
     seconds = time.monotonic() - began
     self.log.write('valid', step, values | {'seconds': seconds})
     self.progress.since += seconds  # examples a second are those of training
@@ -203,7 +250,7 @@ class _Loop:
       raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
     better = math.isfinite(values[monitor]) and (best is None or self.checkpoints.sign * (values[monitor] - best) > 0)
     self.meta |= {'best': values[monitor], 'stale': 0} if better else {'stale': self.meta['stale'] + 1}
-    self._save(host, values)
+    self._save(state, values)
 
-  def _save(self, state, values):
+  def _save(self, state: TrainState, values: dict):
     self.checkpoints.save(state, self.meta | {'since_last': self.progress.sums.tolist()}, values)

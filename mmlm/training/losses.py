@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mmlm.parallel import batch_shards
+from mmlm.traced import is_off, is_traced
 
 # Logits that stand in memory at once: on a CPU they stay in its cache, on others a chunk must be worth its start.
 LOGITS = {'cpu': 5 << 19}
@@ -25,15 +26,22 @@ def token_losses(x, table, targets, label_smoothing=0.0):
   return _joined(log_sums, len(x)) - (_wanted(table, targets, label_smoothing) * x.astype(jnp.float32)).sum(-1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def summed_loss(x, table, targets, weights, label_smoothing=0.0):
   """The sum of `token_losses` times weights [N], a scalar. Its gradient is computed on the way, chunk by chunk, and is not
-  differentiable again; weights and targets have none.
+  differentiable again; weights, targets and the smoothing, which may be traced, have none.
   """
-  return (token_losses(x, table, targets, label_smoothing) * weights).sum()
+  static, traced = (0.0, label_smoothing) if is_traced(label_smoothing) else (label_smoothing, None)
+  return _summed_loss(x, table, targets, weights, traced, static)
 
 
-def _forward(x, table, targets, weights, label_smoothing):
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _summed_loss(x, table, targets, weights, traced, static):
+  return (token_losses(x, table, targets, static if traced is None else traced) * weights).sum()
+
+
+def _forward(x, table, targets, weights, traced, static):
+  label_smoothing = static if traced is None else traced
+
   def step(grad_table, part):
     x, weights = part
     log_sum, soft = _softmax(table, x)
@@ -51,18 +59,18 @@ def _forward(x, table, targets, weights, label_smoothing):
   return total, ((grad_x - wanted * weights[:, None]).astype(x.dtype), grad_table.astype(table.dtype))
 
 
-def _backward(label_smoothing, gradients, cotangent):
+def _backward(static, gradients, cotangent):
   grad_x, grad_table = gradients
-  return grad_x * cotangent.astype(grad_x.dtype), grad_table * cotangent.astype(grad_table.dtype), None, None
+  return grad_x * cotangent.astype(grad_x.dtype), grad_table * cotangent.astype(grad_table.dtype), None, None, None
 
 
-summed_loss.defvjp(_forward, _backward)
+_summed_loss.defvjp(_forward, _backward)
 
 
 def _wanted(table, targets, label_smoothing):
   """[N, D]: the mean row of the table under the target distribution of each token."""
   rows = jnp.take(table, targets, axis=0)
-  return (1 - label_smoothing) * rows + label_smoothing * table.mean(0) if label_smoothing else rows
+  return rows if is_off(label_smoothing) else (1 - label_smoothing) * rows + label_smoothing * table.mean(0)
 
 
 def _softmax(table, x):

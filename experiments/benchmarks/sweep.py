@@ -1,0 +1,79 @@
+"""How much faster a sweep is whose trials train in one program: 4 learning rates x 4 seeds of a small sentiment model, in turns.
+
+  python experiments/benchmarks/sweep.py [--rounds 3] [--data_dir data] [--smoke]
+
+The model is configs/sentiment/generated.py (generated, offline). Each side is 16 whole trainings, with data, validation, checkpoints and
+logs, in one process with its programs compiled before: `vectorised` by mmlm/sweeps/together.py, and `one by one` by the loop of
+`mmlm train`, which compiles its step for each learning rate, as 16 trainings do. The scores of every validation must be equal, or the
+script stops.
+"""
+
+import contextlib
+import io
+import itertools
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+from common import ROOT, config_of, in_turns, main, row
+
+from mmlm.experiment import Experiment
+from mmlm.runs import read_jsonl
+from mmlm.setup import training_parts
+from mmlm.sweeps.together import Trial, train_trials
+from mmlm.training import loop
+
+CONFIG = f'{ROOT}/configs/sentiment/generated.py'
+RATES, SEEDS = (3e-4, 1e-3, 2e-3, 4e-3), range(4)
+SETTINGS = {'train.duration': '2 epochs', 'train.log_every': '20 steps', 'parallel.strategy': 'jit', 'train.keep_latest': '1'}
+GOAL = '1.5 on 2 cores, 6 on a GPU'
+TOLERANCE = 1e-4
+
+
+def trials_in(folder: pathlib.Path, options) -> list[Trial]:
+  own = {} if options.smoke else SETTINGS
+  return [
+    Trial(config_of(f'{CONFIG}{":smoke,modalities=text" if options.smoke else ""}', own | {
+      'data.dir': str(options.data_dir), 'optimizer.learning_rate': repr(rate), 'seed': str(seed), 'parallel.strategy': 'jit',
+    }), folder / f'{rate}-{seed}') for rate, seed in itertools.product(RATES[:2] if options.smoke else RATES, SEEDS[:2] if options.smoke else SEEDS)
+  ]  # fmt: skip
+
+
+def one_by_one(trials: list[Trial]):
+  for trial in trials:
+    experiment = Experiment(trial.config, trial.folder)
+    parts, state = training_parts(experiment, *experiment.splits('train'))
+    loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), trial.folder)
+
+
+def scores(trials: list[Trial]) -> list:
+  """Loss and monitored score of every validation of every trial."""
+  lines = [row for trial in trials for row in read_jsonl(trial.folder / 'metrics.jsonl') if row['kind'] == 'valid']
+  return [[row['step'], row['loss'], row[trials[0].config.train.monitor]] for row in lines]
+
+
+def compare(options) -> list[dict]:
+  with tempfile.TemporaryDirectory() as place:
+    sides = {'vectorised': train_trials, 'one by one': one_by_one}
+    trials = {name: trials_in(pathlib.Path(place, name.replace(' ', '_')), options) for name in sides}
+
+    def run(name):
+      for trial in trials[name]:
+        shutil.rmtree(trial.folder, ignore_errors=True)
+      with contextlib.redirect_stdout(io.StringIO()):
+        sides[name](trials[name])
+
+    count = len(trials['vectorised'])
+    rates = in_turns({name: (lambda name=name: run(name), count) for name in sides}, options.rounds)
+    found = {name: scores(trials[name]) for name in sides}
+  first, second = map(np.array, found.values())
+  difference = np.abs(first - second).max() if first.shape == second.shape else np.inf
+  # A prediction near its border may fall to either side.
+  if not np.abs(first - second)[:, 1].max() <= TOLERANCE:
+    raise SystemExit(f'the scores differ by {difference}')
+  return [row('sweep', f'{count} trials', 'trials/s', rates, GOAL, largest_difference=float(difference))]
+
+
+if __name__ == '__main__':
+  main(__doc__, {'sweep': compare}, 'sweep.json')
