@@ -38,6 +38,7 @@ def row_name(score: dict) -> str:
   """What tells one row from another: how it was decoded (labels are not), of which texts, and whether the inputs were shuffled."""
   decoding = score['decoding']
   name = f'beam {decoding["beam_size"]}' if decoding.get('method') == 'beam' else decoding.get('method', '')
+  name = name or ', '.join(f'{key} {decoding[key]}' for key in ('stride', 'lanes') if key in decoding)  # of running text
   texts = 'of recognised texts' if score.get('text_from') else ''
   return ', '.join(filter(None, (name, texts, 'inputs shuffled' if score['shuffled'] else '')))
 

@@ -7,6 +7,8 @@
   ./launch.sh plan CONFIG --devices 8          would it fit, and what would it send? on a mesh that is not there (--mesh, --memory)
   ./launch.sh prepare NAME --source DIR        build a data set once from its original files
   ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
+  ./launch.sh generate DIR --prompt TEXT       a language model goes on with a text, or begins one
+  ./launch.sh to_gpt2 DIR --output FOLDER      a decoder of GPT-2's shape as Hugging Face's folder
   ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
@@ -31,7 +33,7 @@ from mmlm.errors import UserError
 
 TEXT, LIST, SWITCH = flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_boolean
 SKIP_BROKEN = (SWITCH, 'skip_broken', False, 'leave out pictures and sounds that cannot be read, and count them')
-NUMBER = flags.DEFINE_integer
+NUMBER, REAL = flags.DEFINE_integer, flags.DEFINE_float
 # command: (module of mmlm that has its function, positional arguments with spaces between, dots after the last if there may be
 # several and brackets if there may be none, flags as (definer, name, default, help))
 COMMANDS = {
@@ -67,6 +69,16 @@ COMMANDS = {
     (NUMBER, 'n_best', 1, 'translations of each line'),
     (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
   ]),
+  'generate': ('language', 'workdir', [
+    (TEXT, 'prompt', '', 'what stands before; without one the model begins'),
+    (REAL, 'temperature', 1.0, 'of the distribution that tokens are drawn from; 0 = always the likeliest'),
+    (NUMBER, 'top_k', 0, 'draw among so many likeliest tokens; 0 = all'),
+    (REAL, 'top_p', 1.0, 'draw in the smallest set of tokens that holds this mass'),
+    (NUMBER, 'max_length', 500, 'tokens to write at most; more than the model reads at once is possible'),
+    (NUMBER, 'num', 1, 'texts, one after another'),
+    (NUMBER, 'seed', 0, 'another one gives other texts'),
+  ]),
+  'to_gpt2': ('language', 'workdir', [(TEXT, 'output', None, 'the folder to write (required)')]),
   'transcribe': ('transcription.command', 'files...', [
     (TEXT, 'model', 'whisper-base', 'whisper-base, whisper-tiny.en, the folder of a Whisper, or a run folder'),
     (TEXT, 'language', '', "code or English name of what is spoken; '' = found out"),

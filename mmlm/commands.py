@@ -27,6 +27,7 @@ from mmlm.evaluation.speech_metrics import error_report, format_report, timing
 from mmlm.evaluation.text_metrics import Views, check_reference_words, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
+from mmlm.language import evaluate_text
 from mmlm.parallel import describe_devices, hosts
 from mmlm.reports.html import write_report
 from mmlm.setup import GREEDY, training_parts
@@ -78,7 +79,8 @@ def claim(folder: pathlib.Path, config) -> None:
     # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
   elif path.exists():
-    lines = [line for line in differences(runs.read_json(path), wanted) if not line.startswith(configs.NOT_PART_OF_THE_RUN)]
+    stored = configs.complete(configs.from_dict(runs.read_json(path))).to_dict()  # keys that are newer than the run have their defaults
+    lines = [line for line in differences(json.loads(json.dumps(stored)), wanted) if not line.startswith(configs.NOT_PART_OF_THE_RUN)]
     if lines:
       listed = ''.join(f'\n  {line}' for line in lines)
       raise UserError(f'{folder} holds a run of another config. It differs in{listed}\n'
@@ -132,6 +134,8 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, 
     experiment.read_texts({name: row['hypothesis'] for name, row in by_id(text_from).items()}, text_from)
   config = experiment.config
   _announce()
+  if config.task == 'language_model' and not experiment.modalities:
+    return evaluate_text(experiment, splits)
   changes = GREEDY if greedy else {}
   evaluator = experiment.evaluator(align=True, **changes)
   decoding = config.decoding.to_dict() | changes if experiment.task.answers == 'targets' else {}  # labels are not searched for
@@ -184,6 +188,8 @@ def _named(path: str) -> str:
 def predict(workdir: str, input: str, output: str, settings: dict) -> list[dict]:
   """Answers for what `inputs_of` reads; prints them, and writes JSON lines to --output."""
   experiment = Experiment.of_run(workdir, settings)
+  if not experiment.modalities:
+    raise UserError(f'{workdir} holds a language model, which reads no input: use `./launch.sh generate {workdir} --prompt TEXT`.')
   source = inputs_of(input, experiment.modalities)
   rows = Predictor(experiment)(source, f'--input {input}')
   for row in rows:

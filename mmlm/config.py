@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
     # name, card: the file the config was read from with its argument, and that file's docstring
     # task: a name in mmlm.tasks.TASKS        seed: initial parameters, order of the data, dropout
     'name': '', 'card': '', 'task': 'captioning', 'seed': 0,
-    # name: a set of ours, 'manifest', or any TFDS folder under data.dir, e.g. 'coco_captions/2014'
+    # name: a set of ours, 'manifest', 'text' (data/plain_text.py), or any TFDS folder under data.dir, e.g. 'coco_captions/2014'
     # dir: where prepared data sets and cached features live
     # source: the original files; '' = $MMLM_DATA/<name>
     # fields: {our field: the set's feature}; empty = the builder's own
@@ -49,15 +49,20 @@ def default_config() -> ConfigDict:
     # workers: loader processes; 0 = threads in this one
     # skip_broken: leave out pictures and sounds that cannot be read, and count them
     # max_valid_examples: validate on so many examples during training; 0 = all
+    # stream: how a language model reads running text (data/streams.py): '' = a sentence an example, 'windows' of max_length tokens that begin
+    #   anywhere, 'continuous' lanes (an LSTM, whose state goes on from step to step), 'packed' documents in rows of max_length
+    # ends: the end of a document is a token to be predicted        across: packed documents see those before them in their row
     'data': {
       'name': 'unicode_pictures', 'dir': 'data', 'source': '', 'fields': {},
       'splits': {'train': 'train', 'valid': 'valid', 'test': ('test',)},
       'train_ops': ('decode', 'resize(224)', 'flip', 'normalize'), 'eval_ops': ('decode', 'resize(224)', 'normalize'),
       'max_length': 40, 'buckets': (), 'languages': {'text': '', 'target': ''}, 'workers': 0, 'skip_broken': False, 'max_valid_examples': 0,
+      'stream': '', 'ends': True, 'across': True,
     },
     # kind: see data/tokenizers.py; 'wordpiece' is that of the BERT named by source, 'run' that of the run folder named by source;
-    # 'none' where no text is read or written
-    'tokenizer': {'kind': 'bpe', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2},
+    # 'gpt2' that of the GPT-2 named by source; 'none' where no text is read or written
+    # exact: nothing of a text is lost ('bpe', 'char'; 'word' is then what stands between spaces)       mask: a token for masked ones
+    'tokenizer': {'kind': 'bpe', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2, 'exact': False, 'mask': False},
     # dim: width of every sequence that leaves an encoder
     # dtype: of the computation; parameters and optimizer state are float32
     # shared_embeddings: one table for the text encoder, the decoder's inputs and, when tied, its output
@@ -69,14 +74,16 @@ def default_config() -> ConfigDict:
       'encoders': {}, 'fusion': {'name': 'concatenation'}, 'context': {'name': ''}, 'modality_dropout': 0.0,
       'head': {'name': 'transformer_decoder'},
     },
-    # name: adamw, adafactor, lion            schedule: cosine, linear, inverse_sqrt, constant
+    # name: adamw, adafactor, lion, sgd       schedule: cosine, linear, inverse_sqrt, constant
     # final_fraction: of the learning rate, at the end of cosine and linear
+    # average_after: the mean of all parameters is evaluated from the first validation on that is worse than the best of those more than so
+    #   many before it (NT-ASGD, Merity et al. 2018); 0 = never
     # clip_norm: global norm of the gradient; 0 = no clipping
     # decay_rules: (regex, multiplier of weight_decay); rate_rules: (regex, multiplier of learning_rate), 0 freezes
     # lora_rules: (regex, rank) of the matrices that stand still and learn a low-rank product (training/lora.py); lora_alpha scales it
     'optimizer': {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine', 'warmup': '200 steps', 'final_fraction': 0.0,
-      'beta1': 0.9, 'beta2': 0.98, 'epsilon': 1e-9, 'weight_decay': 0.01, 'clip_norm': 1.0,
+      'beta1': 0.9, 'beta2': 0.98, 'epsilon': 1e-9, 'weight_decay': 0.01, 'clip_norm': 1.0, 'average_after': 0,
       'decay_rules': (('.*/(bias|scale|positions)', 0.0), ('.*', 1.0)), 'rate_rules': (('.*', 1.0),),
       'lora_rules': (), 'lora_alpha': 16.0,
     },
@@ -86,7 +93,8 @@ def default_config() -> ConfigDict:
     # eval_every: validation and checkpoint; keep_latest, keep_best: checkpoints
     # patience: stop after so many validations without a better score; 0 = never
     # monitor: the validation score that names the best checkpoint; for a text metric the split is decoded greedily
-    # start_from: a run folder whose parameters, as it is evaluated, are the first ones here; start_rules: (regex, whether to take it)
+    # start_from: a run folder whose parameters, as it is evaluated, are the first ones here; start_rules: (regex, whether to take it),
+    #   or in place of True its name there, with \\1 for the first group of the regex: ('encoders_text/embeddings/(.*)', 'head/tokens/\\1')
     'train': {
       'duration': '10 epochs', 'batch_size': 64, 'batch_tokens': 0, 'accumulate': 1, 'label_smoothing': 0.1, 'ema_decay': 0.0,
       'log_every': '20 steps', 'eval_every': '1 epochs', 'patience': 0, 'keep_latest': 2, 'keep_best': 1,
@@ -100,9 +108,10 @@ def default_config() -> ConfigDict:
     # checkpoint: best, latest, or a step; average: mean of the parameters of the last n checkpoints
     # metrics: () = the task's own
     # reference_words: {split: words of all its references}; what Moses' rules must give, or the evaluation fails
+    # stride: tokens by which the windows over running text slide; 0 = data.max_length, side by side
     # shuffled: print the score with the inputs given to the wrong examples beside
     'evaluate': {
-      'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000,
+      'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000, 'stride': 0,
     },
     # The fields of SearchOptions with its defaults (beam search) and of FusionOptions; max_length: 0 = data.max_length
     'decoding': {
@@ -120,6 +129,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
   """The same experiment in seconds on a CPU: a generated set, a few steps, small parts."""
   if config.task in ('classification', 'regression'):
     return _smoke_of_labels(config)
+  if config.task in ('language_model', 'masked_language_model'):
+    return _smoke_of_language(config)
   if 'audio' in config.model.encoders:
     return _smoke_of_speech(config)
   reads_text = 'text' in config.model.encoders
@@ -161,6 +172,24 @@ def _smoke_of_speech(config: ConfigDict) -> ConfigDict:
     config.model.head.unlock()['layers'] = 1
   config.train.batch_tokens = 0
   config.decoding.max_length, config.decoding.beam_size = 12, 2
+  return _few_steps(config)
+
+
+def _smoke_of_language(config: ConfigDict) -> ConfigDict:
+  """On names of characters, or English numerals where an encoder reads them."""
+  masked = config.task == 'masked_language_model'
+  config.data.name = 'numerals/tiny' if masked else 'unicode_pictures/tiny'
+  config.data.fields = {'id': 'id', 'text': 'en'} if masked else {'id': 'id', 'targets': 'caption'}
+  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test' if masked else 'test_faces',)}
+  config.data.max_length, config.data.buckets = 32, ()
+  config.tokenizer.vocab_size, config.tokenizer.min_frequency = 400, 1
+  if config.tokenizer.kind in ('wordpiece', 'gpt2', 'run'):
+    config.tokenizer.kind, config.tokenizer.source = 'bpe', ''
+  config.model.dim = 32
+  part = config.model.encoders.text if masked else config.model.head
+  sizes = {'layers': 1, 'heads': 2, 'width': 32, 'ffn_dim': 32, 'max_positions': 32, 'hidden_dim': 32}
+  part.unlock().update({name: value for name, value in sizes.items() if name == 'layers' or name in part} | ({'pretrained': ''} if 'pretrained' in part else {}))
+  config.train.batch_tokens = config.evaluate.stride = 0
   return _few_steps(config)
 
 

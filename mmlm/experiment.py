@@ -20,14 +20,17 @@ from mmlm.data.manifest import ManifestSource, check_files
 from mmlm.data.ops import parse_ops
 from mmlm.data.parallel_text import ParallelTexts
 from mmlm.data.pipeline import Loader, Table
+from mmlm.data.plain_text import PlainTexts
 from mmlm.data.sources import WithTexts
+from mmlm.data.streams import RunningText, check_stream, read_running_text
 from mmlm.data.text import Texts, check_language, words
-from mmlm.data.tokenizers import BOS, EOS, PAD, Tokenizer, train_tokenizer, usual_casing
+from mmlm.data.tokenizers import BOS, EOS, PAD, UNK, Tokenizer, train_tokenizer, usual_casing
 from mmlm.decoding.fusion import Fusion, FusionOptions, Scorer
 from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.search import SearchOptions
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluator import Evaluator
+from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.evaluation.text_metrics import METRICS
 from mmlm.models.encoders import FEATURE_ENCODERS
 from mmlm.models.heads import HEADS
@@ -36,13 +39,14 @@ from mmlm.models.subsampling import rows_after
 from mmlm.parallel import Parallel, local_mesh
 from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
 from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
+from mmlm.pretrained.gpt2 import load_gpt2, load_gpt2_tokenizer
 from mmlm.pretrained.whisper import load_encoder
 from mmlm.pretrained.word_vectors import embedding_table, read_vectors
 from mmlm.tasks import TASKS
 from mmlm.tasks.generation import begin_decoder
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
-from mmlm.trees import by_rules, differences, flat, graft, one_of
+from mmlm.trees import differences, flat, graft, one_of, renamed
 from mmlm.watch import Watch
 from mmlm.weights import is_export, read_weights
 
@@ -73,6 +77,8 @@ class Experiment:
     if self.ctc_labels and self.modalities not in (('audio',), ('text',), ('video',)):
       raise UserError(f'model.head.name={config.model.head.name!r} aligns what it writes with one sequence: name audio alone in model.encoders, not {self.modalities}.')
     self.parallel = Parallel(**config.parallel)
+    if config.data.stream:
+      check_stream(config, self.parallel.devices, self.parallel.part[1])
 
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
@@ -89,7 +95,7 @@ class Experiment:
       runs.write_atomic(other.folder / 'tokenizer.json', (self.folder / 'tokenizer.json').read_bytes())
     if not hasattr(self.table, 'cache_info'):
       self.table = functools.cache(self.table)
-    other.source, other.rows, other.table = self.source, self.rows, self.table
+    other.source, other.rows, other.table, other.running_text = self.source, self.rows, self.table, self.running_text
     other.__dict__ |= {name: getattr(self, name) for name in ('widths', 'buckets', 'tokenizer', 'sides', 'backbone', 'model')}
     return other
 
@@ -105,14 +111,33 @@ class Experiment:
   def source(self, split: str):
     """The raw examples of a split, named as in the data set; broken pictures and sounds are an error or left out."""
     data = self.config.data
-    if data.name == 'parallel':
-      return ParallelTexts(split, data.fields.to_dict())
+    if own := {'parallel': ParallelTexts, 'text': PlainTexts}.get(data.name):
+      return own(split, data.fields.to_dict())
     if data.name == 'manifest':
-      source = ManifestSource(split, require=(*self.modalities, self.task.answers))
+      source = ManifestSource(split, require=() if data.stream else (*self.modalities, self.task.answers))
       source = check_files(source, data.dir, data.skip_broken, self.modalities)
     else:
       source = prepare.open_source(data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken)
     return source
+
+  @functools.cache  # noqa: B019
+  def running_text(self, split: str) -> RunningText:
+    """The documents of a split as one text, for a language model."""
+    data = self.config.data
+    text = read_running_text(self.source(split), self.tokenizer, data.ends, split, data.languages.target)
+    if unknown := int((text.tokens == UNK).sum()):
+      print(f'{split}: {unknown:,} of {len(text.tokens):,} tokens ({100 * unknown / len(text.tokens):.2f} %) are unknown, read and predicted as <unk>.')
+    return text
+
+  @property
+  def apart(self) -> bool:
+    """Whether documents that share a row do not see each other."""
+    return self.config.data.stream == 'packed' and not self.config.data.across
+
+  def text_evaluator(self) -> TextEvaluator:
+    data, evaluate = self.config.data, self.config.evaluate
+    reading = Reading(data.stream, self.apart, data.max_length, evaluate.batch_size, evaluate.stride)
+    return TextEvaluator(self.model, self.task, self.parallel, reading, self.tokenizer.whole)
 
   @functools.cached_property
   def widths(self) -> dict:
@@ -226,7 +251,7 @@ class Experiment:
     if not path.exists():
       (split,) = self.splits('train')
       options, languages = self.config.tokenizer, self.config.data.languages
-      if given := {'wordpiece': load_wordpiece, 'run': tokenizer_of_run}.get(options.kind):
+      if given := {'wordpiece': load_wordpiece, 'run': tokenizer_of_run, 'gpt2': load_gpt2_tokenizer}.get(options.kind):
         given(options.source).save(path)
         return Tokenizer.load(path)
       texts = self.task.texts_to_learn(self.source(split))
@@ -285,6 +310,8 @@ class Experiment:
         tokens['embedding'] = jnp.asarray(self._word_vectors(modality, options, tokens['embedding'].shape[1]))
     if name := self.config.model.head.get('pooler'):
       params['head']['hidden'] = _loaded(load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name)
+    if name := self.config.model.head.get('pretrained'):
+      params['head'] = _loaded(load_gpt2(name), params['head'], 'model.head', name)
     # A run that goes on needs the other no more.
     fresh = not any((self.folder / 'checkpoints').glob('[0-9]*'))
     return self._started(params, self.config.train.start_from) if self.config.train.start_from and fresh else params
@@ -293,7 +320,7 @@ class Experiment:
     """`params` with those of another run that train.start_rules take."""
     other, rules = Experiment.of_run(run, {}), self.config.train.start_rules
     theirs, step = other.trained_params()
-    taken = {name for name, take in flat(by_rules(params, rules, 'train.start_rules')).items() if take}
+    taken = renamed(params, rules, 'train.start_rules')
     words = [name for name in sorted(taken) if self.tokenizer and self.tokenizer.vocab_size in flat(params)[name].shape]
     if words and getattr(other.tokenizer, 'fingerprint', '') != self.tokenizer.fingerprint:
       raise UserError(f"train.start_from={run!r}: {words[0]} has a row a token, and the tokens there are others. Set tokenizer.kind to 'run' and "
@@ -367,6 +394,8 @@ class Experiment:
       raise UserError(f'{name}: its task is {other.config.task} and it reads {", ".join(other.modalities)}: expected a model without encoders.')
     if other.tokenizer.fingerprint != self.tokenizer.fingerprint:
       raise UserError(f'{name}: its vocabulary is another one. Train it with tokenizer.kind=run tokenizer.source={self.folder}, which takes over that of this run.')
+    if not other.config.data.ends:
+      raise UserError(f'{name}: it has not learned where texts end (data.ends=False), so that it would never let one end.')
     if other.config.data.max_length <= search.max_length:
       raise UserError(f'{name}: it reads less than {other.config.data.max_length} tokens, and decoding.max_length={search.max_length}.')
     params, _ = other.trained_params(other.abstract_params({'weight': np.ones(1, np.float32)}))

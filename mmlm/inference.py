@@ -118,4 +118,7 @@ class Predictor:
 
 def file_name(split: str) -> str:
   """A split as part of a file's name."""
+  path, bracket, part = split.partition('[')
+  if path.endswith(('.txt', '.xz')):  # a part of plain text
+    return pathlib.Path(path).stem + (bracket and f'_{part.strip("]").replace("%", "").replace(":", "_")}')
   return pathlib.Path(split).stem if split.endswith(('.jsonl', '.tsv')) else split.strip('./').replace('/', '_')

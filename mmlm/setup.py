@@ -1,11 +1,17 @@
 """From an experiment to what its training needs: data, step, validation."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 
 from mmlm import config as configs
 from mmlm.data import batching
 from mmlm.data.labels import Classes
 from mmlm.data.pipeline import stream
+from mmlm.data.streams import PLANS, StreamLoader
+from mmlm.errors import UserError
+from mmlm.evaluation.text_evaluator import summary
 from mmlm.evaluation.text_metrics import METRICS, Views, score_texts
 from mmlm.experiment import Experiment
 from mmlm.inference import decode
@@ -24,32 +30,82 @@ GREEDY = {
 def training_parts(experiment: Experiment, split: str, validate=None) -> tuple[loop.Parts, TrainState]:
   """What `loop.train` needs, and the state before the first step. `validate`: of another experiment with the same data and model."""
   config = experiment.config
-  validate = validate or validation(experiment)
-  table, plan, loader = _planned(experiment, split)
+  averages = config.optimizer.average_after
+  if averages and config.train.ema_decay:
+    raise UserError(f'optimizer.average_after={averages} and train.ema_decay={config.train.ema_decay}: choose one kind of average.')
+  validate = validate or (text_validation if config.data.stream else validation)(experiment)
+  planned = _planned(experiment, split)
+  plan, loader = planned.plan, planned.loader
   steps = _steps(config, plan)
   total = steps('duration')
   with stream(plan, loader, 0, 1) as first:
     params = experiment.initial_params(next(first))
   rate = _rate(config, plan)
   options = step_options(experiment, config, rate, params)
-  print(f'{split}: {len(table.ids):,} examples, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
+  print(f'{split}: {planned.size}, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
     options=options, learning_rate=rate, validate=validate,
-    stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
-    ids=lambda number: [table.ids[i] for i in plan[number].indices],
-    schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience),
-    watch=Watch(config.watch.slow_seconds, config.watch.stop_seconds), skips=config.watch.skips_in_a_row,
+    stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers), ids=planned.ids,
+    schedule=loop.Schedule(total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience, averages),
+    watch=watch_of(config), skips=config.watch.skips_in_a_row,
   )  # fmt: skip
-  return parts, initial_state(params, options, config.seed)
+  return parts, _first_state(experiment, params, options)
 
 
-def _planned(experiment: Experiment, split: str):
-  """The table of a split to learn from, which examples stand in which batch, and their loader."""
+def watch_of(config) -> Watch:
+  return Watch(config.watch.slow_seconds, config.watch.stop_seconds)
+
+
+def _first_state(experiment: Experiment, params, options: StepOptions) -> TrainState:
+  config = experiment.config
+  carry = experiment.task.first_carry(experiment.model, config.train.batch_size) if config.data.stream == 'continuous' else ()
+  return initial_state(params, options, config.seed, carry, config.optimizer.average_after > 0)
+
+
+class _Planned(NamedTuple):
+  """What a split gives to learn from."""
+
+  plan: object  # which examples stand in which batch
+  loader: object
+  ids: Callable  # number of a batch -> ids of its examples
+  size: str  # how much there is, in words
+
+
+def _planned(experiment: Experiment, split: str) -> _Planned:
+  return (_running_text if experiment.config.data.stream else _examples)(experiment, split)
+
+
+def _examples(experiment: Experiment, split: str) -> _Planned:
+  """Of examples one by one."""
   config, table = experiment.config, experiment.table(split, with_targets=True, train=True)
   if isinstance(experiment.sides[1], Classes):
     experiment.sides[1].check_learnable(table.labels, split)
   plan = batching.TrainPlan(table.lengths, config.train.batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
-  return table, plan, experiment.loader(split, table, config.train.batch_size, train=True)
+  loader = experiment.loader(split, table, config.train.batch_size, train=True)
+  return _Planned(plan, loader, lambda number: [table.ids[i] for i in plan[number].indices], f'{len(table.ids):,} examples')
+
+
+def _running_text(experiment: Experiment, split: str) -> _Planned:
+  config, text = experiment.config, experiment.running_text(split)
+  plan = PLANS[config.data.stream](text, config.data.max_length, config.train.batch_size, config.seed)
+  loader = StreamLoader(text, plan, experiment.apart, experiment.parallel.part)
+  return _Planned(plan, loader, loader.ids, f'{len(text.tokens):,} tokens in {len(text.ids):,} documents')
+
+
+def text_validation(experiment: Experiment):
+  """params on the host -> {'loss': nats a token, and the metrics that the tokenizer allows} of running text."""
+  config, evaluator, splits = experiment.config, experiment.text_evaluator(), experiment.splits('valid')
+  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
+  metrics = config.evaluate.metrics or experiment.task.metrics
+  one_of('train.monitor', config.train.monitor, [prefix + name for prefix in names for name in ('loss', *metrics)])
+  texts = {prefix: experiment.running_text(split).first(config.data.max_valid_examples) for prefix, split in names.items()}
+
+  def validate(params) -> dict:
+    params = experiment.parallel.place(experiment.weights(params))
+    found = {prefix: summary(evaluator.rows(params, text), metrics) for prefix, text in texts.items()}
+    return {prefix + name: value for prefix, values in found.items() for name, value in values.items()}
+
+  return validate
 
 
 def _steps(config, plan):
@@ -77,13 +133,13 @@ def step_options(experiment: Experiment, config, rate, params) -> StepOptions:
 def abstract_step(experiment: Experiment) -> tuple:
   """(step options, shapes of the state before the first step, a batch of the longest bucket); no parameters are made."""
   config, (split,) = experiment.config, experiment.splits('train')
-  _, plan, loader = _planned(experiment, split)
+  plan, loader, _, _ = _planned(experiment, split)
   longest = max(range(plan.steps_per_epoch), key=lambda number: plan[number].length * plan[number].size)
   with stream(plan, loader, longest, longest + 1) as batches:
     batch = next(batches)
   params = experiment.abstract_params(batch)
   options = step_options(experiment, config, _rate(config, plan), params)
-  return options, jax.eval_shape(lambda params: initial_state(params, options, config.seed), params), batch
+  return options, jax.eval_shape(lambda params: _first_state(experiment, params, options), params), batch
 
 
 def validation(experiment: Experiment):

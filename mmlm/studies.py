@@ -75,6 +75,8 @@ def _predictions_of(place: str, split: str) -> pathlib.Path:
 def ablate(workdir: str, splits: tuple, settings: dict) -> list[dict]:
   """Scores a run with its inputs as they are, each modality given to the wrong examples, each left out, and source words masked."""
   experiment = Experiment.of_run(workdir, settings)
+  if not experiment.modalities:
+    raise UserError(f'{workdir} holds a language model, which reads no input that could be taken away.')
   config, evaluator = experiment.config, experiment.evaluator()
   metrics, tables, params = config.evaluate.metrics or experiment.task.metrics, [], None
   for split in splits or experiment.splits('test'):

@@ -48,18 +48,37 @@ def by_rules(tree, rules, what: str):
   return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
+def renamed(tree, rules, what: str) -> dict[str, str]:
+  """{name: the name elsewhere} of the leaves whose first rule (regex, value) is True, the same name, or a text, that name with \\1, \\2 and
+  so on for the groups of the regex.
+  """
+  numbered, found = [(pattern, number) for number, (pattern, _) in enumerate(rules)], {}
+  for name, number in flat(by_rules(tree, numbered, what)).items():
+    pattern, value = rules[number]
+    if isinstance(value, str):
+      try:
+        found[name] = re.fullmatch(pattern, name).expand(value)
+      except (re.error, IndexError) as error:
+        raise UserError(f'{what}: {value!r} does not go with {pattern!r} ({error}).') from None
+    elif value:
+      found[name] = name
+  return found
+
+
 def graft(tree, other, rules, what: str, name: str):
-  """`tree` with the leaves of `other` of the same names wherever the first rule (regex, bool) of a name says True.
+  """`tree` with the leaves of `other` wherever the first rule of a name (see `renamed`) names one.
 
   Raises:
     UserError: a leaf that is wanted is not in `other`, which is called `name`, or has another shape or type; what `by_rules` raises.
   """
-  wanted, found = by_rules(tree, rules, what), flat(other)
-  here = {leaf: mine for leaf, mine in flat(tree).items() if flat(wanted)[leaf]}
-  if bad := misfits({leaf: found[leaf] for leaf in here if leaf in found}, here):
+  wanted, found = renamed(tree, rules, what), flat(other)
+  # By what the user would look for: a name here, after that of its place there where this is another.
+  told = lambda leaf: leaf if wanted[leaf] == leaf else f'{wanted[leaf]} -> {leaf}'
+  here = {told(leaf): mine for leaf, mine in flat(tree).items() if leaf in wanted}
+  if bad := misfits({told(leaf): found[theirs] for leaf, theirs in wanted.items() if theirs in found}, here):
     raise UserError('\n  '.join([f'{what}: {len(bad)} parameters of {name} do not fit (there -> here). Leave them out by a rule before the others, '
                                  "such as ('fusion/.*', False):", *bad[:10]]))  # fmt: skip
-  return jax.tree_util.tree_map_with_path(lambda path, mine, take: found[name_of(path)] if take else mine, tree, wanted)
+  return jax.tree_util.tree_map_with_path(lambda path, mine: found[wanted[name_of(path)]] if name_of(path) in wanted else mine, tree)
 
 
 def misfits(there: dict, here: dict) -> list[str]:

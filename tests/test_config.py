@@ -130,7 +130,7 @@ def test_a_group_that_a_file_replaces_keeps_the_other_defaults():
   config = small()
   config.tokenizer = {'kind': 'word'}
   assert configs.complete(config).tokenizer.to_dict() == {
-    'kind': 'word', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2,
+    'kind': 'word', 'source': '', 'vocab_size': 4000, 'lowercase': True, 'min_frequency': 2, 'exact': False, 'mask': False,
   }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from mmlm.data.datasets.numerals import Numerals
 from mmlm.data.datasets.sentences import Mr, Sst2, Vader
 from mmlm.data.datasets.sounds import An4, Fsdd, Mboshi
 from mmlm.data.datasets.speech_folders import Covost, LibriSpeech
+from mmlm.data.datasets.texts import Brown, TinyShakespeare
 from mmlm.data.datasets.three_modalities import ThreeModalities
 from mmlm.data.datasets.unicode_pictures import UnicodePictures
 from mmlm.data.sources import TfdsSource
@@ -29,6 +30,7 @@ from mmlm.trees import nearest
 # where there is none because the set is generated; FOLDER: where in $MMLM_DATA the source is, if not under the set's name.
 BUILDERS = (
   UnicodePictures, Flickr8k, Multi30k, Numerals, Sst2, Mr, Vader, Mosi, ThreeModalities, KeypadTones, Fsdd, An4, Mboshi, LibriSpeech, Covost,
+  TinyShakespeare, Brown,
 )  # fmt: skip
 DATASETS = {builder.name: builder for builder in BUILDERS}
 

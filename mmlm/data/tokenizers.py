@@ -2,6 +2,7 @@
 
 Kinds: 'bpe' (byte-level, knows every text), 'subword' (BPE of words that stand between spaces, Sennrich et al. 2016),
 'unigram' (Kudo 2018), 'word' (split at spaces and punctuation), 'char'. Ids 0 to 3 are <pad>, <bos>, <eos>, <unk>.
+`exact` ones lose nothing of a text: 'char' and 'bpe' keep every space and line end, the 'word's are what stands between spaces.
 """
 
 import collections
@@ -21,6 +22,7 @@ from mmlm.trees import nearest
 
 SPECIALS = ('< pad >', '< bos >', '< eos >', '< unk >')  # with spaces, so that none is a piece of text
 PAD, BOS, EOS, UNK = range(4)
+MASK = '< mask >'  # stands for a token that is to be found, where a tokenizer has been asked for it
 _WORD_END = '</w>'
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 
@@ -33,6 +35,10 @@ _KINDS = {
   'word': (pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]), None),
   'char': (pre_tokenizers.Split(hf.Regex('(?m).'), 'isolated'), decoders.Fuse()),
 }
+_EXACT = {
+  'bpe': (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()), 'word': (pre_tokenizers.WhitespaceSplit(), None),
+  'char': _KINDS['char'],
+}  # fmt: skip
 
 
 class Tokenizer:
@@ -45,6 +51,7 @@ class Tokenizer:
     self.kind, self._text, self.casing = kind, text, casing or {}
     self._hf = hf.Tokenizer.from_str(text)
     self._hf.encode_special_tokens = True  # '<eos>' in a text is text, not an end
+    self._prefixed = kind == 'bpe' and json.loads(text)['pre_tokenizer']['add_prefix_space']
 
   def __reduce__(self):
     return Tokenizer, (self.kind, self._text, self.casing)
@@ -63,6 +70,21 @@ class Tokenizer:
     """What each id stands for."""
     return [self._hf.id_to_token(i) for i in range(self.vocab_size)]
 
+  @property
+  def mask_id(self) -> int | None:
+    """The id that stands for a masked token; None without one."""
+    return next((i for i in map(self._hf.token_to_id, (MASK, '[MASK]')) if i is not None), None)
+
+  @property
+  def whole(self) -> bool:
+    """Whether its ids tell the text, but for spaces at its ends (and characters that it does not know)."""
+    return self.kind in ('char', 'bpe', 'gpt2') and 'Lowercase' not in json.dumps(self.to_dict()['normalizer'])
+
+  def encode_places(self, text: str) -> tuple[list[int], list[int]]:
+    """Ids without <bos> and <eos>, and where in the text each ends, in characters."""
+    found = self._hf.encode(text, add_special_tokens=False)
+    return found.ids, [end for _, end in found.offsets]
+
   def encode(self, text: str) -> list[int]:
     """Ids without <bos> and <eos>."""
     return self._hf.encode(text, add_special_tokens=False).ids
@@ -78,7 +100,7 @@ class Tokenizer:
   def decode_batch(self, rows) -> list[str]:
     rows = [list(itertools.takewhile(lambda i: i != EOS, map(int, row))) for row in rows]
     texts = self._hf.decode_batch(rows, skip_special_tokens=True)
-    return [text.removeprefix(' ') for text in texts] if self.kind == 'bpe' else texts
+    return [text.removeprefix(' ') for text in texts] if self._prefixed else texts
 
   def recase(self, text: str) -> str:
     """Words between spaces as they are usually written, the first with a capital; unchanged where case was never lost."""
@@ -86,6 +108,10 @@ class Tokenizer:
       return text
     text = ' '.join(self.casing.get(word, word) for word in text.split())
     return text[:1].upper() + text[1:]
+
+  def to_dict(self) -> dict:
+    """What a tokenizer.json of the library `tokenizers` holds."""
+    return json.loads(self._text)
 
   def save(self, path):
     saved = {'kind': self.kind, 'tokenizer': json.loads(self._text), 'casing': self.casing}
@@ -101,24 +127,28 @@ class Tokenizer:
       raise UserError(f'{path}: not a tokenizer of this project ({error}).') from None
 
 
-def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_frequency=1, casing=None) -> Tokenizer:
+def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_frequency=1, casing=None, exact=False, mask=False) -> Tokenizer:
   """A tokenizer of at most `vocab_size` ids (4 specials and, for 'bpe', 256 bytes included); the same texts
   give the same one.
 
   Texts are normalised to NFC, stripped, and lower-cased on request. `min_frequency` is ignored by 'unigram'.
+  `exact`: texts are neither normalised nor stripped. `mask`: MASK is one of the ids.
   """
   if kind not in _KINDS:
     raise UserError(f'No kind of tokenizer {kind!r}; did you mean {nearest(kind, _KINDS)!r}, of {list(_KINDS)}?')
-  least = len(SPECIALS) + (len(_BYTES) if kind == 'bpe' else 1)
+  if exact and kind not in _EXACT:
+    raise UserError(f'tokenizer.exact: a tokenizer of kind {kind!r} loses spaces. Choose one of {list(_EXACT)}.')
+  least = len(SPECIALS) + mask + (len(_BYTES) if kind == 'bpe' else 1)
   _check_size(kind, vocab_size, least)
   texts = list(texts)
   if not any(text.strip() for text in texts):
     raise UserError("A tokenizer can't be trained: there is no text.")
   model = {'bpe': models.BPE(), 'subword': models.BPE(unk_token=SPECIALS[UNK], end_of_word_suffix=_WORD_END)}
   tokenizer = hf.Tokenizer(model.get(kind) or models.WordLevel(unk_token=SPECIALS[UNK]))
-  tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip()] + [normalizers.Lowercase()] * lowercase)
-  tokenizer.pre_tokenizer, tokenizer.decoder = _KINDS[kind]
-  options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIALS), show_progress=False)
+  cleaning = [] if exact else [normalizers.NFC(), normalizers.Strip()]
+  tokenizer.normalizer = normalizers.Sequence(cleaning + [normalizers.Lowercase()] * lowercase)
+  tokenizer.pre_tokenizer, tokenizer.decoder = (_EXACT if exact else _KINDS)[kind]
+  options = dict(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[*SPECIALS, *[MASK] * mask], show_progress=False)
   if kind == 'subword':
     # The trainer numbers what it does not know as special in the order of a hash map: here the last letters of words.
     words = {word for text in texts for word in tokenizer.normalizer.normalize_str(text).split()}
@@ -126,7 +156,7 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
     options['special_tokens'] += [letter + _WORD_END for letter in ends]
     _check_size(f'{kind} of these texts', vocab_size, len(SPECIALS) + len(ends) + len(set().union(*words)))
   if kind == 'unigram':
-    tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size)
+    tokenizer.model = _unigram([tokenizer.normalizer.normalize_str(text) for text in texts], vocab_size, mask)
     tokenizer.add_special_tokens(list(SPECIALS))
   else:
     train = {
@@ -134,6 +164,9 @@ def train_tokenizer(texts, kind='bpe', vocab_size=8000, lowercase=False, min_fre
       'subword': functools.partial(trainers.BpeTrainer, end_of_word_suffix=_WORD_END),
     }.get(kind, trainers.WordLevelTrainer)
     tokenizer.train_from_iterator(texts, train(**options))
+  if tokenizer.get_vocab_size() == len(options['special_tokens']):
+    what = {'word': 'word', 'char': 'character'}[kind]
+    raise UserError(f'tokenizer.min_frequency={min_frequency}: no {what} of the training texts stands in them so often, the vocabulary would be empty.')
   trained = json.loads(tokenizer.to_str())
   trained['added_tokens'] = trained['added_tokens'][: len(SPECIALS)]
   return Tokenizer(kind, json.dumps(trained), casing)
@@ -157,7 +190,7 @@ def usual_casing(texts) -> dict:
   return {lower: form for lower, form in usual.items() if form != lower}
 
 
-def _unigram(texts, vocab_size):
+def _unigram(texts, vocab_size, mask):
   """Trained by sentencepiece: the trainer of `tokenizers` depends on the order of a hash map and counts
   each word once.
   """
@@ -172,4 +205,5 @@ def _unigram(texts, vocab_size):
     raise UserError(f"A unigram tokenizer of {vocab_size} can't be trained on these texts: {error}") from None
   trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
   pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
-  return models.Unigram([(name, 0.0) for name in SPECIALS] + pieces[len(SPECIALS):], unk_id=UNK)
+  never = [(MASK, min(score for _, score in pieces) - 100)] * mask  # no text has it
+  return models.Unigram([(name, 0.0) for name in SPECIALS] + never + pieces[len(SPECIALS):], unk_id=UNK)

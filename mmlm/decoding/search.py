@@ -180,7 +180,20 @@ def _start(cache, prompt, active, options, beams) -> State:
 
 def _extend_rows(logits, log_sums, state, options, keys, temperature) -> tuple[State, None]:
   """One token more for each row on its own: the likeliest, or one drawn with `keys` [R] at a temperature (one, or [R, 1])."""
-  lengths = state.live.lengths.reshape(-1)  # [R]
+  token, value = draw(logits, state.live.lengths.reshape(-1), options, keys, temperature)
+  token, gain = token.reshape(state.feed.shape), value - log_sums
+  live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
+  alive = (token != options.eos_id) & (live.lengths < options.max_length)
+  return state._replace(feed=token, alive=alive, live=live), None
+
+
+def draw(logits, lengths, options, keys=None, temperature=None) -> tuple[jax.Array, jax.Array]:
+  """The likeliest token of each row, or one drawn with `keys` [R] at a temperature (one, or [R, 1]), and its logit: both [R].
+
+  Args:
+    logits: [R, V] float32.
+    lengths: [R], tokens that each row has generated: another draw for each.
+  """
   values, ids = _candidates(logits, 1 if keys is None else options.top_k, lengths, options)
   if keys is None:
     choice = jnp.zeros((len(logits), 1), jnp.int32)
@@ -188,11 +201,7 @@ def _extend_rows(logits, log_sums, state, options, keys, temperature) -> tuple[S
     warm = values / temperature
     warm = nucleus(warm, options.top_p) if options.top_p < 1 else warm
     choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[:, None]
-  token = jnp.take_along_axis(ids, choice, 1).reshape(state.feed.shape)
-  gain = jnp.take_along_axis(values, choice, 1)[:, 0] - log_sums
-  live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
-  alive = (token != options.eos_id) & (live.lengths < options.max_length)
-  return state._replace(feed=token, alive=alive, live=live), None
+  return tuple(jnp.take_along_axis(of, choice, 1)[:, 0] for of in (ids, values))
 
 
 def _extend_beams(logits, log_sums, state, options) -> tuple[State, jax.Array]:

@@ -20,7 +20,7 @@ class Metric:
 
   `view` says what the hypotheses and the lists of references are: 'caption' (tokens as coco-caption counts them), 'words'
   (Moses' words in lower case, joined by spaces), 'surface' (texts as a person reads them), 'label' (names of classes),
-  'confidence' (pairs of such a name and its probability) or 'value' (numbers).
+  'confidence' (pairs of such a name and its probability), 'value' (numbers), or 'nats' (whole rows, of a language model: both the same).
   """
 
   definition: str

@@ -12,6 +12,7 @@ from mmlm.data.text import words
 from mmlm.errors import UserError
 from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
 from mmlm.evaluation.label_metrics import LABEL_METRICS
+from mmlm.evaluation.language_metrics import LANGUAGE_METRICS
 from mmlm.evaluation.meteor import Unavailable
 from mmlm.evaluation.metric import Metric
 from mmlm.evaluation.significance import bootstrap_interval
@@ -36,7 +37,7 @@ def _sacrebleu(metric, view: str, definition: str) -> Metric:
   return Metric(name, statistics, value, view)
 
 
-METRICS = CAPTION_METRICS | LABEL_METRICS | SPEECH_METRICS | {
+METRICS = CAPTION_METRICS | LABEL_METRICS | SPEECH_METRICS | LANGUAGE_METRICS | {
   'bleu': _sacrebleu(sacrebleu.BLEU(), 'surface', 'BLEU-4 of detokenised, cased text: tok:13a|smooth:exp|case:mixed'),
   'bleu_words': _sacrebleu(
     sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'), 'words',
@@ -59,6 +60,8 @@ class Views:
 
   @functools.cache  # noqa: B019 short-lived
   def of(self, view: str) -> tuple[list, list]:
+    if view == 'nats':
+      return self.predictions, self.predictions
     hypotheses, references = ([row[key] for row in self.predictions] for key in ('hypothesis', 'references'))
     if view in ('surface', 'label'):
       return hypotheses, references

@@ -50,23 +50,33 @@ class TokenEmbedding(nn.Module):
   """Tokens [B, T] -> [B, T, D]; `logits` uses the same table when the output is tied (Press & Wolf 2017).
 
   The table has standard deviation D^-1/2 and the input is scaled by D^1/2 (Vaswani et al. 2017, 3.4), so that both ends see
-  values of unit size; not `scaled`, the input is the table's row as it is (Whisper's).
+  values of unit size; not `scaled`, the input is the table's row as it is (Whisper's). `biased`: logits have a bias.
   """
 
   vocab_size: int
   dim: int
   dtype: str = 'float32'
   scaled: bool = True
+  biased: bool = False
 
   def setup(self):
     self.table = self.param('table', nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim))
+    if self.biased:
+      self.offset = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
 
   def __call__(self, tokens):
     rows = jnp.take(self.table, tokens, axis=0).astype(self.dtype)
     return rows * self.dim**0.5 if self.scaled else rows
 
   def logits(self, x):
-    return x @ self.table.T.astype(x.dtype)
+    logits = x @ self.table.T.astype(x.dtype)
+    return logits + self.offset.astype(x.dtype) if self.biased else logits
+
+  def layer(self, x):
+    """x [..., D] and the layer [V, D] whose product with it is the logits; a bias is one more column of both."""
+    if not self.biased:
+      return x, self.table
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1), jnp.concatenate([self.table, self.offset[:, None]], 1)
 
 
 class PatchEmbedding(nn.Module):

@@ -10,6 +10,7 @@ from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep, Prompt
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
+from mmlm.models.lstm import LstmLanguageModel
 from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
@@ -29,10 +30,14 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
   tied: bool = True
   scaled: bool = True  # the rows of its own table are multiplied by D^1/2
   epsilon: float = 1e-6
+  output_bias: bool = False
+  pretrained: str = ''  # a GPT-2 to start from (pretrained/gpt2.py), whose sizes these must be
   embeddings: TokenEmbedding | None = None  # those of another part, or its own
 
   def setup(self):
-    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, self.scaled)
+    if self.output_bias and (self.embeddings or not self.tied):
+      raise UserError('model.head.output_bias goes with model.head.tied and without model.shared_embeddings.')
+    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, self.scaled, self.output_bias)
     self.position = Positions(self.positions, self.max_length)
     self.embedding_dropout = Dropout(self.dropout)
     self.transformer = self.stack(causal=True, rotary=self.positions == 'rotary')
@@ -42,12 +47,18 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
     """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | Prompt | None = None):
-    """Inputs [B, T] -> [B, T, D], what the output layer sees. Padding stands at the end, where no query of ours looks."""
-    x = self.position(self.tokens(tokens), step.index if isinstance(step, DecodeStep) else 0)
-    x = self.embedding_dropout(x, train)
+  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | Prompt | None = None, segments=None, positions=None):
+    """Inputs [B, T] -> [B, T, D], what the output layer sees. Padding stands at the end, where no query of ours looks.
+
+    A token sees those of its own segment alone, and stands at its position in it, where `segments` and `positions` [B, T] are given.
+    """
+    start = step.index if isinstance(step, DecodeStep) else 0
+    if positions is not None:
+      start = positions - jnp.arange(tokens.shape[1])
+    x = self.embedding_dropout(self.position(self.tokens(tokens), start), train)
+    seen = None if segments is None else segments[:, :, None] == segments[:, None]  # [B, T, T]
     values, mask = memory if memory is not None else (None, None)
-    return self.transformer(x, None, values, mask, step, train)
+    return self.transformer(x, seen, values, mask, step, train)
 
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
     """The tokens [R] at position `step.index` -> logits [R, V]; the past stands in the collection 'cache'."""
@@ -173,7 +184,27 @@ class JointRecurrent(_WithCtc, RecurrentDecoder, kw_only=True):
   """An LSTM or GRU decoder and CTC."""
 
 
+class MaskedTokens(nn.Module):
+  """What BERT's output for masked tokens sees at each place of the memory: a layer, an activation, a norm (Devlin et al. 2019, A.2).
+
+  The output itself is the encoder's table of tokens, with a bias [V]: the task multiplies them.
+  """
+
+  dim: int
+  vocab_size: int
+  epsilon: float = 1e-12
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, inputs, memory: Sequence, train=False):
+    """Memory [B, S, D] -> [B, S, D + 1]: the last column is that of the bias [V, 1], which is given as well."""
+    x = nn.gelu(nn.Dense(self.dim, dtype=self.dtype, name='layer')(memory.values), approximate=False)
+    x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
+    bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1), bias[:, None]
+
+
 HEADS = {
   'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder, 'classifier': Classifier, 'regressor': Regressor,
-  'ctc': Ctc, 'joint': JointTransformer, 'joint_recurrent': JointRecurrent,
+  'ctc': Ctc, 'joint': JointTransformer, 'joint_recurrent': JointRecurrent, 'lstm': LstmLanguageModel, 'masked_tokens': MaskedTokens,
 }  # fmt: skip

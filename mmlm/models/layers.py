@@ -1,6 +1,7 @@
 """Dropout that is cheap on every backend, and the table of activations."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -13,18 +14,22 @@ class Dropout(nn.Module):
   """Inverted dropout (Srivastava et al. 2014) with 8 random bits a value.
 
   The rate, which may be traced, is rounded to a multiple of 1/256. Drawing a quarter of the 32-bit words and splitting them costs a third of
-  `jax.random.bernoulli`, which is a quarter of a training step on a CPU.
+  `jax.random.bernoulli`, which is a quarter of a training step on a CPU. `shared` axes are dropped as one: the time of variational
+  dropout (Gal & Ghahramani 2016), the values of a word of embedding dropout.
   """
 
   rate: float
+  shared: tuple = ()
 
   @nn.compact
   def __call__(self, x, train: bool):
     threshold = jnp.round(self.rate * 256) if is_traced(self.rate) else round(self.rate * 256)
     if not train or is_off(threshold):
       return x
-    words = jax.random.bits(self.make_rng('dropout'), (-(-x.size // 4),), jnp.uint32)
-    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
+    shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(x.shape))
+    size = math.prod(shape)
+    words = jax.random.bits(self.make_rng('dropout'), (-(-size // 4),), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
     scale = 256 / (256 - threshold)
     if is_traced(threshold):
       threshold, scale = threshold.astype(jnp.uint8), scale.astype(x.dtype)

@@ -56,13 +56,16 @@ class MultimodalModel(nn.Module):
     return self.head(inputs, self.encode(batch, train), train)
 
   def hidden(self, batch: dict, inputs, train=False):
-    """What the output layer sees, [B, T, D], and that layer, [V, D]: their product is the logits."""
-    return self.head.hidden(inputs, self.encode(batch, train), train), self.head.output.table
+    """What the output layer sees, [B, T, D], and that layer, [V, D]: their product is the logits. A batch of packed documents tells its
+    segments and positions [B, T].
+    """
+    places = {name: batch[name] for name in ('segments', 'positions') if name in batch}
+    return self.head.output.layer(self.head.hidden(inputs, self.encode(batch, train), train, **places))
 
   def branches(self, batch: dict, inputs, train=False):
     """What `hidden` gives, None of a head without a decoder, and of its CTC branch the logits [B, S, V] and where there are any [B, S]."""
     memory = self.encode(batch, train)
-    decoder = (self.head.hidden(inputs, memory, train), self.head.output.table) if hasattr(self.head, 'hidden') else None
+    decoder = self.head.output.layer(self.head.hidden(inputs, memory, train)) if hasattr(self.head, 'hidden') else None
     return decoder, self.head.frames(memory, train), memory.mask
 
   def frames(self, memory: Sequence):

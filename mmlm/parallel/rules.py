@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmlm.errors import UserError
-from mmlm.parallel.axes import AXES
+from mmlm.parallel.axes import AXES, BATCH
 from mmlm.trees import by_rules, flat, name_of, one_of
 
 WHOLE = ('whole',)
@@ -36,7 +36,8 @@ RULES = {'transformer': TRANSFORMER, 'fsdp': (('.*', ()),), 'replicated': (('.*'
 
 
 def shardings(mesh: jax.sharding.Mesh, rules: tuple, tree):
-  """The tree of NamedShardings of parameters, or of a training state, whose optimizer state and average follow its parameters.
+  """The tree of NamedShardings of parameters, or of a training state, whose optimizer state and average follow its parameters, and what it
+  carries from step to step the rows of batches.
 
   Args:
     rules: (regex, axes) pairs, and names of `RULES`, whose rules that cover nothing, or whose axes do not divide a dimension, do nothing.
@@ -54,7 +55,10 @@ def shardings(mesh: jax.sharding.Mesh, rules: tuple, tree):
     spec, its_shape = specs.get(of, (P(), ()))
     return NamedSharding(mesh, spec if shape == its_shape else P())
 
-  return jax.tree_util.tree_map_with_path(place, tree)
+  placed = jax.tree_util.tree_map_with_path(place, tree)
+  if not hasattr(tree, 'carry'):
+    return placed
+  return placed._replace(carry=jax.tree.map(lambda _: NamedSharding(mesh, P(BATCH)), tree.carry))
 
 
 def parameter_specs(mesh: jax.sharding.Mesh, rules: tuple, params) -> dict:

@@ -3,6 +3,7 @@
 `devices` parts have the rows of a batch, of which this process loads those of `part` (its number, how many there are). Rows that do not
 divide are filled up with zeros, whose weight is 0. All give the same numbers, but for dropout: 'pmap' draws for the rows of each device by
 its own key, 'jit' and 'mesh' for the whole batch by one, so these two also agree with dropout on where nothing was filled up.
+What a training state carries from step to step (`TrainState.carry`) has a row for each row of a batch, and lies where that row is.
 Axes: B batch.
 """
 
@@ -32,6 +33,17 @@ def filled(batch: dict, multiple: int) -> dict:
 
 def _rows(batch) -> int:
   return len(jax.tree.leaves(batch)[0])
+
+
+def _merged(x):
+  """[devices, B / devices, ...] -> [B, ...]"""
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _carry(tree):
+  """What a training state carries, () of one that carries nothing and of parameters."""
+  carry = getattr(tree, 'carry', ())
+  return carry if jax.tree.leaves(carry) else ()
 
 
 class OneDevice:
@@ -79,7 +91,9 @@ class Replicas:
     stacked = jax.tree.map(lambda x: np.broadcast_to(x := _on_host(x), (self._local, *np.shape(x))), tree)
     return jax.pmap(lambda x: x)(stacked) if jax.tree.leaves(tree) else tree
 
-  place = replicate
+  def place(self, tree):
+    carry = _carry(tree)
+    return self.replicate(tree._replace(carry=()))._replace(carry=self.shard(carry)) if carry else self.replicate(tree)
 
   def abstract(self, tree):
     if self._alone:
@@ -88,6 +102,8 @@ class Replicas:
 
   def unreplicate(self, tree):
     first = jax.tree.map(lambda x: x[0], tree)
+    if carry := _carry(tree):
+      first = first._replace(carry=jax.tree.map(_merged, carry))
     # Processes save together what is an array of all of them.
     return first if self._alone else jax.tree.map(lambda x: put(x, self._whole), first)
 
@@ -107,8 +123,7 @@ class Replicas:
     else:  # every process reads the answers of all
       gather = lambda x: jax.lax.all_gather(x, DEVICES)
       run = jax.pmap(lambda given, batch: jax.tree.map(gather, fn(given, batch)), DEVICES, out_axes=None)
-    merge = lambda x: x.reshape(-1, *x.shape[2:])
-    return lambda given, batch: unfilled(jax.tree.map(merge, run(given, self.shard(batch))), _rows(batch), self.part[1])
+    return lambda given, batch: unfilled(jax.tree.map(_merged, run(given, self.shard(batch))), _rows(batch), self.part[1])
 
 
 class Sharded:

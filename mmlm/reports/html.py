@@ -127,7 +127,19 @@ def _texts(rows) -> list:
   return [row | {'exact': e, 'grade': f, 'told': told(row, f)} for row, e, f in zip(rows, single('exact_match'), single('word_f1'))]
 
 
-GRADES = {'classification': _classes, 'regression': _numbers, 'recognition': speech.graded}
+def _language(rows) -> list:
+  """Stretches of a text stand where others have an answer; a text whose masked words were found has one."""
+  graded = []
+  for row in rows:
+    nats = row['nats'] / max(row['tokens'], 1)
+    shown = {} if row['hypothesis'] else {'hypothesis': row['references'][0], 'references': []}
+    graded.append(row | shown | {'exact': False, 'grade': -nats, 'told': f'{nats:.3f} nats a token'})
+  return graded
+
+
+GRADES = {
+  'language_model': _language, 'masked_language_model': _language, 'classification': _classes, 'regression': _numbers, 'recognition': speech.graded,
+}  # fmt: skip
 
 
 def _confusions(files: dict) -> list:

@@ -212,7 +212,7 @@ class _Stretch:
         state, metrics = self.compiled(state, stacked([batches[key] for key in keys]), self.numbers)
         self._settle()
         self.waiting = done, metrics, [int(batches[key]['weight'].sum()) for key in keys]
-        self._after(done, state, bool(stopped))
+        state = self._after(done, state, bool(stopped))
         if stopped:
           self._interrupt(done, state, stopped)
         if sum(member.active for member in members) * 2 <= len(members):
@@ -233,7 +233,7 @@ class _Stretch:
         self._guarded(member, lambda member=member, own=own, i=i: member.keeper.note(member.step + done, own, examples[i]))
 
   def _after(self, done: int, state, stopped: bool):
-    """What is due after a step: lines, validations, ends."""
+    """What is due after a step: lines, validations, ends. The stack to go on from: another only where a trial's averaging begins."""
     if stopped or any(member.active and member.keeper.due(member.step + done) for member in self.members):
       self._settle()
     for i, member in enumerate(self.members):
@@ -241,9 +241,12 @@ class _Stretch:
       if not member.active or not member.keeper.due(step):
         continue
       self._guarded(member, lambda member=member, i=i: self._one_after(member, step, lambda: _own(state, i)))  # noqa: B023 called at once
+      if member.keeper.averages:
+        state = state._replace(averaged=state.averaged.at[i].set(1))
       for other in self.members:
         if other is not member:
           other.keeper.progress.since += time.monotonic() - began  # the time of training alone
+    return state
 
   def _one_after(self, member: _Member, step: int, state):
     keeper = member.keeper

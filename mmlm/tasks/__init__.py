@@ -2,6 +2,7 @@
 
 from mmlm.tasks.generation import TextGeneration
 from mmlm.tasks.labels import LabelPrediction
+from mmlm.tasks.language import LanguageModel, MaskedLanguageModel
 from mmlm.tasks.speech import SpeechToText
 
 TASKS = {
@@ -9,7 +10,8 @@ TASKS = {
   'translation': TextGeneration(metrics=('bleu_words', 'bleu', 'chrf', 'ter')),
   'recognition': SpeechToText(metrics=('wer', 'cer')),
   'speech_translation': SpeechToText(metrics=('bleu', 'chrf')),
-  'language_model': TextGeneration(metrics=()),
+  'language_model': LanguageModel(metrics=('perplexity_word', 'bits_per_character', 'bits_per_byte')),
+  'masked_language_model': MaskedLanguageModel(metrics=('perplexity_masked', 'masked_accuracy')),
   'classification': LabelPrediction(metrics=('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error'), heads=('classifier',)),
   'regression': LabelPrediction(
     metrics=('mae', 'pearson', 'acc_7', 'acc_5', 'acc_2_has0', 'f1_has0', 'acc_2_non0', 'f1_non0'), heads=('regressor',)

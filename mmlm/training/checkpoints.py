@@ -1,7 +1,8 @@
 """Checkpoints with orbax: the latest n and the best n, written in the background, restored with a fallback.
 
-A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state, random key), `meta` (JSON) and checksums of all of
-these (checksums.py). It gets its name when it is whole, and is renamed before it is removed: no step is ever seen in part.
+A step holds `params`, `ema` (when there is one), `rest` (step, optimizer state, random key, what is carried between steps), `meta` (JSON)
+and checksums of all of these (checksums.py). It gets its name when it is whole, and is renamed before it is removed: no step is ever
+seen in part.
 """
 
 import math
@@ -25,7 +26,13 @@ FULL = 'the newest checkpoint was not written, older ones are whole'
 
 
 def higher_is_better(metric: str) -> bool:
-  return metric.rpartition('/')[2] not in ('loss', 'perplexity', 'ter', 'wer', 'wer_normalized', 'cer', 'mae', 'calibration_error')
+  return metric.rpartition('/')[2] not in LOWER
+
+
+LOWER = (
+  'loss', 'perplexity', 'ter', 'wer', 'wer_normalized', 'cer', 'mae', 'calibration_error', 'perplexity_word', 'bits_per_character', 'bits_per_byte', 'nats_per_character',
+  'perplexity_masked',
+)  # fmt: skip
 
 
 class _Manager(ocp.CheckpointManager):
@@ -182,4 +189,5 @@ class Checkpoints:
 def _items(state: TrainState) -> dict:
   """The trees of a step by the names that they have on disk."""
   rest = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+  rest |= {name: part for name, part in (('carry', state.carry), ('averaged', state.averaged)) if jax.tree.leaves(part)}
   return {'params': state.params, 'rest': rest} | ({} if state.ema == () else {'ema': state.ema})

@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from mmlm import runs
 from mmlm.errors import UserError
@@ -26,6 +27,7 @@ class Schedule(NamedTuple):
   log_every: int
   eval_every: int
   patience: int  # validations
+  average_after: int = 0  # validations by which a score must be worse for averaging to begin (Merity et al. 2018, algorithm 1); 0 = never
 
 
 class Parts(NamedTuple):
@@ -158,6 +160,8 @@ def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None
         settle()
       if keeper.after(step, lambda: parallel.unreplicate(state)):  # noqa: B023 called at once
         return
+      if keeper.averages:
+        state = state._replace(averaged=parallel.replicate(np.int32(1)))
       if stopped or hosts.preempted(step):
         settle()
         keeper.save_at(step, lambda: parallel.unreplicate(state))  # noqa: B023
@@ -181,13 +185,14 @@ class Keeper:
   """What is kept of a run while it trains: its log, its checkpoints, and whether it goes on.
 
   `meta` is what a checkpoint tells of it: the best score and for how many validations there was none better. `values`: the newest
-  validation. States are asked for, as functions without arguments, only where they are wanted.
+  validation; `averages`: with it the mean of the parameters begins, in the state that it has saved: the one that goes on must count it too.
+  States are asked for, as functions without arguments, only where they are wanted.
   """
 
   def __init__(self, parts: Parts, checkpoints: Checkpoints, log: Log, meta: dict, start: int, name: str = '', among: int = 1):
     self.parts, self.checkpoints, self.log, self.meta, self.name = parts, checkpoints, log, dict(meta), name
     self.progress = Progress(start, parts.schedule.total, self.meta.get('since_last'), name, among)
-    self.values = {}
+    self.values, self.averages = {}, False
 
   def note(self, step: int, metrics: dict, examples: int, flops: float = 0.0):
     """Checks and counts the metrics of a step, on the host."""
@@ -220,7 +225,7 @@ class Keeper:
 
   def after(self, step: int, state) -> bool:
     """Logs, validates and saves, each in its time. Whether the run ends with this step."""
-    schedule = self.parts.schedule
+    schedule, self.averages = self.parts.schedule, False
     last = step == schedule.total
     if step % schedule.log_every == 0 or last:
       rate = float(self.parts.learning_rate(step - 1))
@@ -250,7 +255,19 @@ class Keeper:
       raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
     better = math.isfinite(values[monitor]) and (best is None or self.checkpoints.sign * (values[monitor] - best) > 0)
     self.meta |= {'best': values[monitor], 'stale': 0} if better else {'stale': self.meta['stale'] + 1}
+    self.averages = self._averaging_begins(state, values[monitor])
+    if self.averages:
+      print(f'{self.name}step {step:>6}: from here on the mean of the parameters is evaluated.', flush=True)
+      state = state._replace(averaged=np.int32(1))
     self._save(state, values)
+
+  def _averaging_begins(self, state: TrainState, score: float) -> bool:
+    """Whether the score is worse than the best of those before the last `average_after` validations."""
+    if not (window := self.parts.schedule.average_after) or state.averaged:
+      return False
+    before, sign = self.meta.get('scores', []), self.checkpoints.sign
+    self.meta['scores'] = [*before, score]
+    return len(before) > window and sign * score < max(sign * old for old in before[:-window])
 
   def _save(self, state: TrainState, values: dict):
     self.checkpoints.save(state, self.meta | {'since_last': self.progress.sums.tolist()}, values)

@@ -12,6 +12,7 @@ OPTIMIZERS = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
   'adafactor': lambda c: optax.chain(
     optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(c.beta1, debias=False)),
+  'sgd': lambda c: optax.identity(),
   'lion': lambda c: optax.scale_by_lion(b1=c.beta1, b2=c.beta2),
 }  # fmt: skip
 

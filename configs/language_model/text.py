@@ -1,0 +1,62 @@
+"""A language model of a user's own text: a file, a folder of *.txt, a manifest, or a prepared set.
+
+  ./launch.sh train configs/language_model/text.py:text=my/book.txt --workdir runs/mine       # its first nine tenths, the rest validates
+  ./launch.sh train configs/language_model/text.py:text=my/train,valid=my/valid --workdir runs/mine        # two folders
+  ./launch.sh train configs/language_model/text.py:text=my/train.jsonl,valid=my/valid.jsonl --workdir runs/mine
+  ./launch.sh generate runs/mine --prompt "Once upon" --temperature 0.8
+
+`documents=line` or `paragraph` cuts files into documents. `tokens=char`, `bpe` or `word`; `model=transformer` over packed documents, which do
+not see each other, or `lstm`, which reads on. `gpt2=FOLDER` goes on from a GPT-2 with its tokenizer and sizes. A prepared set:
+`set=multi30k/text,field=en,text=train,valid=valid`. A run with `tokenizer.kind=run` can be fused into the search of that run
+(`decoding.language_model`), or start its decoder (`train.start_from`).
+"""
+
+from mmlm.config import default_config, parse_arg, smoke
+from mmlm.pretrained.gpt2 import gpt2_options
+
+MODELS = {
+  'transformer': ('packed', {'name': 'transformer_decoder', 'layers': 6, 'heads': 8}),
+  'lstm': ('continuous', {'name': 'lstm', 'layers': 2, 'hidden_dim': 512, 'weight_drop': 0.3}),
+}
+
+
+def splits(args):
+  """(name of the set, fields, split to train on, split to validate on)"""
+  if args.set:
+    return args.set, {'targets': args.field}, args.text, args.valid
+  if args.text.endswith('.jsonl'):
+    return 'manifest', {}, args.text, args.valid
+  parts = (args.text, args.valid) if args.valid else (f'{args.text}[:90%]', f'{args.text}[90%:]')
+  return 'text', {'documents': args.documents}, *parts
+
+
+def get_config(arg=''):
+  args = parse_arg(
+    arg, smoke=False, text='text.txt', valid='', documents='file', set='', field='text', tokens='bpe', model='transformer', context=256, gpt2=''
+  )  # fmt: skip
+  config = default_config()
+  config.task = 'language_model'
+  config.data.name, config.data.fields, train, valid = splits(args)
+  config.data.splits = {'train': train, 'valid': valid, 'test': (valid,)}
+  config.data.stream, head = MODELS[args.model]
+  config.data.across = False
+  config.data.max_length = args.context
+  config.tokenizer = {'kind': args.tokens, 'vocab_size': 8000, 'lowercase': False, 'min_frequency': 2, 'exact': True}
+  config.model.dim = 256
+  config.model.dropout = 0.2
+  config.model.head = head
+  config.optimizer.warmup = '200 steps'
+  config.optimizer.weight_decay = 0.1
+  config.train.batch_size = config.evaluate.batch_size = 32
+  config.train.label_smoothing = 0.0
+  config.train.duration = '10 epochs'
+  config.train.patience = 3
+  config.evaluate.stride = args.context // 2
+  if args.gpt2:
+    config.model.head, sizes = gpt2_options(args.gpt2)
+    config.model.dim = sizes['dim']
+    config.data.max_length = sizes['max_length']
+    config.tokenizer.kind, config.tokenizer.source = 'gpt2', args.gpt2
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.rate_rules = (('.*/tokens/bias', 0.0), ('.*', 1.0))
+  return smoke(config) if args.smoke else config

@@ -1,0 +1,74 @@
+"""Running text for language models: Tiny Shakespeare (Karpathy 2015) and the Brown corpus (Francis & Kucera 1979)."""
+
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from mmlm.data.parallel_text import read_lines
+from mmlm.data.plain_text import read_text
+from mmlm.errors import UserError
+
+F = tfds.features
+
+
+class RunningText(tfds.core.GeneratorBasedBuilder):
+  """Features: id and text; the documents of a split stand in the order of the original."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  FIELDS = {'id': 'id', 'targets': 'text'}
+
+  def __init__(self, *, source, skip_broken=False, **kwargs):
+    self.source = pathlib.Path(source)
+    super().__init__(**kwargs)
+
+  def _info(self):
+    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text()}), disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
+
+  def _generate_examples(self, rows):
+    for number, (name, text) in enumerate(rows):
+      yield number, {'id': name, 'text': text}
+
+  def find(self, *names) -> pathlib.Path:
+    """The first of these files of the source that is there."""
+    for path in (self.source / name for name in names):
+      if path.is_file():
+        return path
+    raise UserError(f'{self.source}: no {names[0]}.\n{self.HOW}')
+
+
+class TinyShakespeare(RunningText):
+  """One document a split: the first nine tenths of its 1,115,394 characters to train on, the rest to validate."""
+
+  name, FOLDER = 'tiny_shakespeare', 'text/lm'
+  HOW = """\
+Get input.txt of https://github.com/karpathy/char-rnn (data/tinyshakespeare):  ./launch.sh prepare tiny_shakespeare --source FOLDER
+FOLDER holds it as input.txt or tinyshakespeare.txt"""
+
+  def read_splits(self):
+    text = read_text(self.find('input.txt', 'tinyshakespeare.txt'))
+    border = len(text) * 9 // 10
+    return {'train': [('train', text[:border])], 'valid': [('valid', text[border:])]}
+
+
+class Brown(RunningText):
+  """57,340 sentences of words between spaces, in order. Of twenty stretches of BLOCK sentences one is for validation and one for the test,
+  so that all of them hold every kind of text.
+  """
+
+  name, FOLDER, BLOCK = 'brown', 'text/lm', 100
+  HOW = """\
+Get the Brown corpus (nltk.download('brown') gives it) and write a sentence a line, words between spaces, without tags:
+  ./launch.sh prepare brown --source FOLDER, which holds it as brown.txt (.xz)"""
+
+  def read_splits(self):
+    path = self.find('brown.txt', 'brown.txt.xz')
+    found = {'train': [], 'valid': [], 'test': []}
+    for number, line in enumerate(read_lines(path)):
+      if not line.strip():
+        raise UserError(f'{path}, line {number + 1}: empty.')
+      place = number // self.BLOCK % 20
+      found['valid' if place == 18 else 'test' if place == 19 else 'train'].append((f'line {number + 1}', line.strip()))
+    return found
