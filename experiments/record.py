@@ -21,6 +21,7 @@ import sys
 from experiments.tables import add_rows, write_tables
 from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
+from mmlm.evaluation.similarity import definition_of
 from mmlm.evaluation.text_metrics import METRICS, Views
 from mmlm.runs import read_json, read_jsonl
 from mmlm.tasks import TASKS
@@ -54,7 +55,8 @@ def results_of(folder: pathlib.Path) -> dict:
   found = {}
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
-    command = f'evaluate runs/x --splits {score["split"]}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
+    splits = '' if score['split'] == 'similarity' else f' --splits {score["split"]}'  # word vectors have none
+    command = f'evaluate runs/x{splits}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
     command += ' --text_from runs/recognition/predictions/...' if score.get('text_from') else ''
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
   config = read_json(folder / 'config.json')
@@ -132,7 +134,7 @@ def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
   environment, spec = runs.environments[0], runs.spec
   return {
     'row': named(name, key), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
-    'definition': METRICS[metric].definition, 'config': spec.split()[0],
+    'definition': METRICS[metric].definition if metric in METRICS else definition_of(metric), 'config': spec.split()[0],
     'command': f'./launch.sh train {spec} --workdir runs/x {runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
     'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': runs.seconds,
   }  # fmt: skip

@@ -10,6 +10,8 @@
   ./launch.sh generate DIR --prompt TEXT       a language model goes on with a text, or begins one
   ./launch.sh to_gpt2 DIR --output FOLDER      a decoder of GPT-2's shape as Hugging Face's folder
   ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
+  ./launch.sh similarity VECTORS               word vectors of a file, a package or a run on similarity sets and analogies
+  ./launch.sh vectors DIR --output FILE        write the word vectors of a run for word2vec, GloVe, fastText or gensim
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR                       write DIR/report.html
@@ -91,6 +93,15 @@ COMMANDS = {
     (SWITCH, 'previous', False, 'each window is told what was said before it'),
     (SWITCH, 'batched', False, 'cut files at quiet places into windows that are decoded together: faster for long files'),
     (NUMBER, 'batch_size', 8, 'windows decoded together, of several files or, batched, of one'),
+  ]),
+  'similarity': ('vectors', 'vectors', [
+    (TEXT, 'sets', '', 'folder or file of similarity sets and analogies; $MMLM_DATA/text/wordsim if not given'),
+    (NUMBER, 'restrict', 30000, 'analogies among so many of the first words; 0 = all'),
+    (TEXT, 'method', 'add', 'how analogies are answered: add (3CosAdd) or mul (3CosMul)'),
+  ]),
+  'vectors': ('vectors', 'workdir', [
+    (TEXT, 'output', None, 'the file (required); .bin for word2vec_binary'),
+    (TEXT, 'format', 'word2vec', 'word2vec, word2vec_binary, glove or fasttext'),
   ]),
   'compare': ('studies', 'first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
   'ablate': ('studies', 'workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),

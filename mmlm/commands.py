@@ -15,7 +15,7 @@ import time
 import jax
 
 from mmlm import config as configs
-from mmlm import runs
+from mmlm import runs, vectors
 from mmlm.data import prepare as data
 from mmlm.data.audio import SUFFIXES
 from mmlm.data.features import is_features, read_features
@@ -39,6 +39,8 @@ from mmlm.weights import is_export
 
 # {modality: what its files are called, their endings}
 FILES = {'image': ('picture', {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}), 'audio': ('sound', SUFFIXES | {'.npy'})}
+# Tasks whose parameters are tables: what their experiment is, and what its training needs.
+TABLES = {'word_vectors': (vectors.VectorExperiment, vectors.training_parts)}
 QUICK_START = 'configs/captioning/unicode_pictures.py'
 
 
@@ -95,10 +97,11 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
   hosts.join(coordinator, processes, process)
   settings = settings | ({'data.skip_broken': 'True'} if skip_broken else {})
   config = configs.override(configs.load_config(config_path), settings)
-  experiment = Experiment(config, workdir)
+  kind, parts_of = TABLES.get(config.task, (Experiment, training_parts))
+  experiment = kind(config, workdir)
   with contextlib.ExitStack() as held:
     with hosts.writer_first():  # others find data sets, tokenizer and grids made
-      parts, state = _prepared(experiment, held)
+      parts, state = _prepared(experiment, parts_of, held)
     try:
       loop.train(parts, experiment.parallel, state, experiment.checkpoints(writing=True), experiment.folder)
     except loop.Interrupted as stopped:
@@ -106,8 +109,8 @@ def train(config_path: str, workdir: str, settings: dict, skip_broken: bool = Fa
       sys.exit(stopped.code)
 
 
-def _prepared(experiment: Experiment, held: contextlib.ExitStack) -> tuple:
-  """What `loop.train` needs; the run folder is claimed, and locked as long as `held` is open."""
+def _prepared(experiment: Experiment, parts_of, held: contextlib.ExitStack) -> tuple:
+  """What `loop.train` needs, by `parts_of`; the run folder is claimed, and locked as long as `held` is open."""
   folder, config = experiment.folder, experiment.config
   (split,) = experiment.splits('train')
   for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
@@ -118,7 +121,7 @@ def _prepared(experiment: Experiment, held: contextlib.ExitStack) -> tuple:
     held.enter_context(contextlib.closing(runs.lock(folder)))
     claim(folder, config)
     runs.write_json(folder / 'environment.json', _announce())
-  parts, state = training_parts(experiment, split)
+  parts, state = parts_of(experiment, split)
   learned = sum(leaf.size for leaf, rate in zip(*map(jax.tree.leaves, (state.params, rates_of(config.optimizer, state.params)))) if rate)
   print(f'{count(state.params):,} parameters, {learned:,} of them learn; run folder {folder}', flush=True)
   return parts, state
@@ -129,6 +132,8 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, 
 
   `text_from`: a predictions file, whose hypotheses are read in place of the texts of the splits.
   """
+  if _holds_tables(workdir):
+    return vectors.evaluate(workdir, splits, settings, greedy, text_from)
   experiment = Experiment.of_run(workdir, settings)
   if text_from:
     experiment.read_texts({name: row['hypothesis'] for name, row in by_id(text_from).items()}, text_from)
@@ -177,6 +182,11 @@ def evaluate(workdir: str, splits: tuple, settings: dict, greedy: bool = False, 
       width = max(map(len, names))
       print('\n'.join(f'  {name:<{width}} said ' + ', '.join(f'{said} {count}' for said, count in zip(names, row)) for name, row in zip(names, table)))
   return written
+
+
+def _holds_tables(workdir: str) -> bool:
+  path = pathlib.Path(workdir) / 'config.json'
+  return path.is_file() and runs.read_json(path).get('task') in TABLES
 
 
 def _named(path: str) -> str:
@@ -254,6 +264,9 @@ def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: 
 
 def report(workdir: str, against: str, settings: dict) -> None:
   """Writes report.html into a run folder, with the pictures and sounds of its validation and test examples; `against`: another run's curves beside."""
+  if _holds_tables(workdir):
+    print(f'Report: {write_report(workdir)}')
+    return
   experiment = Experiment.of_run(workdir, settings)
   sources = [experiment.source(split) for part in ('valid', 'test') for split in experiment.splits(part)]
   places = {source[i]['id']: (source, i) for source in sources for i in range(len(source))}

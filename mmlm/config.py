@@ -22,6 +22,7 @@ from mmlm.errors import UserError
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
+from mmlm.models.word_vectors import WORD_VECTORS
 from mmlm.trees import nearest, one_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -109,9 +110,11 @@ def default_config() -> ConfigDict:
     # metrics: () = the task's own
     # reference_words: {split: words of all its references}; what Moses' rules must give, or the evaluation fails
     # stride: tokens by which the windows over running text slide; 0 = data.max_length, side by side
+    # similarity: of word vectors, the folder or file of similarity sets and analogies; '' = $MMLM_DATA/text/wordsim
     # shuffled: print the score with the inputs given to the wrong examples beside
     'evaluate': {
       'checkpoint': 'best', 'average': 1, 'batch_size': 64, 'metrics': (), 'reference_words': {}, 'shuffled': True, 'bootstrap_samples': 1000, 'stride': 0,
+      'similarity': '',
     },
     # The fields of SearchOptions with its defaults (beam search) and of FusionOptions; max_length: 0 = data.max_length
     'decoding': {
@@ -282,7 +285,7 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
   """
   done = ConfigDict(_filled('', config.to_dict(), default_config().to_dict(), dropping))
   values = flatten_dict(done.to_dict(), sep='.')
-  if not done.model.encoders and done.task != 'language_model':
+  if not done.model.encoders and done.task not in ('language_model', 'word_vectors'):
     raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
   one_of('model.dtype', done.model.dtype, ('float32', 'bfloat16', 'float16'))
   one_of('watch.non_finite', done.watch.non_finite, ('stop', 'skip'))
@@ -310,7 +313,7 @@ def _filled(key: str, value, default, dropping: bool):
     raise UserError(f'{key}={value!r}: expected a group with keys, such as {default}.')
   if key in ('data.fields', 'data.splits', 'evaluate.reference_words'):  # their keys are the user's
     return value
-  parts = {'model.fusion': FUSIONS, 'model.head': HEADS, 'model.context': ENCODERS}
+  parts = {'model.fusion': FUSIONS, 'model.head': HEADS | WORD_VECTORS, 'model.context': ENCODERS}
   table = ENCODERS if key.startswith('model.encoders.') else parts.get(key)
   if key == 'model.context' and not value.get('name'):
     table = None

@@ -64,6 +64,8 @@ class Experiment:
   def __init__(self, config, folder):
     self.config, self.folder = config, pathlib.Path(folder)
     self.task = TASKS[one_of('task', config.task, TASKS)]
+    if config.task == 'word_vectors' and type(self) is Experiment:
+      raise UserError('task=word_vectors: `train`, `sweep`, `evaluate`, `similarity`, `vectors` and `report` know word vectors, other commands have no use for them.')
     one_of(f'model.head.name of {config.task}', config.model.head.name, self.task.heads)
     for name in config.evaluate.metrics:
       one_of('evaluate.metrics', name, METRICS)

@@ -14,9 +14,11 @@ from jax import export as jax_export
 from mmlm import runs
 from mmlm.data import batching
 from mmlm.data.pipeline import stream
+from mmlm.data.streams import StreamLoader, evaluation_plan
 from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.inference import params_of
+from mmlm.language import language_params
 from mmlm.trees import flat
 from mmlm.weights import ABOUT, WEIGHTS, is_export, read_weights, write_weights
 
@@ -36,7 +38,10 @@ def export(workdir: str, output: str, platforms: list[str], settings: dict) -> d
   _check_free(folder, workdir)
   batches = batches_of(experiment)
   (split,) = experiment.splits('valid')[:1]
-  params, step = params_of(experiment, experiment.loader(split, experiment.table(split, False), 1))
+  if experiment.modalities:
+    params, step = params_of(experiment, experiment.loader(split, experiment.table(split, False), 1))
+  else:
+    params, step = language_params(experiment)
   checksum = write_weights(folder, params)
   config = experiment.config.copy_and_resolve_references().unlock()
   config.update_from_flattened_dict(TRAINING_ONLY)
@@ -82,12 +87,22 @@ def functions_of(experiment: Experiment) -> dict:
 def batches_of(experiment: Experiment) -> dict:
   """{name of a function: a batch of the validation data}, with evaluate.batch_size rows and the longest lengths."""
   split, size = experiment.splits('valid')[0], experiment.config.evaluate.batch_size
-  table = experiment.table(split, True, size)
-  plan = [batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], size)]
-  with stream(plan, experiment.loader(split, table, size), 0, 1) as found:
-    batch = {key: np.asarray(value) for key, value in next(found).items()}
+  if experiment.config.data.stream:
+    batch = _running_text(experiment, split)
+  else:
+    table = experiment.table(split, True, size)
+    plan = [batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], size)]
+    with stream(plan, experiment.loader(split, table, size), 0, 1) as found:
+      batch = {key: np.asarray(value) for key, value in next(found).items()}
   inputs = {f'{m}{end}' for m in experiment.modalities for end in ('', '_mask')} | {'weight'}
   return {'forward': batch, 'decode': {key: value for key, value in batch.items() if key in inputs}}
+
+
+def _running_text(experiment: Experiment, split: str) -> dict:
+  """Rows of the text of a split, as they are read when it is scored; a state that lanes carry is none of the inputs."""
+  text, reading = experiment.running_text(split), experiment.text_evaluator().reading
+  plan = evaluation_plan(text, *reading)
+  return {key: value for key, value in StreamLoader(text, plan, reading.apart)(0, plan[0]).items() if key != 'fresh'}
 
 
 def _write_function(path: pathlib.Path, fn, params, batch: dict, platforms: list[str]) -> dict:

@@ -5,11 +5,12 @@
            metrics.jsonl          one object a line, {"step", "kind", ...}      training
            tensorboard/           the same as event files                       training
            tokenizer.json         trained with the run                          training, at first start
+           vocabulary.json        words and their counts, for word vectors      the same
            checkpoints/<step>/    state, position and their checksums           training; damaged-<step> could not be read
            status.json            running, and how it ended                     training
            .lock                  locked as long as the process lives           training
            predictions/<name>.jsonl   every hypothesis                          evaluation
-           scores/<name>.json         every metric with its interval            evaluation
+           scores/<name>.json         every metric with its interval            evaluation; for word vectors similarity-<step>.json
            ablation/<split>.json      the same with inputs changed              ablation
            report.html            the page to look at                           report
            export/                the model for others (weights.py)             export

@@ -6,9 +6,11 @@ GloVe: Pennington et al. 2014. word2vec: Mikolov et al. 2013. fastText: Bojanows
 import importlib.util
 import pathlib
 import struct
+import sys
 
 import numpy as np
 
+from mmlm.data.subwords import piece_hashes
 from mmlm.errors import UserError
 
 FASTTEXT_MAGIC = 793712314
@@ -55,7 +57,16 @@ def read_vectors(name: str) -> Vectors:
     raise UserError(f'{path}: {error}. It must be GloVe, word2vec (text or .bin) or fastText (.vec or .bin).') from None
   if not np.isfinite(array).all():
     raise UserError(f'{path}: the vector of row {int(np.argwhere(~np.isfinite(array))[0][0]) + 1} has a value that is not finite.')
-  return Vectors({word: i for i, word in reversed(list(enumerate(words)))}, array, pieces)
+  numbers = {word: i for i, word in reversed(list(enumerate(words)))}
+  _tell_duplicates(path, words, numbers)
+  return Vectors(numbers, array, pieces)
+
+
+def _tell_duplicates(path, words: list[str], numbers: dict[str, int]) -> None:
+  """Known files have some (GloVe 840B): they are told, and the first of equal words counts."""
+  if again := [i for i, word in enumerate(words) if numbers[word] != i]:
+    row, first = again[0], numbers[words[again[0]]]
+    print(f'{path}: {len(again)} of {len(words)} rows have a word that stood already, such as {words[row]!r} in rows {first + 1} and {row + 1}; the first one counts.', file=sys.stderr)
 
 
 def embedding_table(vectors: Vectors, vocabulary: list[str], seed: int = 0) -> np.ndarray:
@@ -139,25 +150,11 @@ class _Pieces:
     """Rows of the n-grams of '<word>' (Bojanowski et al. 2017, 3.2), by the hash that fastText uses."""
     if not self.buckets or not self.lengths:
       return []
-    marked, rows = f'<{word}>', []
-    for start in range(len(marked)):
-      for length in self.lengths:
-        piece = marked[start : start + length]
-        if len(piece) == length and not (length == 1 and piece in '<>'):
-          rows.append(self.known + _fnv(piece.encode('utf-8')) % self.buckets)
-    return rows
+    return [self.known + value % self.buckets for value in piece_hashes(word, self.lengths[0], self.lengths[-1])]
 
   def vector(self, word: str) -> np.ndarray | None:
     rows = self.rows(word)
     return self.array[rows].mean(0) if rows else None
-
-
-def _fnv(data: bytes) -> int:
-  """FNV-1a of 32 bits over signed bytes, as fastText has it."""
-  value = 2166136261
-  for byte in data:
-    value = ((value ^ (byte if byte < 128 else byte | 0xFFFFFF00)) * 16777619) & 0xFFFFFFFF
-  return value
 
 
 def _read_fasttext(path) -> tuple[list[str], np.ndarray, _Pieces]:

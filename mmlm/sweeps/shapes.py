@@ -13,6 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from mmlm.errors import UserError
+
 # What is 0 or below is switched off: trials with it and without it are not of one program.
 TRACED = (
   'optimizer.weight_decay', 'train.label_smoothing', 'model.dropout', 'model.modality_dropout', 'model.encoders.*.grid_dropout',
@@ -32,7 +34,13 @@ def _is_traced(key: str) -> bool:
 
 
 def shape_of(config) -> tuple:
-  """What two completed configs must have in common to be trained by one program."""
+  """What two completed configs must have in common to be trained by one program.
+
+  Raises:
+    UserError: a task whose step is one of its own.
+  """
+  if config.task == 'word_vectors':
+    raise UserError('task=word_vectors: word vectors move rows of tables on one device, a trial at a time. Choose --executor=local.')
   values = _flat(config)
   # Batches of several lengths come in an order that depends on the seed.
   free = (*SCHEDULE, *OUTSIDE) if len(config.data.buckets) > 1 else (*SCHEDULE, *OUTSIDE, 'seed')

@@ -37,6 +37,11 @@ class LanguageModel(TextGeneration):
     total, weight = summed_loss(*predicted, label_smoothing), predicted[-1].sum()
     return total, (weight, carry) if 'carry' in batch else weight
 
+  def forward(self, model, params, batch) -> dict:
+    """{'logits' [B, T, V]} of every target, given what stands before it in its row; a state begins anew."""
+    x, table, *_ = self._predicted(model, params, batch, None)
+    return {'logits': (x @ table.T.astype(x.dtype)).reshape(*batch['target'].shape, -1)}
+
   def token_nats(self, model, params, batch) -> dict:
     """{'nats': [B, T], of each target, 'carry' where there is one}; no dropout."""
     (x, table, targets, _), carry = self._carried(model, params, batch, None)
@@ -96,6 +101,11 @@ class MaskedLanguageModel:
     """Sum of the cross-entropy in nats of the tokens that are to be found, and their number."""
     (x, table, targets, weights), _ = self._found(model, params, batch, rng)
     return summed_loss(x, table, targets, weights, label_smoothing), weights.sum()
+
+  def forward(self, model, params, batch) -> dict:
+    """{'logits' [B, S, V]} of every place of the text, which is read as it is: whoever calls masks it."""
+    x, bias = model.apply({'params': params}, batch, None)
+    return {'logits': x @ jnp.concatenate([table_of(params), bias], 1).T.astype(x.dtype)}
 
   def losses(self, model, params, batch):
     """The same for each example: [B] and [B]."""

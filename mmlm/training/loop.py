@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from mmlm.errors import UserError
 from mmlm.parallel import hosts
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.log import Log, Progress
-from mmlm.training.step import StepOptions, TrainState, train_step
+from mmlm.training.step import TrainState, train_step
 from mmlm.watch import Watch
 
 PREEMPTED = 75  # exit code after SIGTERM: to be started again by the same command (EX_TEMPFAIL of sysexits.h)
@@ -33,7 +34,7 @@ class Schedule(NamedTuple):
 class Parts(NamedTuple):
   """What the loop is given: it knows no task, no data set and no model."""
 
-  options: StepOptions
+  options: object  # of the step: StepOptions, or others with `accumulate` and `skip`
   learning_rate: object  # step -> rate
   stream: object  # (start, stop) -> context manager with an iterator over batches
   ids: object  # number of a batch -> ids of its examples
@@ -41,6 +42,7 @@ class Parts(NamedTuple):
   schedule: Schedule
   watch: Watch = Watch()  # over batches and steps
   skips: int = 3  # updates skipped in a row (StepOptions.skip) before the training stops
+  step: Callable = train_step  # (state, batch, options) -> (state, metrics)
 
 
 class Interrupted(Exception):
@@ -136,18 +138,18 @@ def is_complete(schedule: Schedule, step: int, meta: dict) -> bool:
 
 
 def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None:
-  parts, waiting = keeper.parts, None  # (step, metrics that are still computed, operations)
-  compiled = parallel.step(lambda state, batch: train_step(state, batch, parts.options), parts.options.accumulate)
+  parts, waiting = keeper.parts, None  # (step, metrics that are still computed, examples, operations)
+  compiled = parallel.step(lambda state, batch: parts.step(state, batch, parts.options), parts.options.accumulate)
   state = parallel.place(state)
 
   def settle():
     nonlocal waiting
     if waiting is None:
       return
-    (step, metrics, flops), waiting = waiting, None
+    (step, metrics, examples, flops), waiting = waiting, None
     with parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
       metrics = jax.device_get(metrics)
-    keeper.note(step, metrics, len(parts.ids(step - 1)), flops)
+    keeper.note(step, metrics, examples, flops)
 
   with parts.stream(start, parts.schedule.total) as batches:
     for step, batch in enumerate(_watched(parts, batches, start), start + 1):
@@ -155,7 +157,8 @@ def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None
       settle()
       if step == start + 1 and compiled.cost:
         print(f'A step takes {compiled.cost}.', flush=True)
-      waiting = step, metrics, compiled.cost.flops if compiled.cost else 0
+      examples = int(batch['weight'].sum()) * parallel.part[1]  # each process has its part of them
+      waiting = step, metrics, examples, compiled.cost.flops if compiled.cost else 0
       if stopped or keeper.due(step):
         settle()
       if keeper.after(step, lambda: parallel.unreplicate(state)):  # noqa: B023 called at once
