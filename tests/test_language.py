@@ -141,7 +141,7 @@ def compiled(strategy: str, accumulate: int, averages: bool):
 def lane_steps(strategy='jit', accumulate=1, steps=6, state=None, start=0, averages=False, batch_size=8):
   model, params = built('lstm')
   plan = Lanes(text(), 2, batch_size, seed=1)
-  averages = averages or state is not None and state.averaged != ()
+  averages = averages or state is not None and bool(jax.tree.leaves(state.averaged))
   loader, (parallel, options, step) = StreamLoader(text(), plan), compiled(strategy, accumulate, averages)
   begin = lambda: initial_state(params, options, 0, TASK.first_carry(model, batch_size), averages)
   state = parallel.place(state if state is not None else begin())
