@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from test_cli import done, read_jsonl, refused, write_jsonl
 from mmlm import config as configs
 from mmlm.data.batching import Batch
 from mmlm.experiment import Experiment
+from mmlm.sweeps.together import Trial, train_trials
+from mmlm.training.checkpoints import Checkpoints
 from mmlm.trees import flat
 
 TINY = [
@@ -17,6 +20,13 @@ TINY = [
   '--config.train.duration=4 steps', '--config.train.eval_every=2 steps', '--config.evaluate.bootstrap_samples=5', '--config.train.log_every=2 steps',
 ]  # fmt: skip
 TRANSFORMER = [*TINY, '--config.model.head.heads=2', '--config.tokenizer.min_frequency=1']
+
+
+LANES = {
+  'model.dim': '8', 'model.head.layers': '1', 'model.head.hidden_dim': '8', 'train.batch_size': '4', 'evaluate.batch_size': '4', 'train.duration': '6 steps',
+  'train.eval_every': '2 steps', 'train.keep_latest': '3', 'optimizer.name': 'sgd', 'optimizer.warmup': '0 steps', 'optimizer.schedule': 'constant',
+  'optimizer.average_after': '1', 'optimizer.weight_decay': '0.0', 'train.patience': '0', 'parallel.strategy': 'jit', 'evaluate.metrics': "('bits_per_character',)",
+}  # fmt: skip
 
 
 def sentences(count):
@@ -50,6 +60,20 @@ def test_a_run_is_scored_over_the_whole_text(place):
   assert [path.stem for path in (place / 'lm' / 'scores').iterdir()] == [f'book_90_-{score["step"]}']
   valid = [row for row in read_jsonl(place / 'lm' / 'metrics.jsonl') if row['kind'] == 'valid' and row['step'] == score['step']]
   np.testing.assert_allclose(valid[0]['loss'], score['nats_per_token'], rtol=1e-5)
+
+
+def test_it_is_exported_and_planned(place, tmp_path):
+  said = done('export', place / 'lm', '--output', tmp_path / 'out', '--config.decoding.method=greedy')
+  about = json.loads((tmp_path / 'out' / 'export.json').read_text())
+  assert about['functions'].keys() == {'forward', 'decode'} and 'the same bits as in the run' in said
+  assert all(found['largest_difference'] <= 1e-5 for found in about['functions'].values())
+  assert about['functions']['forward']['inputs'].keys() >= {'inputs', 'segments', 'positions'}
+  scored = [done('evaluate', folder).split('step ', 1)[1].split('Report')[0] for folder in (place / 'lm', tmp_path / 'out')]
+  assert scored[0] == scored[1]
+  book = f'configs/language_model/text.py:text={place / "book.txt"},documents=line,tokens=char,context=16'
+  argv = ['plan', f'{book},model=lstm', '--devices=2', '--mesh=data=2', *(f'--config.{key}={LANES[key]}' for key in LANES if key.startswith('model') or key == 'train.batch_size')]
+  assert 'fresh [4]' in done(*argv)
+  assert 'choose a multiple of 3 (1 devices times train.accumulate=3)' in refused(*argv, '--config.train.accumulate=3')
 
 
 def test_it_writes_and_goes_on_with_what_it_was_given(place, tmp_path):
@@ -88,6 +112,29 @@ def test_its_decoder_starts_that_of_a_translation(place, tmp_path):
   for name in same:
     np.testing.assert_array_equal(params[name], theirs[name])
   assert any('cross' in name for name in params) and not any('cross' in name for name in theirs)
+
+
+def test_trials_of_lanes_trained_together_are_their_lone_runs(place, tmp_path, capsys):
+  """What is carried, and when the mean of the parameters begins, is each trial's own; also where a lone run goes on."""
+  spec = f'configs/language_model/text.py:text={place / "book.txt"},documents=line,tokens=char,context=8,model=lstm'
+  own = [{'optimizer.learning_rate': '0.3'}, {'optimizer.learning_rate': '60.0'}]
+  config = configs.load_config(spec)
+  trials = [Trial(configs.override(config, LANES | {'name': config.name} | some), tmp_path / f'run{i}') for i, some in enumerate(own)]
+  train_trials(trials)
+  begun = ['from here on the mean' in line for line in capsys.readouterr().out.splitlines() if 'from here' in line or 'valid' in line]
+  assert any(begun)
+  for i, some in enumerate(own):
+    argv = ['train', spec, '--workdir', tmp_path / f'alone{i}', *(f'--config.{key}={value}' for key, value in (LANES | some).items())]
+    said = done(*argv)
+    shutil.rmtree(tmp_path / f'alone{i}' / 'checkpoints' / '6')
+    done(*argv)
+    assert ('from here on the mean' in said) == (i == 1)
+    states = [Checkpoints(tmp_path / kind / 'checkpoints', writing=False) for kind in (f'run{i}', f'alone{i}')]
+    for step in (2, 4, 6):
+      both = [flat(one.params(None, step)[0]) for one in states]
+      for name, values in both[0].items():
+        np.testing.assert_allclose(values, both[1][name], atol=1e-4, rtol=1e-4, err_msg=f'{name}, step {step}')
+  assert 'optimizer.average_after' in refused(*argv[:-1], '--config.optimizer.average_after=2')
 
 
 @pytest.fixture(scope='module')
