@@ -12,7 +12,6 @@ from mmlm import config as configs
 from mmlm.data.batching import Batch
 from mmlm.experiment import Experiment
 from mmlm.sweeps.together import Trial, train_trials
-from mmlm.training.checkpoints import Checkpoints
 from mmlm.trees import flat
 
 TINY = [
@@ -129,7 +128,7 @@ def test_trials_of_lanes_trained_together_are_their_lone_runs(place, tmp_path, c
     shutil.rmtree(tmp_path / f'alone{i}' / 'checkpoints' / '6')
     done(*argv)
     assert ('from here on the mean' in said) == (i == 1)
-    states = [Checkpoints(tmp_path / kind / 'checkpoints', writing=False) for kind in (f'run{i}', f'alone{i}')]
+    states = [Experiment.of_run(tmp_path / kind, {}).checkpoints() for kind in (f'run{i}', f'alone{i}')]
     for step in (2, 4, 6):
       both = [flat(one.params(None, step)[0]) for one in states]
       for name, values in both[0].items():

@@ -26,7 +26,7 @@ RATES = 'rates'
 
 
 def _flat(config) -> dict:
-  return flatten_dict(config.to_dict(), sep='.')
+  return flatten_dict(config.to_dict(), keep_empty_nodes=True, sep='.')  # a model without encoders has an empty group of them
 
 
 def _is_traced(key: str) -> bool:
