@@ -72,11 +72,16 @@ def _announce() -> dict:
   return found
 
 
+def check_folder(folder: pathlib.Path) -> None:
+  """UserError where a folder holds something that is no run to go on with."""
+  if is_export(folder):
+    raise UserError(f'{folder} holds an exported model, which is not trained. To start from it: --config.train.start_from={folder}')
+  runs.refuse_foreign(folder, 'config.json', 'run')
+
+
 def claim(folder: pathlib.Path, config) -> None:
   """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
-  if is_export(folder):
-    raise UserError(f'{folder} holds an exported model, which is not trained. To start from it: --config.train.start_from={folder}')
   if path.exists() and not any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints')):
     # A start that failed before the first step: there is nothing to lose.
     (folder / 'tokenizer.json').unlink(missing_ok=True)
@@ -87,7 +92,7 @@ def claim(folder: pathlib.Path, config) -> None:
       listed = ''.join(f'\n  {line}' for line in lines)
       raise UserError(f'{folder} holds a run of another config. It differs in{listed}\n'
                       'Give another --workdir, or the settings of that run.')  # fmt: skip
-  runs.refuse_foreign(folder, 'config.json', 'run')
+  check_folder(folder)
   runs.write_json(path, wanted)
 
 
@@ -116,7 +121,7 @@ def _prepared(experiment: Experiment, parts_of, held: contextlib.ExitStack) -> t
   for name in (split, *experiment.splits('valid')):  # what is wrong with them is said before anything is written
     experiment.rows(name)
   experiment.search_options()
-  runs.refuse_foreign(folder, 'config.json', 'run')  # before a lock is left in it
+  check_folder(folder)  # before a lock is left in it
   if hosts.writes():
     held.enter_context(contextlib.closing(runs.lock(folder)))
     claim(folder, config)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import submitit
 from conftest import ROOT
 from killed_sweeps import rounds
 from optuna.trial import FixedTrial
@@ -314,7 +313,7 @@ def test_the_arrays_of_slurm_are_submitted_and_waited_for(make, monkeypatch, tmp
   """By submitit's own executor of local processes, which takes the same calls."""
   monkeypatch.setattr(executors, 'train_as_job', os.makedirs)
   monkeypatch.setattr(executors, 'arguments_of', lambda run, spec: str(tmp_path / 'made' / run.name))
-  backend = type('Local', (executors.Slurm,), {'executor_class': submitit.LocalExecutor, 'usual': {'timeout_min': 5}})
+  backend = type('Local', (executors.Slurm,), {'executor': 'LocalExecutor', 'usual': {'timeout_min': 5}})
   sweep = make(RATES)
   slurm = backend(sweep, {})
   found = sweep.next_runs(0)

@@ -38,7 +38,7 @@ def get_config(arg=''):
   config.model.head = {'name': 'classifier', 'pool': 'each', 'hidden': 512, 'classes': ('negative', 'positive')}
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '20 steps'
-  config.train.duration = '40 epochs'
+  config.train.duration = config.train.eval_every = '40 epochs'
   config.train.batch_size = 13
   config.train.label_smoothing = 0.0
   config.train.monitor = 'accuracy'

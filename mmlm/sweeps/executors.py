@@ -10,7 +10,6 @@ import sys
 import time
 
 import jax
-import submitit
 
 from mmlm import runs
 from mmlm.config import ROOT
@@ -91,6 +90,14 @@ class Processes:
       process.wait()
 
 
+def _submitit():
+  """submitit without its own set-up of logging, which closes the handlers that others have opened."""
+  os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
+  import submitit
+
+  return submitit
+
+
 def train_as_job(arguments: list[str]) -> None:
   """What a job of Slurm does."""
   subprocess.run([sys.executable, '-m', 'mmlm.main', *arguments], check=True)
@@ -100,17 +107,17 @@ class Slurm:
   """Each run is a job in an array, submitted by submitit; --jobs limits how many are submitted at once."""
 
   at_once = 0
-  executor_class = submitit.SlurmExecutor
+  executor = 'SlurmExecutor'  # of submitit
   usual = {'job_name': 'mmlm', 'time': 24 * 60}  # minutes
 
   def __init__(self, sweep: Sweep, options: dict):
-    if self.executor_class is submitit.SlurmExecutor and not shutil.which('sbatch'):
+    if self.executor == 'SlurmExecutor' and not shutil.which('sbatch'):
       raise UserError(
         '--executor=slurm: there is no sbatch here. Start the sweep where Slurm takes jobs, or choose --executor=local.'
       )
     self.sweep, self.folder = sweep, sweep.folder / 'jobs'
-    self.executor = self.executor_class(self.folder)
-    known = self.executor_class._valid_parameters()
+    self.executor = getattr(_submitit(), self.executor)(self.folder)
+    known = self.executor._valid_parameters()
     for name, value in options.items():
       one_of('--slurm', name, known)
       if not value:

@@ -110,7 +110,7 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
     state, meta, start = begin(parts, state, checkpoints, parallel.abstract(state))
     if is_complete(parts.schedule, start, meta):
       print('The run is complete.')
-      if writing and not (folder / runs.STATUS).exists():  # trained before there were such files
+      if writing:  # it was interrupted at its last step, or trained before there was such a file
         runs.write_status(folder, 'done', total)
       return
     watched = runs.watched(folder, total) if writing else contextlib.nullcontext()
@@ -161,14 +161,15 @@ def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None
       waiting = step, metrics, examples, compiled.cost.flops if compiled.cost else 0
       if stopped or keeper.due(step):
         settle()
-      if keeper.after(step, lambda: parallel.unreplicate(state)):  # noqa: B023 called at once
-        return
+      ended = keeper.after(step, lambda: parallel.unreplicate(state))  # noqa: B023 called at once
       if keeper.averages:
         state = state._replace(averaged=parallel.replicate(np.int32(1)))
       if stopped or hosts.preempted(step):
         settle()
         keeper.save_at(step, lambda: parallel.unreplicate(state))  # noqa: B023
         raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.', stopped)
+      if ended:
+        return
 
 
 def _watched(parts: Parts, batches, number: int):
