@@ -31,6 +31,7 @@ from mmlm.tasks import TASKS
 
 QUICK_START = commands.QUICK_START
 FILES = sorted(path for path in ROOT.glob('configs/*/*.py') if path != ROOT / QUICK_START and path.parent.name != 'word_vectors')  # see test_vectors.py
+TEXTS = [path for path in FILES if path.parent.name == 'language_model']  # they answer nothing: a text is scored
 # A frozen network needs seconds for each hundred pictures: a few are enough, and validation shares those of the test.
 FEW = ['--config.data.splits.train=train[:32]', '--config.parallel.strategy=jit']
 HELD_OUT = {'unicode_pictures/tiny': 'test_faces[:8]', 'numerals/tiny': 'test[:8]', 'three_modalities/tiny': 'test[:8]', 'keypad_tones/tiny': 'test[:8]'}
@@ -98,13 +99,26 @@ def check(folder, training, place):
   return rows
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in FILES if path not in TEXTS], ids=lambda path: path.stem)
 def test_the_smoke_form_goes_from_training_to_the_report(path, data, tmp_path):
   folder, spec = tmp_path / 'run', f'{path}:smoke'
   said = done('train', spec, '--workdir', folder, f'--config.data.dir={data}', *few(spec))
   said_then = done('evaluate', folder)
   assert ('METEOR is left out' in said_then) == (configs.load_config(spec).task == 'captioning')
   check(folder, said, tmp_path)
+
+
+@pytest.mark.parametrize('path', TEXTS, ids=lambda path: path.stem)
+def test_the_smoke_form_of_a_language_model_goes_to_the_report(path, data, tmp_path):
+  folder, spec = tmp_path / 'run', f'{path}:smoke'
+  assert '6/6 100 %' in done('train', spec, '--workdir', folder, f'--config.data.dir={data}', *few(spec))
+  done('evaluate', folder)
+  (path,) = (folder / 'scores').iterdir()
+  scores, config = json.loads(path.read_text())['scores'], configs.load_config(spec)
+  assert scores and scores.keys() <= set(config.evaluate.metrics or TASKS[config.task].metrics)  # unknown words have no characters
+  assert all(0 <= s['low'] <= s['value'] <= s['high'] < np.inf for s in scores.values())
+  assert str(folder / 'report.html') in done('report', folder)
+  assert all(name in (folder / 'report.html').read_text() for name in scores)
 
 
 def test_the_quick_start(data, tmp_path, monkeypatch):
