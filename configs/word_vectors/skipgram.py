@@ -16,16 +16,25 @@ how updates differ from it stands in mmlm/models/word_vectors.py. What is measur
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, text='', cbow=False, fasttext=False, width=100, epochs=5)
-  text = args.text or (__file__ if args.smoke else 'text.txt')
-  config = default_config()
+def recipe(config, args, file):
+  """What all word vectors have; the small form reads the words of a `file`."""
+  text = args.text or (file if args.smoke else 'text.txt')
   config.task = 'word_vectors'
   config.data.name = 'text'
   config.data.fields = {'documents': 'file'}
   config.data.splits = {'train': text, 'valid': text, 'test': ()}
   config.tokenizer = {'kind': 'word', 'source': '', 'vocab_size': 0, 'lowercase': True, 'min_frequency': 5}
   config.model.dim = args.width
+  config.optimizer.warmup = '0 steps'
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 0.0
+  config.train.duration = f'{args.epochs} epochs'
+  return config
+
+
+def get_config(arg=''):
+  args = parse_arg(arg, smoke=False, text='', cbow=False, fasttext=False, width=100, epochs=5)
+  config = recipe(default_config(), args, __file__)
   config.model.head = {'name': 'cbow' if args.cbow else 'skip_gram', 'longest': 6 if args.fasttext else 0}
   if args.fasttext:  # more words share pieces that are then added up once
     config.model.head.unlock()['micro_batch'] = 1024
@@ -33,10 +42,6 @@ def get_config(arg=''):
   config.optimizer.learning_rate = 0.05 if args.cbow or args.fasttext else 0.025
   config.optimizer.schedule = 'linear'
   config.optimizer.final_fraction = 0.004
-  config.optimizer.warmup = '0 steps'
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.clip_norm = 0.0
-  config.train.duration = f'{args.epochs} epochs'
   config.train.batch_size = 16384
   config.train.eval_every = '1 epochs'
   return smoke(config) if args.smoke else config

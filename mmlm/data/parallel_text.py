@@ -4,10 +4,8 @@
                                                                   my/train.tsv  reads the columns en and de of a table with a header
 """
 
-import codecs
-import lzma
-import pathlib
 
+from mmlm.data.plain_text import read_packed
 from mmlm.errors import UserError
 
 
@@ -34,14 +32,7 @@ class ParallelTexts:
 
 def read_lines(path) -> list[str]:
   """The lines of a UTF-8 file, packed by xz or not, without their ends and a byte order mark."""
-  try:
-    data = pathlib.Path(path).read_bytes()
-    data = (lzma.decompress(data) if str(path).endswith('.xz') else data).removeprefix(codecs.BOM_UTF8)
-  except OSError as error:
-    raise UserError(f'{path}: {error.strerror}.\n{__doc__}') from None
-  except lzma.LZMAError as error:
-    raise UserError(f'{path}: cannot be unpacked ({error}).') from None
-  lines = data.split(b'\n')
+  lines = read_packed(path, __doc__).split(b'\n')
   return [decode_line(line, path, number) for number, line in enumerate(lines[:-1] if lines[-1] == b'' else lines, 1)]
 
 

@@ -44,15 +44,21 @@ class PlainTexts:
     return {'id': name, 'targets': (text,), 'text': text}
 
 
-def read_text(path) -> str:
-  """A file in UTF-8, packed by xz or not, without a byte order mark; UserError names the line that is none."""
+def read_packed(path, about: str) -> bytes:
+  """A file, packed by xz or not, without a byte order mark; where it cannot be read the UserError ends with `about`."""
   try:
     data = pathlib.Path(path).read_bytes()
     data = (lzma.decompress(data) if str(path).endswith('.xz') else data).removeprefix(codecs.BOM_UTF8)
   except OSError as error:
-    raise UserError(f'{path}: {error.strerror}.\n{__doc__}') from None
+    raise UserError(f'{path}: {error.strerror}.\n{about}') from None
   except lzma.LZMAError as error:
     raise UserError(f'{path}: cannot be unpacked ({error}).') from None
+  return data
+
+
+def read_text(path) -> str:
+  """A file in UTF-8, packed by xz or not, without a byte order mark; UserError names the line that is none."""
+  data = read_packed(path, __doc__)
   try:
     return data.decode('utf-8')
   except UnicodeDecodeError as error:
