@@ -80,7 +80,7 @@ def check_folder(folder: pathlib.Path) -> None:
 
 
 def claim(folder: pathlib.Path, config) -> None:
-  """Writes the config into a fresh run folder, or checks that the run in it is this config's."""
+  """Writes the config into a fresh run folder, or checks that the run in it is this config's; `check_folder` came before."""
   wanted, path = json.loads(json.dumps(config.to_dict())), folder / 'config.json'
   if path.exists() and not any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints')):
     # A start that failed before the first step: there is nothing to lose.
@@ -92,7 +92,6 @@ def claim(folder: pathlib.Path, config) -> None:
       listed = ''.join(f'\n  {line}' for line in lines)
       raise UserError(f'{folder} holds a run of another config. It differs in{listed}\n'
                       'Give another --workdir, or the settings of that run.')  # fmt: skip
-  check_folder(folder)
   runs.write_json(path, wanted)
 
 

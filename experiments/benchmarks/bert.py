@@ -21,15 +21,13 @@ import pickle
 import re
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
-from common import ROOT, Trainer, check_parameters, config_of, examples, in_turns, main, row
+from common import ROOT, Trainer, check_parameters, config_of, examples, in_turns, main, row, with_folder
 
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.tokenizers import BOS, EOS, SPECIALS
-from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.parallel import Parallel, side_by_side
 from mmlm.pretrained.bert import THEIR_SPECIALS, find
@@ -250,19 +248,6 @@ def memory(options, folder: pathlib.Path) -> list[dict]:
     peaks[module].append(peak(module, arguments[module], folder))
   peaks = {'mmlm': peaks['bert'], 'transformers': peaks['peer_bert']}
   return [row('memory', name, 'MiB', peaks, 'none', steps=len(batches))]
-
-
-def with_folder(benchmark):
-  """options -> rows; `benchmark` gets a folder for the tokenizer and for what else it writes."""
-
-  def run(options) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-      try:
-        return benchmark(options, pathlib.Path(folder))
-      except UserError as error:
-        raise SystemExit(str(error)) from None
-
-  return run
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ from mmlm.commands import environment  # noqa: E402
 from mmlm.config import load_config, override, to_steps  # noqa: E402
 from mmlm.data.tokenizers import BOS, EOS, PAD  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
+from mmlm.errors import UserError  # noqa: E402
 from mmlm.parallel import Parallel, side_by_side  # noqa: E402
 from mmlm.runs import write_json  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
@@ -133,6 +135,19 @@ def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) ->
 
 
 # Command line
+
+
+def with_folder(benchmark):
+  """options -> rows; `benchmark` gets a folder for what it writes."""
+
+  def run(options) -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+      try:
+        return benchmark(options, pathlib.Path(folder))
+      except UserError as error:
+        raise SystemExit(str(error)) from None
+
+  return run
 
 
 def machine() -> dict:

@@ -18,15 +18,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
 import numpy as np
-from common import config_of, in_turns, main, row, summary
+from common import config_of, in_turns, main, row, summary, with_folder
 
 from mmlm.data.plain_text import PlainTexts
-from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread
 from mmlm.evaluation.similarity import score_vectors
 from mmlm.pretrained.word_vectors import Vectors, read_vectors
@@ -158,17 +156,6 @@ def compared(kind: str, name: str, scores: dict, seconds: dict) -> dict:
   return {'benchmark': 'quality', 'size': f'{kind}, {name}', 'sides': sides, 'seconds': {side: summary(some) for side, some in seconds.items() if some}}
 
 
-def within_a_folder(benchmark):
-  def run(options) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-      try:
-        return benchmark(options, pathlib.Path(folder))
-      except UserError as error:
-        raise SystemExit(str(error)) from None
-
-  return run
-
-
 FLAGS = {
   '--text': {'default': '', 'help': 'the text to learn from'},
   '--sets': {'default': '', 'help': 'similarity sets and analogies'},
@@ -177,4 +164,4 @@ FLAGS = {
 }
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: within_a_folder(run) for run in (speed, quality)}, 'word_vectors.json', FLAGS)
+  main(__doc__, {run.__name__: with_folder(run) for run in (speed, quality)}, 'word_vectors.json', FLAGS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmlm import config as configs
 from mmlm import runs
-from mmlm.commands import claim, environment
+from mmlm.commands import check_folder, claim, environment
 from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.setup import step_options, training_parts
@@ -116,6 +116,7 @@ def train_group(trials: list[Trial], watch=None) -> None:
   """The same for trials of one shape."""
   with contextlib.ExitStack() as stack:
     for trial in trials:
+      check_folder(trial.folder)  # before a lock is left in it
       stack.enter_context(contextlib.closing(runs.lock(trial.folder)))
     members = _members(trials)
     if not members:

@@ -25,14 +25,14 @@ REMOVED = '.removed'  # where a step goes that is no longer kept
 FULL = 'the newest checkpoint was not written, older ones are whole'
 
 
-def higher_is_better(metric: str) -> bool:
-  return metric.rpartition('/')[2] not in LOWER
-
-
 LOWER = (
   'loss', 'perplexity', 'ter', 'wer', 'wer_normalized', 'cer', 'mae', 'calibration_error', 'perplexity_word', 'bits_per_character', 'bits_per_byte', 'nats_per_character',
   'perplexity_masked',
 )  # fmt: skip
+
+
+def higher_is_better(metric: str) -> bool:
+  return metric.rpartition('/')[2] not in LOWER
 
 
 class _Manager(ocp.CheckpointManager):
