@@ -87,9 +87,13 @@ class Runs:
   def __init__(self, folders: list[pathlib.Path], table):
     self.environments = [read_json(folder / 'environment.json') for folder in folders]
     folds, default = getattr(table, 'FOLDS', ''), table.CONFIG
-    self.results = [{(folds or split, row): found for (split, row), found in results_of(folder).items()} for folder in folders]
+    self.results = [results_of(folder) for folder in folders]
     configs = [read_json(folder / 'config.json') for folder in folders]
-    self.seeds = ' '.join(f'--config.seed={config["seed"]}' for config in configs)
+    self.seeds = ''.join(f' --config.seed={config["seed"]}' for config in configs)
+    if folds:  # each fold's config names its own split
+      without = lambda command: re.sub(r' --splits \S+', '', command)
+      self.results = [{(folds, row): (scores, without(command), path) for (_, row), (scores, command, path) in found.items()} for found in self.results]
+      self.seeds = ''
     self.language = configs[0]['data']['languages']['target']
     self.seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
     specs = [trained_with(environment['command']) or default for environment in self.environments]
@@ -115,6 +119,7 @@ def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pa
   """One row a metric for each (split, row) that all runs have; with `against`, the differences from these runs beside them."""
   runs = Runs(folders, table)
   rows = []
+  known = next((row for row in getattr(table, 'ROWS', {}).values() if row.label == name), None)
   for key in runs.common():
     for metric, (_, factor, published, source) in table.METRICS.items():
       found = [results[key][0].get(metric) for results in runs.results]
@@ -123,6 +128,7 @@ def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pa
       spread = mean_and_spread([f['value'] * factor for f in found])
       interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
       comparable = key[0] == getattr(table, 'SPLIT', key[0]) and 'shuffled' not in key[1] and 'ablation' not in key[1]
+      comparable = comparable and (known is None or known.comparable)
       rows.append(_row(table, runs, key, name, metric) | {
         'published': published if comparable else None, 'source': source if comparable else None,
         'ours': spread['mean'], 'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval),
@@ -135,7 +141,7 @@ def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
   return {
     'row': named(name, key), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
     'definition': METRICS[metric].definition if metric in METRICS else definition_of(metric), 'config': spec.split()[0],
-    'command': f'./launch.sh train {spec} --workdir runs/x {runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
+    'command': f'./launch.sh train {spec} --workdir runs/x{runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
     'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': runs.seconds,
   }  # fmt: skip
 

@@ -26,6 +26,7 @@ class Row:
   splits: tuple = ()  # to evaluate; () = those of the config
   greedy: bool = False  # is also evaluated greedily
   ablate: bool = False
+  comparable: bool = True  # the published numbers of METRICS are of such a system
   start: str = ''  # the row whose runs these start from
   against: str = ''  # the row that differences are taken from
   texts_of: str = ''  # is also evaluated with what the runs of that row wrote, in place of the texts (a cascade)

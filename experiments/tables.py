@@ -112,9 +112,9 @@ def mark(row) -> str:
 def _not_run(table: dict, rows: dict, results: list) -> list:
   """Lines of `result_table` for the rows of a table that were never measured."""
   key, (title, _, published, source) = next(((k, m) for k, m in table['METRICS'].items() if m[2] is not None), next(iter(table['METRICS'].items())))
-  told = f'{published:g} ({source})' if published is not None else ''
+  told = lambda row: f'{published:g} ({source})' if published is not None and row.comparable else ''
   data = f'{table["DATASET"]} {table.get("FOLDS") or table.get("SPLIT", "")}'.strip()
-  return [[row.label or name, data, title, told, '', '', 'not run'] for name, row in rows.items() if not measured(row, rows, results)]
+  return [[row.label or name, data, title, told(row), '', '', 'not run'] for name, row in rows.items() if not measured(row, rows, results)]
 
 
 def result_table(rows, not_run=()) -> str:
