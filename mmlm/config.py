@@ -244,6 +244,11 @@ def parse_arg(arg: str, **spec):
   return values
 
 
+def chosen(modalities: str, options: dict) -> dict:
+  """{modality: options[modality]} of the argument `:modalities=text+audio`."""
+  return {modality: options[one_of('modalities', modality, options)] for modality in modalities.split('+')}
+
+
 def load_config(spec: str) -> ConfigDict:
   """Reads 'path.py' or 'path.py:arg'. Errors in the file name its line."""
   path, _, arg = spec.partition(':')

@@ -6,7 +6,7 @@
 `:fusion=` any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, image and audio.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
@@ -24,7 +24,7 @@ def get_config(arg=''):
     'image': {'name': 'vit', 'patch': 4, 'layers': 2, 'heads': 4},
     'audio': {'name': 'features', 'width': 12, 'layers': 1, 'heads': 4, 'positions': 'learned', 'max_positions': 16},
   }
-  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.encoders = chosen(args.modalities, encoders)
   if 'text' not in config.model.encoders:
     config.tokenizer.kind = 'none'
   config.model.fusion = {'name': args.fusion}

@@ -14,7 +14,7 @@ slower. No dropout and 64 units: not searched for.
 `:fusion=` any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, audio and video.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg, smoke
 
 FIELDS = {'text': 'text_features', 'audio': 'audio', 'video': 'video'}
 WIDTHS = {'text': 100, 'audio': 73, 'video': 100}
@@ -23,11 +23,11 @@ NOISE = {'text': 12.0, 'audio': 0.0, 'video': 9.0}
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, fusion='late', modalities='text+audio+video')
-  modalities = args.modalities.split('+')
+  fields = chosen(args.modalities, FIELDS)
   config = default_config()
   config.task = 'classification'
   config.data.name = 'mosi/bclstm_videos'
-  config.data.fields = {'id': 'id', 'parts': 'parts', 'label': 'binary'} | {m: FIELDS[m] for m in modalities}
+  config.data.fields = {'id': 'id', 'parts': 'parts', 'label': 'binary'} | fields
   # As published, all 62 training videos are trained on; 'valid' is among them, only watched, and without noise far too good.
   config.data.splits = {'train': 'train+valid', 'valid': 'valid', 'test': ('test',)}
   config.data.train_ops = config.data.eval_ops = ()
@@ -35,7 +35,7 @@ def get_config(arg=''):
   config.tokenizer.kind = 'none'
   config.model.dim = 64
   config.model.dropout = 0.0
-  config.model.encoders = {m: {'name': 'feature_recurrent', 'width': WIDTHS[m], 'noise': NOISE[m]} for m in modalities}
+  config.model.encoders = {m: {'name': 'feature_recurrent', 'width': WIDTHS[m], 'noise': NOISE[m]} for m in fields}
   config.model.fusion = {'name': args.fusion}
   config.model.context = {'name': 'feature_recurrent', 'width': config.model.dim}
   config.model.head = {'name': 'classifier', 'pool': 'each', 'hidden': 512, 'classes': ('negative', 'positive')}

@@ -8,7 +8,7 @@ resampler; `:modalities=text` for the text alone. `test=` names a manifest for `
 """
 
 from configs.translation.parallel import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
@@ -22,6 +22,6 @@ def get_config(arg=''):
   config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
   config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
   encoders = config.model.encoders.to_dict() | {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2}}
-  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.encoders = chosen(args.modalities, encoders)
   config.model.fusion = {'name': args.fusion}
   return smoke(config) if args.smoke else config

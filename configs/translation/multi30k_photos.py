@@ -11,7 +11,7 @@ another run, here that of the text alone, for a few epochs: with `:modalities=te
 """
 
 from configs.translation.multi30k import BLOCK, recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
@@ -28,7 +28,7 @@ def get_config(arg=''):
     'text': {'name': 'text_transformer', **BLOCK, 'layers': 3},
     'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2},
   }
-  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.encoders = chosen(args.modalities, encoders)
   config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'transformer_decoder', **BLOCK, 'layers': 3}
   config.optimizer.schedule = 'linear'

@@ -7,7 +7,7 @@
 with any fusion, one in ten from the text alone, and no better than that with the picture of another numeral.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
@@ -26,7 +26,7 @@ def get_config(arg=''):
     'text': {'name': 'text_transformer', 'layers': 2, 'heads': 4, 'ffn_dim': 256},
     'image': {'name': 'vit', 'patch': 16, 'layers': 1, 'heads': 4, 'ffn_dim': 256},
   }
-  config.model.encoders = {modality: encoders[modality] for modality in args.modalities.split('+')}
+  config.model.encoders = chosen(args.modalities, encoders)
   config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'ffn_dim': 256}
   config.model.shared_embeddings = True
