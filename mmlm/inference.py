@@ -65,10 +65,11 @@ def decode(experiment, evaluator, params, split, limit=0, condition=AS_IT_IS, pr
   masked = _Changed(source, text=lambda text: mask_words(text, condition.masked)) if condition.masked else source
   table = experiment.table(split, False, limit, source=masked)
   modality, other = condition.shuffled, shuffle_inputs(table, config.seed)
-  given = {'inputs': other, 'text': table._replace(texts=other.texts)}.get(modality, table)
+  tokens = modality == 'text' and modality not in experiment.widths
+  given = other if modality == 'inputs' else table._replace(texts=other.texts) if tokens else table
   loader = experiment.loader(split, given, config.evaluate.batch_size)
   loader.absent = condition.without
-  if modality not in ('', 'inputs', 'text'):
+  if modality not in ('', 'inputs') and not tokens:
     order = np.arange(len(source))
     order[table.records] = other.records
     loader.source = _Changed(loader.source, name=modality, order=order)

@@ -123,7 +123,8 @@ def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
   # A text to be translated is not taken away; beside others one that is judged is.
   away = experiment.modalities if experiment.task.answers == 'label' and others else others
   conditions = [Condition(), *(Condition(shuffled=m) for m in experiment.modalities), *(Condition(without=m) for m in away)]
-  if 'text' in experiment.modalities and experiment.config.data.languages.text in ('', 'en'):
+  words = 'text' in experiment.modalities and 'text' not in experiment.widths  # no features of a text
+  if words and experiment.config.data.languages.text in ('', 'en'):
     source = experiment.source(split)
     texts = [source[i].get('text', '') for i in range(len(source))]
     kinds = [kind for kind in WORDS if any(mask_words(text, kind) != text for text in texts)]

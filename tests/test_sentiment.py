@@ -161,9 +161,20 @@ def test_the_utterances_of_a_video_are_answered_one_by_one(tmp_path):
   assert float(re.search(r'accuracy +([\d.]+)', said)[1]) > 0.9  # the sign of any feature tells it
   (path,) = (folder / 'predictions').iterdir()
   rows = read_jsonl(path)
+  assert 'masked' not in done('ablate', folder, '--splits', 'test')  # features of a text hold no words
+  shuffled = read_jsonl(path.with_name(f'{path.stem}-text_shuffled.jsonl'))
+  assert [row['id'] for row in shuffled] == [row['id'] for row in rows]
+  assert [row['probabilities'] for row in shuffled] != [row['probabilities'] for row in rows]
   wanted = [f'{video}_{k}' for i, (video, count) in enumerate(VIDEOS.items()) if i % 3 == 2 for k in range(1, count + 1)]
   assert sorted(row['id'] for row in rows) == sorted(wanted)
   assert all(sum(row['probabilities'].values()) == pytest.approx(1) and row['score'] >= 0.5 for row in rows)
+
+
+def test_what_a_generated_example_lacks_is_not_there(tmp_path):
+  fields = {name: name for name in ('id', 'text', 'image', 'audio', 'label')}
+  train, test = (prepare.open_source('three_modalities/tiny', tmp_path / 'data', split, fields) for split in ('train', 'test'))
+  there = [tuple(bool(example['text']) + 2 * bool(example['image']) + 4 * ('audio' in example) for example in (source[i] for i in range(len(source)))) for source in (train, test)]
+  assert set(there[0]) == {1, 2, 3, 4, 5, 6, 7} and set(there[1]) == {7}
 
 
 def features_manifest(folder, name='mine', width=5, label=lambda value: 'positive' if value > 0 else 'negative'):

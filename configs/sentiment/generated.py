@@ -21,16 +21,16 @@ def get_config(arg=''):
   config.model.dim = 64
   encoders = {
     'text': {'name': 'text_transformer', 'layers': 1, 'heads': 4},
-    'image': {'name': 'vit', 'patch': 4, 'layers': 2, 'heads': 4},
-    'audio': {'name': 'features', 'width': 12, 'layers': 1, 'heads': 4, 'positions': 'learned', 'max_positions': 16},
+    'image': {'name': 'vit', 'patch': 8, 'layers': 2, 'heads': 4},
+    'audio': {'name': 'feature_recurrent', 'width': 12},
   }
   config.model.encoders = chosen(args.modalities, encoders)
   if 'text' not in config.model.encoders:
     config.tokenizer.kind = 'none'
   config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'classifier', 'hidden': 64, 'classes': ('negative', 'neutral', 'positive')}
-  config.optimizer.learning_rate = 1e-3
-  config.train.duration = '12 epochs'
+  config.optimizer.learning_rate = 2e-3
+  config.train.duration = '8 epochs'
   config.train.batch_size = 100
   config.train.label_smoothing = 0.0
   config.train.monitor = 'accuracy'

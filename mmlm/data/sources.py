@@ -55,6 +55,8 @@ class TfdsSource:
     example = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
       value = _read(row, *self._leaves[path], name in ('targets', 'label'))
+      if isinstance(value, np.ndarray) and value.shape[:1] == (0,):  # of a set, this says that an example lacks it
+        continue
       if name == 'targets':
         value = (value,) if isinstance(value, str) else tuple(value)
         if not value or not all(isinstance(text, str) and text.strip() for text in value):
