@@ -143,7 +143,7 @@ def summary_table(rows) -> str:
 
 
 def _origin_table(rows) -> str:
-  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:12], row['hardware'],
+  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:20], row['hardware'],
             _duration(row['seconds'])] for row in rows]
   return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines)))
 

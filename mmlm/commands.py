@@ -47,16 +47,23 @@ QUICK_START = 'configs/captioning/unicode_pictures.py'
 def environment() -> dict:
   """What environment.json holds."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy', 'tokenizers')
-  try:
-    describe = ['git', '-C', str(configs.ROOT), 'describe', '--always', '--dirty']
-    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
-  except OSError:  # there is no git
-    commit = None
   return {
-    'command': shlex.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'commit': commit,
+    'command': shlex.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'commit': _commit(),
     'python': platform.python_version(), 'versions': {name: importlib.metadata.version(name) for name in packages},
     'devices': describe_devices(), 'cpu_count': os.cpu_count(),
   }  # fmt: skip
+
+
+def _commit() -> str | None:
+  """The commit that runs, with '-dirty' where files of it were changed; what `reproduce` writes between two runs is not counted."""
+  git = lambda *words: subprocess.run(['git', '-C', str(configs.ROOT), *words], capture_output=True, text=True).stdout.strip()
+  written = (':!experiments/results', ':!experiments/README.md', ':!README.md')
+  try:
+    commit = git('describe', '--always')
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', *written)
+    return f'{commit}-dirty' if changed else commit or None
+  except OSError:  # there is no git
+    return None
 
 
 def _announce() -> dict:

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -530,3 +531,21 @@ def test_a_machine_without_git(place, run, tmp_path, monkeypatch):
 
   monkeypatch.setenv('PATH', str(tmp_path))
   assert commands.environment()['commit'] is None
+
+
+def test_results_that_were_written_do_not_change_the_commit(tmp_path, monkeypatch):
+  from mmlm import commands
+
+  git = lambda *words: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', *words], check=True, capture_output=True)
+  monkeypatch.setattr(commands.configs, 'ROOT', tmp_path)
+  git('init')
+  for name in ('README.md', 'code.py', 'experiments/README.md', 'experiments/results/mr.json'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('1')
+  git('add', '.')
+  git('commit', '-m', 'one')
+  (tmp_path / 'experiments' / 'results' / 'mr.json').write_text('2')
+  commit = commands.environment()['commit']
+  assert re.fullmatch('[0-9a-f]{7,}', commit)
+  (tmp_path / 'code.py').write_text('2')
+  assert commands.environment()['commit'] == f'{commit}-dirty'
