@@ -1,7 +1,8 @@
-"""CMU-MOSI, split of bc-LSTM: every fusion on every subset of the modalities, five seeds each, trained together.
+"""CMU-MOSI, split of bc-LSTM: every fusion on every subset of the modalities, five seeds each.
 
-  python -m experiments.mosi_fusions [--data_dir data] [--runs runs/mosi_fusions] [--seeds 5] [--only tensor,late]
+  python -m experiments.mosi_fusions [--data_dir data] [--runs runs/mosi_fusions] [--seeds 5] [--at_once 5] [--only tensor,late]
 
+`--at_once` seeds are trained as one program. On two cores one after another is faster (benchmarks/together.py), so that it is 1 if not said.
 Rows that stand in results/mosi_fusions.json are not computed again. How the settings were chosen is told by the config.
 """
 
@@ -43,12 +44,13 @@ def measure(row: str, paper) -> list[dict]:
   return cell(fusion, subset, paper.count(row), paper.folder, paper.settings['data.dir'])
 
 
-def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: str) -> list[dict]:
+def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: str, at_once: int = 1) -> list[dict]:
   """Rows of one fusion on one subset."""
   spec = f'{CONFIG}:fusion={fusion},modalities={subset}'
   config = configs.override(configs.load_config(spec), {'data.dir': data_dir})
   began = time.monotonic()
-  experiments = train_together(config, {seed: place / f'{fusion}-{subset}-{seed}' for seed in range(seeds)})
+  folders = [(seed, place / f'{fusion}-{subset}-{seed}') for seed in range(seeds)]
+  experiments = [experiment for some in [folders[k : k + at_once] for k in range(0, seeds, at_once)] for experiment in train_together(config, dict(some))]
   seconds = time.monotonic() - began
   first = experiments[0]
   evaluator, (split,) = first.evaluator(), first.splits('test')
@@ -79,6 +81,7 @@ def main():
   parser.add_argument('--data_dir', default='data')
   parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs/mosi_fusions'))
   parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument('--at_once', type=int, default=1)
   parser.add_argument('--only', default=','.join(sorted(FUSIONS)))
   arguments = parser.parse_args()
   path = ROOT / 'experiments' / 'results' / 'mosi_fusions.json'
@@ -88,7 +91,7 @@ def main():
       one_of('--only', fusion, FUSIONS)
       if f'{fusion}, {subset}' in done:
         continue
-      rows = cell(fusion, subset, arguments.seeds, arguments.runs, arguments.data_dir)
+      rows = cell(fusion, subset, arguments.seeds, arguments.runs, arguments.data_dir, arguments.at_once)
       add_rows(path, rows)
       print(f'{fusion}, {subset}: {rows[0]["ours"]:.2f} +- {rows[0]["spread"] or 0:.2f}', flush=True)
     write_tables(ROOT)

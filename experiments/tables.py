@@ -40,7 +40,7 @@ _HEAD = """# Measured results
 From `results/*.json`, by `python -m experiments.tables`. A published number is *reproduced* where it lies within our 95 % interval (over
 examples for one run, over seeds for several), *beaten* where ours is better than that, *below* where it is worse.
 """
-_BLOCK = re.compile(r'(<!-- results:([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
+_BLOCK = re.compile(r'(<!-- (results|grid):([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
 
 
 def check_rows(path, rows) -> list:
@@ -142,8 +142,24 @@ def summary_table(rows) -> str:
                                          for (who, data, split), line in lines.items()])  # fmt: skip
 
 
+def grid_table(rows) -> str:
+  """Markdown of rows named 'system, variant': a line for each system, a column a variant, with the first metric."""
+  cells, published, metric = {}, {}, rows[0]['metric']
+  for row in rows:
+    if row['metric'] == metric:
+      system, _, variant = row['row'].rpartition(', ')
+      cells.setdefault(system, {})[variant] = _ours(row)
+      published |= {variant: f'{row["published"]:g} ({row["source"]})'} if row['published'] is not None else {}
+  variants = list(dict.fromkeys(variant for found in cells.values() for variant in found))
+  told = [['published', *(published.get(variant, '') for variant in variants)]] if published else []
+  return _table([metric, *variants], told + [[system, *(found.get(v, '') for v in variants)] for system, found in sorted(cells.items())])
+
+
+_BLOCKS = {'results': summary_table, 'grid': grid_table}
+
+
 def _origin_table(rows) -> str:
-  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:20], row['hardware'],
+  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:13], row['hardware'],
             _duration(row['seconds'])] for row in rows]
   return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines)))
 
@@ -163,14 +179,14 @@ def results_page(results: dict, tables: dict | None = None) -> str:
 
 
 def _fill(text: str, results: dict, path) -> str:
-  """`text` with a table in each block from `<!-- results:NAME -->` to `<!-- /results -->`."""
+  """`text` with a table in each block from `<!-- results:NAME -->`, or grid:NAME, to `<!-- /results -->`."""
   blocks = _BLOCK.findall(text)
-  if not len(blocks) == text.count('<!-- results:') == text.count('<!-- /results -->'):
+  if not len(blocks) == len(re.findall('<!-- (?:results|grid):', text)) == text.count('<!-- /results -->'):
     raise UserError(f'{path}: each <!-- results:NAME --> needs its own <!-- /results --> below it.')
-  for _, name, _ in blocks:
+  for _, kind, name, _ in blocks:
     if name not in results:
-      raise UserError(f'{path}: the block results:{name} has no experiments/results/{name}.json.')
-  return _BLOCK.sub(lambda match: f'{match[1]}\n{summary_table(results[match[2]])}\n{match[3]}', text)
+      raise UserError(f'{path}: the block {kind}:{name} has no experiments/results/{name}.json.')
+  return _BLOCK.sub(lambda match: f'{match[1]}\n{_BLOCKS[match[2]](results[match[3]])}\n{match[4]}', text)
 
 
 def write_tables(root):

@@ -215,9 +215,22 @@ def test_tables_fill_both_pages_and_nothing_else(project):
   assert readme.startswith('# A\n<!-- results:captioning -->\n\n|')
   assert readme.endswith('|\n\n<!-- /results -->\nend\n')
   page = (project / 'experiments/README.md').read_text()
-  assert row in page and '- BLEU-4 (%): corpus BLEU' in page and '0123456789ab ' in page and '1.5 h' in page
+  assert row in page and '- BLEU-4 (%): corpus BLEU' in page and '0123456789abc ' in page and '1.5 h' in page
   tables.write_tables(project)
   assert (project / 'README.md').read_text() == readme
+
+
+def test_a_grid_has_a_line_a_system_and_a_column_a_variant(tmp_path):
+  cells = {'gated, text': 1, 'late, text': 2, 'gated, text+audio': 3}
+  measured = [ROW | {'row': name, 'ours': float(value), 'published': 19.5 if value == 3 else None} for name, value in cells.items()]
+  tables.add_rows(tmp_path / 'experiments/results/fusions.json', measured)
+  (tmp_path / 'README.md').write_text('<!-- grid:fusions -->\n<!-- /results -->\n')
+  tables.write_tables(tmp_path)
+  lines = (tmp_path / 'README.md').read_text().splitlines()
+  assert lines[2:] == [
+    '| BLEU-4 (%) | text | text+audio |', '| --- | --- | --- |', '| published |  | 19.5 (Xu et al.) |', '| gated | 1.000 | 3.000 |', '| late | 2.000 |  |', '',
+    '<!-- /results -->',
+  ]  # fmt: skip
 
 
 def test_nothing_published_leaves_its_cell_empty():
