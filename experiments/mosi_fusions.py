@@ -1,8 +1,8 @@
 """CMU-MOSI, split of bc-LSTM: every fusion on every subset of the modalities, five seeds each.
 
-  python -m experiments.mosi_fusions [--data_dir data] [--runs runs/mosi_fusions] [--seeds 5] [--at_once 5] [--only tensor,late]
+  python -m experiments.mosi_fusions [--data_dir data] [--runs runs/mosi_fusions] [--seeds 5] [--together] [--only tensor,late]
 
-`--at_once` seeds are trained as one program. On two cores one after another is faster (benchmarks/together.py), so that it is 1 if not said.
+With `--together` the seeds are trained as one program. On two cores one after another is faster (benchmarks/together.py).
 Rows that stand in results/mosi_fusions.json are not computed again. How the settings were chosen is told by the config.
 """
 
@@ -15,13 +15,13 @@ import time
 from experiments.record import ROOT, hardware
 from experiments.rows import Row
 from experiments.tables import add_rows, write_tables
+from mmlm import commands, runs
 from mmlm import config as configs
-from mmlm import runs
-from mmlm.commands import environment
 from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread
 from mmlm.evaluation.text_metrics import METRICS as DEFINITIONS
 from mmlm.evaluation.text_metrics import Views, score_texts
+from mmlm.experiment import Experiment
 from mmlm.inference import decode, params_of
 from mmlm.models.fusion import FUSIONS
 from mmlm.sweeps.together import train_together
@@ -44,13 +44,13 @@ def measure(row: str, paper) -> list[dict]:
   return cell(fusion, subset, paper.count(row), paper.folder, paper.settings['data.dir'])
 
 
-def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: str, at_once: int = 1) -> list[dict]:
+def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: str, together: bool = False) -> list[dict]:
   """Rows of one fusion on one subset."""
   spec = f'{CONFIG}:fusion={fusion},modalities={subset}'
   config = configs.override(configs.load_config(spec), {'data.dir': data_dir})
   began = time.monotonic()
-  folders = [(seed, place / f'{fusion}-{subset}-{seed}') for seed in range(seeds)]
-  experiments = [experiment for some in [folders[k : k + at_once] for k in range(0, seeds, at_once)] for experiment in train_together(config, dict(some))]
+  folders = {seed: place / f'{fusion}-{subset}-{seed}' for seed in range(seeds)}
+  experiments = train_together(config, folders) if together else [_trained(spec, folder, seed, data_dir) for seed, folder in folders.items()]
   seconds = time.monotonic() - began
   first = experiments[0]
   evaluator, (split,) = first.evaluator(), first.splits('test')
@@ -61,7 +61,7 @@ def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: st
     rows = decode(first, evaluator, params, split)
     runs.write_jsonl(experiment.folder / 'predictions' / f'{split}-{step}.jsonl', rows)
     found.append(score_texts(Views(rows), METRICS, 1))
-  told = environment()
+  told = commands.environment()
   rows = []
   for metric, (title, factor, _, _) in METRICS.items():
     spread = mean_and_spread([scores[metric]['value'] * factor for scores in found])
@@ -76,12 +76,17 @@ def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: st
   return rows
 
 
+def _trained(spec: str, folder: pathlib.Path, seed: int, data_dir: str) -> Experiment:
+  commands.train(spec, str(folder), {'data.dir': data_dir, 'seed': str(seed), 'parallel.strategy': 'jit'})
+  return Experiment.of_run(folder, {})
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--data_dir', default='data')
   parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs/mosi_fusions'))
   parser.add_argument('--seeds', type=int, default=5)
-  parser.add_argument('--at_once', type=int, default=1)
+  parser.add_argument('--together', action='store_true')
   parser.add_argument('--only', default=','.join(sorted(FUSIONS)))
   arguments = parser.parse_args()
   path = ROOT / 'experiments' / 'results' / 'mosi_fusions.json'
@@ -91,7 +96,7 @@ def main():
       one_of('--only', fusion, FUSIONS)
       if f'{fusion}, {subset}' in done:
         continue
-      rows = cell(fusion, subset, arguments.seeds, arguments.runs, arguments.data_dir, arguments.at_once)
+      rows = cell(fusion, subset, arguments.seeds, arguments.runs, arguments.data_dir, arguments.together)
       add_rows(path, rows)
       print(f'{fusion}, {subset}: {rows[0]["ours"]:.2f} +- {rows[0]["spread"] or 0:.2f}', flush=True)
     write_tables(ROOT)
