@@ -14,7 +14,7 @@
   ./launch.sh vectors DIR --output FILE        write the word vectors of a run for word2vec, GloVe, fastText or gensim
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
-  ./launch.sh report DIR                       write DIR/report.html
+  ./launch.sh report DIR [DIR...]              a page of a run (DIR/report.html), of a sweep, or of several runs over one another
   ./launch.sh export DIR                       the model for others: safetensors, StableHLO, config and tokenizer
   ./launch.sh sweep CONFIG                     train at points of a space of settings (CONFIG's <name>_space.py, or --space FILE)
   ./launch.sh reproduce experiments/NAME.py    run what a paper's table lacks, and render it
@@ -105,7 +105,11 @@ COMMANDS = {
   ]),
   'compare': ('studies', 'first second', [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')]),
   'ablate': ('studies', 'workdir', [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")]),
-  'report': ('commands', 'workdir', [(TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside')]),
+  'report': ('reports.command', 'folders...', [
+    (TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside'),
+    (SWITCH, 'attention', True, 'ask the model again about a sample: its attention and its n best answers'),
+    (TEXT, 'output', '', 'the file; report.html of the folder, or of several runs comparison.html of the first, where none is given'),
+  ]),
   'export': ('export', 'workdir', [
     (TEXT, 'output', '', 'the folder; WORKDIR/export where none is given'),
     (LIST, 'platforms', [], 'cpu, cuda, tpu: what the functions are made for, instead of this machine'),

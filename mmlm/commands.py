@@ -1,4 +1,4 @@
-"""What a person can ask for: train, evaluate, predict, prepare, report, and the quick start without arguments."""
+"""What a person can ask for: train, evaluate, predict, prepare, and the quick start without arguments."""
 
 import contextlib
 import importlib.metadata
@@ -29,7 +29,7 @@ from mmlm.experiment import Experiment
 from mmlm.inference import Condition, Predictor, decode, file_name, params_of
 from mmlm.language import evaluate_text
 from mmlm.parallel import describe_devices, hosts
-from mmlm.reports.html import write_report
+from mmlm.reports.command import report
 from mmlm.setup import GREEDY, training_parts
 from mmlm.studies import by_id
 from mmlm.training import loop
@@ -273,22 +273,6 @@ def prepare(name: str, source: str, data_dir: str, skip_broken: bool, settings: 
     print(f'Prepared: {data.prepare(name, source or None, data_dir, skip_broken)}')
 
 
-def report(workdir: str, against: str, settings: dict) -> None:
-  """Writes report.html into a run folder, with the pictures and sounds of its validation and test examples; `against`: another run's curves beside."""
-  if _holds_tables(workdir):
-    print(f'Report: {write_report(workdir)}')
-    return
-  experiment = Experiment.of_run(workdir, settings)
-  sources = [experiment.source(split) for part in ('valid', 'test') for split in experiment.splits(part)]
-  places = {source[i]['id']: (source, i) for source in sources for i in range(len(source))}
-
-  def example(identity):
-    source, i = places.get(identity, ([None], 0))
-    return source[i]
-
-  print(f'Report: {write_report(experiment.folder, example, against or None)}')
-
-
 def quick_start(workdir: str, settings: dict):
   """Trains on generated pictures of characters, evaluates on faces and characters never seen, and writes the report."""
   train(QUICK_START, workdir, settings)
@@ -299,4 +283,4 @@ def quick_start(workdir: str, settings: dict):
   for row in rows[:: max(1, len(rows) // 8)][:8]:
     print(f'  {row["references"][0]:<48} {row["hypothesis"]}')
   print()
-  report(workdir, '', {})
+  report([workdir], {})

@@ -11,7 +11,7 @@ from mmlm.data.ops import parse_ops
 from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
 from mmlm.evaluation.ablation import mask_words
-from mmlm.evaluation.evaluator import shuffle_inputs
+from mmlm.evaluation.evaluator import Evaluator, shuffle_inputs
 from mmlm.experiment import Experiment
 
 
@@ -95,10 +95,10 @@ def _told(example: dict, modality: str) -> str | None:
 
 
 class Predictor:
-  """A run's model, ready to answer: lists of raw examples -> rows of predictions."""
+  """A run's model, ready to answer: lists of raw examples -> rows of predictions. `step`: of its checkpoint, once it has answered."""
 
-  def __init__(self, experiment: Experiment):
-    self.experiment, self.evaluator, self.params, self.size = experiment, experiment.evaluator(), None, 0
+  def __init__(self, experiment: Experiment, evaluator: Evaluator | None = None):
+    self.experiment, self.evaluator, self.params, self.step, self.size = experiment, evaluator or experiment.evaluator(), None, -1, 0
 
   def __call__(self, examples: list[dict], name: str) -> list[dict]:
     """`name` says in messages where the examples come from; one that is longer than the model reads is an error."""
@@ -113,7 +113,7 @@ class Predictor:
     self.size = max(self.size, min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices))
     loader = experiment.loader_of(examples, table, self.size)
     if self.params is None:
-      self.params, _ = params_of(experiment, loader)
+      self.params, self.step = params_of(experiment, loader)
     return [row for rows in self.evaluator.predict(self.params, loader, experiment.buckets) for row in rows]
 
 

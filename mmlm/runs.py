@@ -12,7 +12,7 @@
            predictions/<name>.jsonl   every hypothesis                          evaluation
            scores/<name>.json         every metric with its interval            evaluation; for word vectors similarity-<step>.json
            ablation/<split>.json      the same with inputs changed              ablation
-           report.html            the page to look at                           report
+           report.html            the page to look at; comparison.html of several   report
            export/                the model for others (weights.py)             export
 
 <name> is <split>-<step>, then -<method> when it is not the config's, then -shuffled for inputs given to the wrong examples,

@@ -95,7 +95,7 @@ def check(folder, training, place):
   assert done('predict', folder, '--input', given).startswith('mine.png\t')
   assert str(folder / 'report.html') in done('report', folder)
   page = (folder / 'report.html').read_text()
-  assert rows[0]['references'][0] in page and ('image' not in reads or 'data:image/png;base64' in page)
+  assert rows[0]['references'][0] in page and ('image' not in reads or 'data:image/' in page)
   return rows
 
 

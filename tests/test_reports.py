@@ -10,6 +10,7 @@ from PIL import Image
 from experiments import tables
 from mmlm import runs
 from mmlm.errors import UserError
+from mmlm.reports import examples
 from mmlm.reports.html import SAMPLE, write_report
 
 EVIL = '<script>alert("x")</script>'
@@ -18,6 +19,11 @@ ROW = {'row': 'frozen grid, beam 4', 'dataset': 'Flickr8k', 'split': 'test', 'me
        'spread': None, 'n': 1, 'interval': [21.0, 23.26], 'config': 'flickr8k.py',
        'command': './launch.sh train flickr8k.py',
        'commit': '0123456789abcdef', 'hardware': '2 cores', 'seconds': 5400}
+
+
+def data_of(page: str) -> dict:
+  """What the script of a page reads."""
+  return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 class _Tags(html.parser.HTMLParser):
@@ -66,27 +72,29 @@ def run_folder(tmp_path):
 def test_a_page_stands_alone_and_lets_no_text_become_markup(run_folder):
   page = write_report(run_folder, lambda identity: {'image': picture(64, 32)}).read_text()
   tags = _Tags(page).found
-  names = {tag for tag, _ in tags}
-  assert not names & {'script', 'link', 'iframe'} and EVIL not in page and '&lt;script&gt;' in page
-  sources = [attributes['src'] for tag, attributes in tags if tag == 'img']
-  assert sources == ['data:image/png;base64,' + base64.b64encode(picture(64, 32)).decode()] * SAMPLE
+  assert not {tag for tag, _ in tags} & {'link', 'iframe', 'img'} and EVIL not in page and '&lt;script&gt;' in page
+  assert not any('src' in attributes for _, attributes in tags)
+  data = data_of(page)
+  assert {media['picture'] for media in data['media'].values()} == {'data:image/png;base64,' + base64.b64encode(picture(64, 32)).decode()}
+  assert len(data['media']) == 40 and data['groups'][0]['rows'][20]['said'][0]['text'] == f'a {EVIL}'
   assert 'http' not in page and 'url(' not in page
 
 
 def test_small_pictures_are_not_blurred_and_broken_ones_are_no_pictures(run_folder):
-  data = {'p00': picture(32, 32), 'p01': picture(500, 375, 'JPEG'), 'p02': b'not a picture'}
+  data = {'p00': picture(32, 32), 'p01': picture(500, 375, 'PNG'), 'p02': b'not a picture', 'p03': picture(90, 90, 'TIFF')}
   page = write_report(run_folder, lambda identity: {'image': data.get(identity)}).read_text()
-  shown = [attributes for tag, attributes in _Tags(page).found if tag == 'img']
-  assert [(a.get('class'), a['src'].split(';')[0]) for a in shown] == [
-    ('small', 'data:image/png'), (None, 'data:image/jpeg')]  # fmt: skip
-  assert page.count('no picture') == SAMPLE - 2
+  media = data_of(page)['media']
+  assert {name: (m['small'], m['picture'].split(';')[0]) for name, m in media.items() if m} == {
+    'p00': (True, 'data:image/png'), 'p01': (False, 'data:image/jpeg'), 'p03': (False, 'data:image/jpeg')}  # fmt: skip
+  with Image.open(io.BytesIO(base64.b64decode(media['p01']['picture'].partition(',')[2]))) as image:
+    assert image.size == (256, 192)
 
 
 def test_a_page_shows_how_each_score_was_decoded_with_shuffled_pictures_beside(run_folder):
   page = write_report(run_folder).read_text()
-  table = page[page.index('<h2>Scores'):page.index('<h2>Curves')]  # fmt: skip
+  table = page[page.index('<h2 id="scores"'):page.index('<h2 id="curves"')]  # fmt: skip
   header, row = re.findall('<tr>(.*?)</tr>', table, re.DOTALL)
-  columns = [re.sub(r'<.*?>|\s+', ' ', column).split() for column in header.split('<th>')[2:]]
+  columns = [re.sub(r'<.*?>|\s+', ' ', column).split() for column in header.split('<th scope="col">')[1:]]
   beam, greedy = ['test-a', 'beam', '4'], ['test-a', 'greedy']
   shuffled, size = ['inputs', 'shuffled'], ['40', 'examples,', 'step', '20']
   assert columns == [beam + size, beam + shuffled + size, greedy + size, greedy + shuffled + size]
@@ -97,8 +105,8 @@ def test_a_page_shows_how_each_score_was_decoded_with_shuffled_pictures_beside(r
 
 def plots_of(page) -> dict:
   """{name: [points of a line]}"""
-  curves = page[page.index('<h2>Curves'):page.index('<h2>Pred')]  # fmt: skip
-  parts = re.split(r'<div class="box"><b>(.*?)</b>', curves)
+  curves = page[page.index('<h2 id="curves"'):page.index('<h2 id="pred')]  # fmt: skip
+  parts = re.split(r'<figure class="box".*?><figcaption><b>(.*?)</b>', curves)
   return {name: [[tuple(map(float, point.split(','))) for point in line.split()]
                  for line in re.findall(r'<polyline.*? points="(.*?)"', part)]
           for name, part in zip(parts[1::2], parts[2::2])}  # fmt: skip
@@ -122,18 +130,29 @@ def test_splits_of_validation_are_lines_of_one_plot(run_folder):
   assert easy[0][1] > hard[0][1] and '● easy' in page and '● hard' in page
 
 
-def test_a_page_samples_predictions_and_marks_exact_ones(run_folder):
+def test_a_page_holds_all_predictions_of_a_few_and_the_best_and_worst_of_many(run_folder, monkeypatch):
   asked = []
-  page = write_report(run_folder, asked.append).read_text()
-  assert len(set(asked)) == SAMPLE
-  best, worst = asked[:8], asked[8:16]
-  exact_ids = {f'p{i:02}' for i in range(9)}
-  assert set(best) <= exact_ids and not set(worst) & exact_ids
-  exact = len(set(asked) & exact_ids)
-  assert page.count('✓ exact') == exact >= 8 and 'no picture' in page
-  again = []
-  write_report(run_folder, again.append)
-  assert again == asked
+  rows = data_of(write_report(run_folder, asked.append).read_text())['groups'][0]['rows']
+  assert [row['id'] for row in rows] == [f'p{i:02}' for i in range(40)] and sorted(asked) == sorted(row['id'] for row in rows)
+  assert [row['said'][0]['exact'] for row in rows] == [True] * 9 + [False] * 31
+  monkeypatch.setattr(examples, 'MOST', 18)
+  group, again = (data_of(write_report(run_folder).read_text())['groups'][0] for _ in range(2))
+  ids = {row['id'] for row in group['rows']}
+  assert group == again and group['of'] == 40 and len(ids) == 18
+  assert len(ids & {f'p{i:02}' for i in range(9)}) >= 6 and len(ids - {f'p{i:02}' for i in range(9)}) >= 6
+
+
+def test_the_model_is_asked_about_a_third_each_of_the_best_the_worst_and_others(run_folder):
+  asked, exact = [], {f'p{i:02}' for i in range(9)}
+
+  def look(ids, name):
+    asked.append((ids, name))
+    return {ids[0]: {'hypothesis': 'A dog.', 'n_best': [('A dog.', -1.0), ('a cat', -2.0)]}, ids[8]: {'hypothesis': 'other words', 'n_best': [('x', 0.0), ('y', 0.0)]}}
+
+  ((ids, name),) = [write_report(run_folder, look=look) and asked[0]]
+  assert name == 'test-a-20' and len(set(ids)) == SAMPLE and set(ids[:8]) <= exact and not set(ids[8:16]) & exact
+  rows = {row['id']: row['said'][0] for row in data_of((run_folder / 'report.html').read_text())['groups'][0]['rows']}
+  assert rows[ids[0]]['n_best'] == [['A dog.', -1.0], ['a cat', -2.0]] and 'n_best' not in rows[ids[8]]  # of other words than the file
 
 
 @pytest.mark.parametrize('names, shown', [
@@ -147,7 +166,7 @@ def test_a_page_takes_the_newest_predictions_of_each_split(tmp_path, names, show
     runs.write_jsonl(tmp_path / 'predictions' / f'{name}.jsonl', [row])
   asked = []
   page = write_report(tmp_path, asked.append).read_text()
-  assert asked == [f'of {name}' for name in shown] and f'of {shown[0]}</h3>' in page
+  assert asked == [f'of {name}' for name in shown] == [f'of {group["name"]}' for group in data_of(page)['groups']]
 
 
 def test_a_new_run_gets_a_page_that_says_what_is_missing(tmp_path):
@@ -171,10 +190,13 @@ def label_run(folder, task='classification'):
 
 def test_a_page_of_classes_has_their_confusions_and_what_was_read(tmp_path):
   page = write_report(label_run(tmp_path)).read_text()
-  table = page[page.index('<h2>Confusions') : page.index('<h2>Predictions')]
+  table = page[page.index('<h2>Confusions') : page.index('<h2 id="predictions"')]
   assert re.findall(r'<t[hd]>(.*?)</t[hd]>', table) == ['is \\ said', 'negative', 'positive', 'negative', '0', '1', 'positive', '0', '9']
-  assert page.count('✓ exact') == 9 and 'right class 0.10, own answer 0.90' in page
-  assert 'sentence 9' in page and 'no picture' not in page
+  data = data_of(page)
+  rows = data['groups'][0]['rows']
+  assert sum(row['said'][0]['exact'] for row in rows) == 9 and rows[9]['said'][0]['told'] == 'right class 0.10, own answer 0.90'
+  assert rows[9]['text'] == 'sentence 9' and rows[9]['said'][0]['chances'] == [['positive', 0.9], ['negative', 0.1]]
+  assert not data['pictures'] and not data['media']
 
 
 def test_a_page_of_scores_says_how_far_they_are_off(tmp_path):

@@ -1,9 +1,9 @@
 """The page of a run on sounds: pictures, players, places of words, errors, counts; and `evaluate` and `report` of a real run."""
 
 import base64
+import html
 import io
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 from test_cli import done, read_jsonl, write_jsonl
 from test_recognition import train, write
-from test_reports import EVIL, _Tags
+from test_reports import EVIL, data_of
 
 from mmlm import runs
 from mmlm.reports import speech
@@ -61,44 +61,43 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_a_page_shows_and_plays_sounds_without_a_script(folder):
+def test_a_page_shows_and_plays_sounds(folder):
   data = {'the dog': {'audio': sound()}, 'x': {'audio': np.eye(9, 4)}, '': {'audio': b'no sound'}, 'z': {}}
   page = write_report(folder, data.get).read_text()
-  tags = _Tags(page).found
-  assert not {tag for tag, _ in tags} & {'script', 'link', 'iframe'} and EVIL not in page
-  assert 'http' not in page and 'url(' not in page
-  (player,) = (attributes for tag, attributes in tags if tag == 'audio')
-  assert player['preload'] == 'none' and 'controls' in player and player['src'].startswith('data:audio/wav;')
-  assert bytes_of(player['src']) == sound()
-  assert [attributes['alt'] for tag, attributes in tags if tag == 'img'] in (['log-mel spectrogram', 'given features'], ['given features', 'log-mel spectrogram'])
-  assert page.count('no sound') == 1 and page.count('features without a sound') == 1 and page.count('Format not recognised') == 1
-  words = re.search('<div class="words".*?</div>', page, re.DOTALL)[0]
-  assert re.findall('<span.*?>(.*?)</span>', words) == ['the', 'dog'] and re.findall('left: (.*?)%; width', words) == ['0.0', '40.0']
+  assert EVIL not in page and 'http' not in page and 'url(' not in page
+  sounds = {name: media['sound'] for name, media in data_of(page)['media'].items()}
+  assert bytes_of(sounds['the dog']['source']) == sound() and sounds['the dog']['source'].startswith('data:audio/wav;')
+  assert {name: (s['kind'], s['note']) for name, s in sounds.items()} == {
+    'the dog': ('log-mel spectrogram', ''), 'x': ('given features', 'features without a sound'), '': ('', sounds['']['note']), 'z': ('', 'no sound')}  # fmt: skip
+  assert 'Format not recognised' in sounds['']['note']
+  assert [(word['text'], word['left']) for word in sounds['the dog']['words']] == [('the', 0.0), ('dog', 40.0)]
 
 
 def test_a_page_marks_the_errors_and_counts_them(folder):
   page = write_report(folder).read_text()
-  evil = '&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;'
-  assert f'<span class="substitute"><del>{evil}</del> <ins>a</ins></span> {evil} <span class="delete"><del>b</del></span>' in page
-  assert '<span class="delete"><del>y</del></span>' in page and f'<dt>heard</dt><dd>{evil}</dd>' in page
-  assert page.count('✓ exact') == 3 and 'WER 66.7 %' in page and 'speaker anna' in page
-  table = page[page.index('<h2>Scores') : page.index('<h2>Curves')]
-  for told in ('1,234 hits, 3 substitutions, 2 deletions, 1 insertions', '3,661.5', '0.0273', f'<th>{evil}</th><td>2</td><td>1,500</td>', '<td>12.50</td><td>1.00</td>'):
+  rows = {row['id']: row for row in data_of(page)['groups'][0]['rows']}
+  evil = rows[f'a {EVIL}']['said'][0]
+  assert evil['parts'] == [['substitute', EVIL, 'a'], ['equal', EVIL, EVIL], ['delete', 'b', '']] and evil['transcript'] == EVIL
+  assert rows['']['said'][0]['parts'] == [['delete', 'y', '']] and rows['the dog']['speaker'] == 'anna'
+  assert sum(row['said'][0]['exact'] for row in rows.values()) == 3 and evil['told'].startswith('WER 66.7 %') and evil['value'] == pytest.approx(66.6667)
+  table = page[page.index('<h2 id="scores"') : page.index('<h2 id="curves"')]
+  for told in ('1,234 hits, 3 substitutions, 2 deletions, 1 insertions', '3,661.5', '0.0273', f'<th>{html.escape(EVIL)}</th><td>2</td><td>1,500</td>'.replace('&quot;', '&#34;'), '<td>12.50</td><td>1.00</td>'):
     assert told in table
 
 
 def test_other_runs_have_no_part_of_it(folder):
   runs.write_json(folder / 'config.json', {'task': 'captioning', 'model': {'encoders': {'image': {}}}})
   page = write_report(folder, lambda identity: {'audio': sound()}).read_text()
-  assert not {tag for tag, _ in _Tags(page).found} & {'audio', 'del', 'ins'} and 'data:audio' not in page
+  data = data_of(page)
+  assert not data['sounds'] and 'data:audio' not in page and not any('sound' in media for media in data['media'].values())
 
 
 def test_classes_out_of_sounds_are_shown_with_their_sound(tmp_path):
   runs.write_json(tmp_path / 'config.json', {'task': 'classification', 'model': {'encoders': {'audio': {}}}})
   said = {'id': 'a', 'hypothesis': 'yes', 'references': ['no'], 'score': 0.9, 'probabilities': {'no': 0.1, 'yes': 0.9}}
   runs.write_jsonl(tmp_path / 'predictions' / 'test-5.jsonl', [said])
-  tags = _Tags(write_report(tmp_path, lambda identity: {'audio': sound()}).read_text()).found
-  assert [tag for tag, _ in tags if tag in ('audio', 'img', 'del')] == ['img', 'audio']
+  data = data_of(write_report(tmp_path, lambda identity: {'audio': sound()}).read_text())
+  assert bytes_of(data['media']['a']['sound']['source']) == sound() and 'parts' not in data['groups'][0]['rows'][0]['said'][0]
 
 
 # Sounds
@@ -153,6 +152,7 @@ def test_long_or_strange_features_are_drawn():
   ([[' a', 0, 1], ['b', 2, 3], [' ', 4, 4], ['c', 5, 6], [' d', 7, 9]], [('ab', 0, 3), ('c', 5, 6), ('d', 7, 9)]),
   ([['a', 0, 1], ['b', 2, 3]], [('a', 0, 1), ('b', 2, 3)]),  # one word: its pieces
   ([[' ', 0, 1]], []),
+  ([['', 0, 1], ['a', 2, 3], [' b', 4, 5]], [('a', 2, 3), ('b', 4, 5)]),  # bytes of a letter, of which the last writes it
 ])  # fmt: skip
 def test_pieces_make_words(pieces, words):
   assert words_of(pieces) == words
@@ -221,7 +221,9 @@ def test_evaluation_writes_where_words_lie_and_the_report_shows_them(tmp_path):
   heard = [manifest[r['id']][first : last + 1].max(0).argmax() == 'abc '.index(text) for r in rows for text, first, last in r['alignment']]
   assert np.mean(heard) > 0.5  # the rows of a letter hold its sound
   done('report', tmp_path / 'run')
-  tags = _Tags((tmp_path / 'run' / 'report.html').read_text()).found
-  assert sum(attributes.get('class') == 'words' for _, attributes in tags) == len(rows)
+  data = data_of((tmp_path / 'run' / 'report.html').read_text())
+  assert all(media['sound']['words'] for media in data['media'].values()) and len(data['media']) == len(rows)
+  looks = [row['said'][0]['look'] for row in data['groups'][0]['rows']]
+  assert all(len(look['audio']['values']) == len(look['words']) and 'text' not in look for look in looks if look['words'])
   write_jsonl(tmp_path / 'good.jsonl', [line | {'id': f'other {line["id"]}'} for line in read_jsonl(tmp_path / 'good.jsonl')])
   done('report', tmp_path / 'run')  # of rows whose examples are gone

@@ -184,7 +184,7 @@ def test_an_ablation_leaves_a_table_and_nothing_that_passes_for_the_runs_own(cop
   assert 'p 1.000' in done('compare', copy, copy)
   asked = []
   page = write_report(copy, asked.append).read_text()
-  assert len(set(asked)) == len(asked) == 24 and f'of test-{STEPS}-' not in page
+  assert len(set(asked)) == len(asked) == 32 and f'"test-{STEPS}-' not in page
 
 
 def test_masks_that_make_texts_too_long_leave_the_same_examples_everywhere(copy, monkeypatch):

@@ -382,7 +382,7 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
   assert found['scores']['pairs']['n'] == 6 and found['scores']['pairs']['of'] == 7
   assert '6 of 7 known' in capsys.readouterr().out
   assert read_json(folder / 'scores' / f'similarity-{found["step"]}.json') == json.loads(json.dumps(found))
-  commands.report(str(folder), '', {})
+  commands.report([str(folder)], {})
   assert (folder / 'report.html').is_file()
   command.vectors(str(folder), str(tmp_path / 'v.txt'), 'glove', {})
   read, (mine, _) = read_vectors(str(tmp_path / 'v.txt')), VectorExperiment.of_run(folder, {}).vectors()

@@ -65,15 +65,22 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   )  # fmt: skip
 
 
-def _batched_products(query, key, value, mask):
+def attention_weights(query, key, mask=None):
+  """[B, T, H, E], [B, G, E, S] -> what each query takes of each key [B, H, T, S], sums of 1; mask [B, 1 or T, S]."""
   batch, queries, heads, size = query.shape
-  groups, keys = value.shape[1:3]
+  groups, keys = key.shape[1], key.shape[-1]
   query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
   scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, queries, keys)
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, -1e30)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, groups, -1, keys)
+  return jax.nn.softmax(scores, axis=-1)
+
+
+def _batched_products(query, key, value, mask):
+  batch, queries, heads, size = query.shape
+  groups, keys = value.shape[1:3]
+  weights = attention_weights(query, key, mask).astype(value.dtype).reshape(batch, groups, -1, keys)
   out = jnp.einsum('bgts,bgse->bgte', weights, value)
   return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
@@ -102,6 +109,8 @@ class MultiHeadAttention(nn.Module):
   With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
   collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that collection is mutable. Rows that share an
   example (beams) read the same memory and the same past: neither is ever copied.
+
+  Where the collection 'intermediates' is mutable, the weights of attention to a memory [B, H, T, S] stand in it.
   """
 
   heads: int
@@ -135,6 +144,8 @@ class MultiHeadAttention(nn.Module):
         self._start('key', key, -1, step)
         self._start('value', value, -2, step)
     folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
+    if memory is not None and self.is_mutable_collection('intermediates'):
+      self.sow('intermediates', 'weights', attention_weights(folded, key, None if mask is None else mask[:, None]))
     out = dot_product_attention(folded, key, value, mask, causal).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 

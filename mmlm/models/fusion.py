@@ -15,9 +15,14 @@ from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import FeedForward, TransformerBlock
 
 
+def main_of(modalities, name: str) -> str:
+  """The modality to enrich: `name`, or where it is '' the usual one."""
+  return name or ('text' if 'text' in modalities else min(modalities))
+
+
 def _main(sequences: dict[str, Sequence], name: str) -> tuple[Sequence, dict[str, Sequence]]:
   """The sequence to enrich, and the others by name, in order."""
-  name = name or ('text' if 'text' in sequences else min(sequences))
+  name = main_of(sequences, name)
   return sequences[name], {other: sequences[other] for other in sorted(sequences) if other != name}
 
 

@@ -100,6 +100,7 @@ class _Step(nn.Module):
       folded = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
       scores = jnp.einsum('bkd,bsd->bks', folded, keys, preferred_element_type=jnp.float32) * self.dim**-0.5
       weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), -1).astype(x.dtype)
+      self.sow('intermediates', 'weights', weights)
       context = jnp.einsum('bks,bsd->bkd', weights, values).reshape(x.shape)
       x = jnp.concatenate([x, context], -1)
     x = jnp.tanh(nn.Dense(self.dim, dtype=self.dtype, name='out')(x))
@@ -121,8 +122,8 @@ class RecurrentDecoder(nn.Module):
   def setup(self):
     self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype)
     scan = nn.scan(
-      _Step, variable_broadcast='params', split_rngs={'params': False, 'dropout': True}, in_axes=(1, nn.broadcast, nn.broadcast),
-      out_axes=1,
+      _Step, variable_broadcast='params', variable_axes={'intermediates': 2}, split_rngs={'params': False, 'dropout': True},
+      in_axes=(1, nn.broadcast, nn.broadcast), out_axes=1,
     )  # fmt: skip
     self.steps = scan(self.dim, self.layers, self.cell, self.dropout, self.dtype)
     self.key = nn.Dense(self.dim, use_bias=False, dtype=self.dtype)

@@ -86,7 +86,7 @@ class Transformer(nn.Module):
       run = nn.scan(
         lambda block, carry, _: (block(carry, *inputs), None),
         # Axis 1: examples stay on axis 0 of all caches, as without scan.
-        variable_axes={'params': 0, 'cache': 1, 'memory': 1}, split_rngs={'params': True, 'dropout': True}, length=self.layers,
+        variable_axes={'params': 0, 'cache': 1, 'memory': 1, 'intermediates': 1}, split_rngs={'params': True, 'dropout': True}, length=self.layers,
       )  # fmt: skip
       x, _ = run(block_class(**self.block, name='blocks'), x, None)
     else:

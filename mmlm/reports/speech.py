@@ -116,7 +116,7 @@ def words_of(pieces: list) -> list[tuple[str, int, int]]:
       words.append((text.strip(), first, last))
     elif text.strip():
       words[-1] = (words[-1][0] + text.strip(), words[-1][1], last)
-    begins = text[-1:].isspace()
+    begins = text[-1].isspace() if text else begins
   return words if len(words) > 1 else [(text.strip(), first, last) for text, first, last in pieces if text.strip()]
 
 
