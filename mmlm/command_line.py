@@ -15,6 +15,7 @@
   ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
   ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
   ./launch.sh report DIR [DIR...]              a page of a run (DIR/report.html), of a sweep, or of several runs over one another
+  ./launch.sh demo RUN...                      a page in the browser: drop a picture, speak or type, see the answer and the attention
   ./launch.sh export DIR                       the model for others: safetensors, StableHLO, config and tokenizer
   ./launch.sh sweep CONFIG                     train at points of a space of settings (CONFIG's <name>_space.py, or --space FILE)
   ./launch.sh reproduce experiments/NAME.py    run what a paper's table lacks, and render it
@@ -109,6 +110,12 @@ COMMANDS = {
     (TEXT, 'against', '', 'another run folder, whose scores with missing inputs are drawn beside'),
     (SWITCH, 'attention', True, 'ask the model again about a sample: its attention and its n best answers'),
     (TEXT, 'output', '', 'the file; report.html of the folder, or of several runs comparison.html of the first, where none is given'),
+  ]),
+  'demo': ('demo.command', 'runs...', [
+    (TEXT, 'host', '127.0.0.1', 'the address to listen at; 0.0.0.0 = every one of this machine, for everybody'),
+    (NUMBER, 'port', 7860, '0 = any that is free'),
+    (NUMBER, 'max_upload_mb', 20, 'of one request, in MiB'),
+    (SWITCH, 'open', False, 'open the page in a browser'),
   ]),
   'export': ('export', 'workdir', [
     (TEXT, 'output', '', 'the folder; WORKDIR/export where none is given'),

@@ -369,10 +369,14 @@ class Experiment:
       raise UserError("decoding.method='sample': a CTC head alone is decoded by 'greedy' or 'beam'.")
     return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS), fusion
 
-  def evaluator(self, align: bool = False, **changes) -> Evaluator:
-    """`changes` override the config's decoding; with `align` predictions tell where CTC, if there is any, finds them in the sound."""
+  def evaluator(self, align: bool = False, around=None, **changes) -> Evaluator:
+    """`changes` override the config's decoding; with `align` predictions tell where CTC, if there is any, finds them in the sound.
+
+    `around`: task -> another one that answers in its place.
+    """
     options, fusion = self.search_options(**changes)
     task = dataclasses.replace(self.task, align=True) if align and self.ctc_labels else self.task
+    task = around(task) if around else task
     return Evaluator(self.model, task, self.parallel, self.sides[1], options, self.config.seed, self.fusion(options, fusion))
 
   def fusion(self, search: SearchOptions, options: FusionOptions) -> Fusion:

@@ -8,7 +8,7 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.features import count_rows
 from mmlm.data.ops import parse_ops
-from mmlm.data.pipeline import stream
+from mmlm.data.pipeline import Table, stream
 from mmlm.errors import UserError
 from mmlm.evaluation.ablation import mask_words
 from mmlm.evaluation.evaluator import Evaluator, shuffle_inputs
@@ -95,10 +95,14 @@ def _told(example: dict, modality: str) -> str | None:
 
 
 class Predictor:
-  """A run's model, ready to answer: lists of raw examples -> rows of predictions. `step`: of its checkpoint, once it has answered."""
+  """A run's model, ready to answer: lists of raw examples -> rows of predictions. `step`: of its checkpoint, once it has answered.
 
-  def __init__(self, experiment: Experiment, evaluator: Evaluator | None = None):
+  `buckets`: lengths to which everything is padded, so that few programs are compiled; else those of the config, and features as they come.
+  """
+
+  def __init__(self, experiment: Experiment, evaluator: Evaluator | None = None, buckets: tuple = ()):
     self.experiment, self.evaluator, self.params, self.step, self.size = experiment, evaluator or experiment.evaluator(), None, -1, 0
+    self.buckets, self.whole_buckets = buckets or experiment.buckets, bool(buckets)
 
   def __call__(self, examples: list[dict], name: str) -> list[dict]:
     """`name` says in messages where the examples come from; one that is longer than the model reads is an error."""
@@ -108,13 +112,18 @@ class Predictor:
     longest, limit = int(np.argmax(table.lengths)), experiment.config.data.max_length
     if table.lengths[longest] > limit:
       raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} tokens, the model reads {limit} at most.')
-    devices = experiment.parallel.devices
+    loader = self._loader(examples, table)
+    return [row for rows in self.evaluator.predict(self.params, loader, self.buckets) for row in rows]
+
+  def _loader(self, examples: list[dict], table: Table):
+    devices = self.experiment.parallel.devices
     # Never smaller than before: what is compiled serves again.
-    self.size = max(self.size, min(experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices))
-    loader = experiment.loader_of(examples, table, self.size)
+    self.size = max(self.size, min(self.experiment.config.evaluate.batch_size, -(-len(table.ids) // devices) * devices))
+    loader = self.experiment.loader_of(examples, table, self.size)
+    loader.whole_buckets = self.whole_buckets
     if self.params is None:
-      self.params, self.step = params_of(experiment, loader)
-    return [row for rows in self.evaluator.predict(self.params, loader, experiment.buckets) for row in rows]
+      self.params, self.step = params_of(self.experiment, loader)
+    return loader
 
 
 def file_name(split: str) -> str:

@@ -1,4 +1,4 @@
-"""A headless Chromium that opens pages from disk: the fixtures `browser` and `visit`. Where there is none the tests that want it are skipped."""
+"""A headless Chromium that opens pages from disk or of a server here: the fixtures `browser` and `visit`. Where there is none the tests that want it are skipped."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ def browser():
   if CHROMIUM is None:
     pytest.skip('there is no Chromium here')
   with driver.sync_playwright() as play:
-    flags = ['--no-sandbox'] if os.geteuid() == 0 else []
+    flags = ['--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream', *(['--no-sandbox'] if os.geteuid() == 0 else [])]
     opened = play.chromium.launch(executable_path=CHROMIUM, args=flags)
     yield opened
     opened.close()
@@ -22,18 +22,20 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-  """path -> the page, opened from disk without a network; what its console says, or asks the network for, fails the test at its end."""
+  """Path or address -> the page; what its console says, or asks another place for, fails the test at its end. A refused request (400) is no fault."""
   said, contexts = [], []
 
-  def visit(path, **options):
-    context = browser.new_context(offline=True, **options)
+  def visit(place, **options):
+    address = place if isinstance(place, str) else place.resolve().as_uri()
+    context = browser.new_context(offline=address.startswith('file:'), **options)
     contexts.append(context)
     page = context.new_page()
     page.set_default_timeout(20_000)
-    page.on('console', lambda message: said.append(message.text))
+    own = ('file:', 'data:', 'blob:') if address.startswith('file:') else (address, 'data:', 'blob:')
+    page.on('console', lambda message: None if 'status of 400' in message.text else said.append(message.text))
     page.on('pageerror', lambda error: said.append(str(error)))
-    page.on('request', lambda request: None if request.url.startswith(('file:', 'data:', 'blob:')) else said.append(request.url))
-    page.goto(path.resolve().as_uri())
+    page.on('request', lambda request: None if request.url.startswith(own) else said.append(request.url))
+    page.goto(address)
     return page
 
   yield visit

@@ -72,6 +72,7 @@ class Loader:
     self.ops, self.batch_size, self.seed = ops, batch_size, seed
     self.blank, self.finish = blank or {}, finish
     self.absent = ''  # a modality that is taken away from every example
+    self.whole_buckets = False  # all columns are padded to the length of the bucket, so that few shapes are compiled
     self.watch = Watch()  # over the examples
     self.part = (0, 1)  # the rows that are loaded here: the number of this part of a batch, how many there are
     self._longest: dict[int, dict[str, int]] = {}
@@ -110,7 +111,7 @@ class Loader:
     """To what a column is padded in a bucket. Frames are many and tokens few: beside them each column has its own length, the
     longest that the bucket may hold.
     """
-    if not self.table.rows:
+    if not self.table.rows or self.whole_buckets:
       return length
     if length not in self._longest:
       inside = self.table.lengths <= length

@@ -12,7 +12,6 @@ import numpy as np
 from mmlm.data.ops import apply_ops, parse_ops
 from mmlm.data.tokenizers import BOS, EOS, PAD
 from mmlm.decoding.fusion import ALONE
-from mmlm.evaluation.evaluator import Evaluator
 from mmlm.inference import Predictor
 from mmlm.models.fusion import main_of
 from mmlm.reports.speech import words_of
@@ -117,10 +116,7 @@ class CloserLook:
     options, _ = experiment.search_options(**changes)
     if options.method == 'beam':
       changes['n_best'] = max(options.n_best, min(N_BEST, options.beam_size))
-    options, fusion = experiment.search_options(**changes)
-    model = experiment.model
-    evaluator = Evaluator(model, _looking(experiment), experiment.parallel, experiment.sides[1], options, experiment.config.seed, experiment.fusion(options, fusion))
-    self.predictor = Predictor(experiment, evaluator)
+    self.predictor = Predictor(experiment, looking_evaluator(experiment, **changes))
 
   @property
   def step(self) -> int:
@@ -141,12 +137,13 @@ class CloserLook:
     return found
 
 
-def _looking(experiment):
-  """The task, which also tells where the decoder looks if there is one and its memory has places of the input."""
+def looking_evaluator(experiment, align: bool = False, **changes):
+  """`Experiment.evaluator` whose rows also have 'look' (`Looking`), where there is a decoder and its memory has places of the input."""
   fusion = experiment.config.model.fusion
   kept = PLACES.get(fusion.name, lambda names, main: [])(experiment.modalities, fusion.get('main', ''))
   decodes = hasattr(experiment.model.head, 'hidden')
-  return Looking(experiment.task, experiment.sides[0], tuple(kept)) if kept and decodes else experiment.task
+  around = (lambda task: Looking(task, experiment.sides[0], tuple(kept))) if kept and decodes else None
+  return experiment.evaluator(align, around, **changes)
 
 
 def _told(look: dict, example: dict, ops: tuple) -> dict:
