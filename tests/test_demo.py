@@ -234,6 +234,12 @@ def test_a_run_that_reads_a_picture_and_a_text(untrained, tmp_path):
     model({'text': 'man ' * 1000, 'image': upload(picture(9, 9))})
 
 
+def test_a_run_that_judges(untrained, tmp_path):
+  folder = write_run(tmp_path, 'configs/sentiment/generated.py:smoke,modalities=text', ENGLISH)
+  found = RunModel(str(folder), {}, LIMITS)({'text': 'a man'})
+  assert found['text'] in found['probabilities'] and sum(found['probabilities'].values()) == pytest.approx(1) and not found['attention']
+
+
 def test_a_run_that_hears(untrained, tmp_path):
   folder = write_run(tmp_path, 'configs/speech/keypad_tones.py:smoke,head=ctc', ['0123456789'])
   model = RunModel(str(folder), {}, LIMITS)

@@ -141,7 +141,7 @@ def looking_evaluator(experiment, align: bool = False, **changes):
   """`Experiment.evaluator` whose rows also have 'look' (`Looking`), where there is a decoder and its memory has places of the input."""
   fusion = experiment.config.model.fusion
   kept = PLACES.get(fusion.name, lambda names, main: [])(experiment.modalities, fusion.get('main', ''))
-  decodes = hasattr(experiment.model.head, 'hidden')
+  decodes = experiment.task.answers == 'targets' and hasattr(experiment.model.head, 'hidden')
   around = (lambda task: Looking(task, experiment.sides[0], tuple(kept))) if kept and decodes else None
   return experiment.evaluator(align, around, **changes)
 
