@@ -254,7 +254,10 @@ class Tensor(nn.Module):
 
 
 class LowRank(nn.Module):
-  """The tensor fusion with weights of low rank: products of one factor a modality, summed (LMF, Liu et al. 2018, eq. 6 and 7)."""
+  """The tensor fusion with weights of low rank: products of one factor a modality, summed (LMF, Liu et al. 2018, eq. 6 and 7).
+
+  Unlike there the weights of the 1 in [1; z] start as 1: a modality that is not there leaves the product as it is.
+  """
 
   dim: int
   rank: int = 4
@@ -266,10 +269,16 @@ class LowRank(nn.Module):
     product = 1.0
     for name in sorted(sequences):
       z = _with_one(Dropout(self.dropout)(_mean(sequences[name]), train), sequences[name].mask)
-      product = product * nn.DenseGeneral((self.rank, self.dim), use_bias=False, dtype=self.dtype, name=f'{name}_factors')(z)
+      factors = nn.DenseGeneral((self.rank, self.dim), use_bias=False, kernel_init=_one_first, dtype=self.dtype, name=f'{name}_factors')
+      product = product * factors(z)
     weights = self.param('weights', nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(product.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.dim,)).astype(product.dtype)
     return _vector(jnp.einsum('brd,r->bd', product, weights) + bias, sequences)
+
+
+def _one_first(key, shape, dtype):
+  """[1 + R, .]: 1 for the constant, the rest as usual."""
+  return nn.initializers.lecun_normal()(key, shape, dtype).at[0].set(1)
 
 
 def _with_one(z, mask):
