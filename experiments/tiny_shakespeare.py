@@ -1,5 +1,7 @@
 """Characters of Tiny Shakespeare: the published number is nanoGPT's loss, 1.88 nats, of random windows of the same text; ours is of all of it."""
 
+from experiments.rows import Row
+
 CONFIG = 'configs/language_model/tiny_shakespeare.py'
 DATASET = 'Tiny Shakespeare'
 SPLIT = 'valid'
@@ -7,3 +9,4 @@ METRICS = {
   'bits_per_character': ('bits a character', 1, None, None),
   'nats_per_character': ('nats a character', 1, 1.88, 'nanoGPT on a CPU'),
 }
+ROWS = {'cpu': Row(CONFIG, runs=3)}
