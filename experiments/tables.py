@@ -143,11 +143,12 @@ def summary_table(rows) -> str:
 
 
 def grid_table(rows) -> str:
-  """Markdown of rows named 'system, variant': a line for each system, a column a variant, with the first metric."""
+  """Markdown of rows named 'system' or 'system, variant': a line for each system, a column a variant, with the first metric."""
   cells, published, metric = {}, {}, rows[0]['metric']
   for row in rows:
     if row['metric'] == metric:
-      system, _, variant = row['row'].rpartition(', ')
+      system, _, variant = row['row'].partition(', ')
+      variant = variant.removeprefix('ablation, ') or 'as it is'
       cells.setdefault(system, {})[variant] = _ours(row)
       published |= {variant: f'{row["published"]:g} ({row["source"]})'} if row['published'] is not None else {}
   variants = list(dict.fromkeys(variant for found in cells.values() for variant in found))
