@@ -142,7 +142,7 @@ def test_a_sweep_trains_its_trials_together(place, tmp_path):
 
 
 def get_space():
-  return product(choices('optimizer.learning_rate', 1e-3, 3e-3))
+  return product(choices('optimizer.learning_rate', 2e-3, 3e-3))
 """)
   flags = [f'--config.{key}={value}' for key, value in (BASE | {'data.dir': str(place / 'data')}).items()]
   words = 'sweep', SMALL, '--executor=vectorised', f'--space={space}', '--workdir', tmp_path / 'sweep', *flags
