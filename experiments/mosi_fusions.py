@@ -70,7 +70,7 @@ def cell(fusion: str, subset: str, seeds: int, place: pathlib.Path, data_dir: st
       'row': f'{fusion}, {subset}', 'dataset': DATASET, 'split': split, 'metric': title, 'definition': DEFINITIONS[metric].definition,
       'published': published, 'source': BC_LSTM if published else None, 'ours': spread['mean'], 'spread': spread['sd'],
       'n': spread['n'], 'interval': None if spread['low'] is None else [spread['low'], spread['high']], 'config': CONFIG,
-      'command': f'python -m experiments.mosi_fusions --only {fusion} --seeds {seeds}', 'commit': told['commit'] or 'unknown',
+      'command': f'python -m experiments.mosi_fusions --only {fusion} --seeds {seeds}' + ' --together' * together, 'commit': told['commit'] or 'unknown',
       'hardware': hardware(told), 'seconds': seconds,
     })  # fmt: skip
   return rows

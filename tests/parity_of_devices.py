@@ -47,13 +47,16 @@ def trained(spec: str, folder, settings: dict, steps: int):
   parts, state = training_parts(experiment, *experiment.splits('train'))
   options, parallel = parts.options, experiment.parallel
   step, state = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate), parallel.place(state)
-  losses = []
+  losses, start = [], jax.device_get(parallel.unreplicate(state.params))
   with parts.stream(0, steps) as batches:
     for batch in batches:
       state, metrics = step(state, batch)
       losses.append(float(metrics['loss']))
   held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
-  return experiment, np.array(losses), jax.device_get(parallel.unreplicate(state.params)), held
+  params = jax.device_get(parallel.unreplicate(state.params))
+  moved = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, start))))
+  assert moved > 1e-4, 'the steps leave the parameters as they are: equal losses would say nothing'
+  return experiment, np.array(losses), params, held
 
 
 def answers(experiment, params, examples: int = 16) -> list:

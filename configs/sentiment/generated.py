@@ -1,4 +1,5 @@
 """Generated sentiment of a sentence, a face and a melody: the label needs all three, so that what fuses is seen to fuse. Offline.
+Half of the training examples lack one or two of them: these teach what each says (mmlm/data/datasets/three_modalities.py).
 
   ./launch.sh train configs/sentiment/generated.py:fusion=tensor --workdir runs/three
   ./launch.sh ablate runs/three

@@ -12,13 +12,12 @@ from PIL import Image
 
 from mmlm.data.audio import RATE
 from mmlm.data.image import blank_picture, decode_picture
-from mmlm.data.ops import apply_ops, parse_ops
 from mmlm.demo.inputs import KINDS, Limits, Upload, check_text, check_upload, kinds_of, resized, seconds_of, size_of_pictures
 from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.inference import Predictor
 from mmlm.pretrained.whisper import PACKAGES
-from mmlm.reports.attention import grid_of, looking_evaluator
+from mmlm.reports.attention import grid_of, looking_evaluator, picture_seen
 from mmlm.reports.speech import sound_of, words_of
 from mmlm.transcription.options import Options
 from mmlm.transcription.transcriber import Transcriber
@@ -126,7 +125,7 @@ class RunModel(_Model):
     found, look = {}, row.get('look', {})
     places = {'text': {'labels': look.get('read', [])}}
     if self.kinds.get('image') == 'picture':
-      seen = self._seen(example)
+      seen = picture_seen(example, self.experiment.config.data.eval_ops)
       found['picture'] = self._picture(seen, given['image'].data)
       places['image'] = {'grid': grid_of(look['image'].shape[1], *seen.shape[:2])} if 'image' in look else {}
     if self.kinds.get('audio') == 'sound':
@@ -135,11 +134,6 @@ class RunModel(_Model):
     words = [[text, first / 100, (last + 1) / 100] for text, first, last in words_of(row.get('alignment', []))]
     looks = [told(modality, look, where) for modality, where in places.items() if modality in look]
     return found | {'heard': words, 'attention': looks}
-
-  def _seen(self, example: dict) -> np.ndarray:
-    """The picture as the model sees it, uint8 [H, W, C]."""
-    ops = parse_ops(op for op in self.experiment.config.data.eval_ops if not op.startswith('normalize'))
-    return apply_ops(ops, {'id': 'input', 'image': example['image']}, np.random.default_rng(0))['image']
 
   def _picture(self, seen: np.ndarray, original: bytes) -> dict:
     """What the page shows of a picture, in the shape of the original where nothing is cut off."""

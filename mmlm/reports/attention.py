@@ -156,13 +156,18 @@ def _told(look: dict, example: dict, ops: tuple) -> dict:
   if 'text' in told:
     told['text']['read'] = look['read']
   if 'image' in told:
-    picture = apply_ops(parse_ops(op for op in ops if not op.startswith('normalize')), {**example}, np.random.default_rng(0)).get('image')
+    picture = picture_seen(example, ops)
     if picture is None:
       del told['image']
     else:
       rows, columns = grid_of(look['image'].shape[1], *picture.shape[:2])
       told['image'] |= {'picture': picture, 'rows': rows, 'columns': columns}
   return {'words': look['words']} | told if told else {}
+
+
+def picture_seen(example: dict, ops: tuple):
+  """The picture of a raw example as the model sees it, uint8 [H, W, C]; None where it has none."""
+  return apply_ops(parse_ops(op for op in ops if not op.startswith('normalize')), {**example}, np.random.default_rng(0)).get('image')
 
 
 def _bytes(values) -> str:
