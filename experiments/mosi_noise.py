@@ -39,22 +39,22 @@ def held_out_accuracy(spec: str, overrides: dict[str, str], seeds: int) -> list[
     with stream([batching.Batch(np.arange(len(table.ids)), first.buckets[-1], len(table.ids))], loader, 0, 1) as batches:
       batch = next(batches)
     found = [params_of(experiment, loader)[0] for experiment in experiments]
+    deviations = {m: np.asarray(found[0][f'encoders_{m}']['normalization']['deviation']) for m in config.model.encoders}
   answer = jax.jit(lambda params, batch: first.task.answer(first.model, params, batch, None, None)['outputs'])
-  return [100 * np.mean([_share_right(answer(params, noisy), batch) for noisy in _draws(batch, config)]) for params in found]
+  return [100 * np.mean([_share_right(answer(params, noisy), batch) for noisy in _draws(batch, config, deviations)]) for params in found]
 
 
 def _share_right(scores, batch: dict) -> float:
   return float((np.asarray(scores).argmax(-1) == batch['label'])[batch['label_mask']].mean())
 
 
-def _draws(batch: dict, config):
+def _draws(batch: dict, config, deviations: dict):
   """The batch with noise of the standard deviations that each encoder adds in training, DRAWS times."""
   random = np.random.default_rng(0)
   for _ in range(DRAWS):
     noisy = dict(batch)
     for modality, encoder in config.model.encoders.items():
-      spread = batch[modality][batch[f'{modality}_mask']].std(0)
-      noisy[modality] = batch[modality] + (encoder.noise * spread * random.normal(size=batch[modality].shape)).astype(np.float32)
+      noisy[modality] = batch[modality] + (encoder.noise * deviations[modality] * random.normal(size=batch[modality].shape)).astype(np.float32)
     yield noisy
 
 

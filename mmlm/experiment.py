@@ -37,20 +37,17 @@ from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import build_model
 from mmlm.models.subsampling import rows_after
 from mmlm.parallel import Parallel, local_mesh
-from mmlm.pretrained.bert import load_bert, load_pooler, load_wordpiece
-from mmlm.pretrained.features import BACKBONES, FrozenBackbone, pick_variant
-from mmlm.pretrained.gpt2 import load_gpt2, load_gpt2_tokenizer
-from mmlm.pretrained.whisper import load_encoder
-from mmlm.pretrained.word_vectors import embedding_table, read_vectors
+from mmlm.pretrained.bert import load_wordpiece
+from mmlm.pretrained.features import FrozenBackbone, pick_variant
+from mmlm.pretrained.gpt2 import load_gpt2_tokenizer
+from mmlm.start import started
 from mmlm.tasks import TASKS
 from mmlm.tasks.generation import begin_decoder
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.lora import add_lora, merge_lora
-from mmlm.trees import differences, flat, graft, one_of, renamed
+from mmlm.trees import one_of
 from mmlm.watch import Watch
 from mmlm.weights import is_export, read_weights
-
-PRETRAINED = {'bert': load_bert, 'whisper': load_encoder}  # encoders with a field of that name: what reads their weights
 
 
 class Experiment:
@@ -298,46 +295,8 @@ class Experiment:
     return merge_lora(params, self.config.optimizer.lora_alpha)
 
   def initial_params(self, batch: dict):
-    """Those, with pretrained weights where an encoder that learns has them."""
-    params = self._random_params(batch)
-    for modality, options in self.config.model.encoders.items():
-      if options.name in BACKBONES and not options.frozen:
-        params[f'encoders_{modality}']['backbone'] = jax.tree.map(jnp.asarray, BACKBONES[options.name][1]())
-      part = params[f'encoders_{modality}']
-      if options.get('pretrained'):
-        weights = PRETRAINED[options.name](options.pretrained)
-        params[f'encoders_{modality}'] = _loaded(weights, part, f'model.encoders.{modality}', options.pretrained)
-      if options.get('vectors'):
-        tokens = part['tokens'].get('vectors', part['tokens'])
-        tokens['embedding'] = jnp.asarray(self._word_vectors(modality, options, tokens['embedding'].shape[1]))
-    if name := self.config.model.head.get('pooler'):
-      params['head']['hidden'] = _loaded(load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name)
-    if name := self.config.model.head.get('pretrained'):
-      params['head'] = _loaded(load_gpt2(name), params['head'], 'model.head', name)
-    # A run that goes on needs the other no more.
-    fresh = not any((self.folder / 'checkpoints').glob('[0-9]*'))
-    return self._started(params, self.config.train.start_from) if self.config.train.start_from and fresh else params
-
-  def _started(self, params: dict, run: str) -> dict:
-    """`params` with those of another run that train.start_rules take."""
-    other, rules = Experiment.of_run(run, {}), self.config.train.start_rules
-    theirs, step = other.trained_params()
-    taken = renamed(params, rules, 'train.start_rules')
-    words = [name for name in sorted(taken) if self.tokenizer and self.tokenizer.vocab_size in flat(params)[name].shape]
-    if words and getattr(other.tokenizer, 'fingerprint', '') != self.tokenizer.fingerprint:
-      raise UserError(f"train.start_from={run!r}: {words[0]} has a row a token, and the tokens there are others. Set tokenizer.kind to 'run' and "
-                      f'tokenizer.source to {run!r}, or leave it out in train.start_rules.')  # fmt: skip
-    print(f'{len(taken)} of {len(flat(params))} arrays of parameters start from {run}, step {step}.')
-    return graft(params, jax.tree.map(jnp.asarray, other.weights(theirs)), rules, 'train.start_rules', run)
-
-  def _word_vectors(self, modality: str, options, width: int) -> np.ndarray:
-    """The table [V, W] of an encoder that starts from word vectors."""
-    vectors, key = read_vectors(options.vectors), f'model.encoders.{modality}'
-    if vectors.width != width:
-      raise UserError(f'{key}.vector_dim={width}: the vectors of {options.vectors} have {vectors.width} values.')
-    if self.config.tokenizer.kind != 'word':
-      raise UserError(f"tokenizer.kind={self.config.tokenizer.kind!r}: {key}.vectors are of whole words, choose 'word'.")
-    return embedding_table(vectors, self.tokenizer.pieces, self.config.seed)
+    """Those, with what an encoder or the head starts from where the config names it (mmlm/start.py)."""
+    return started(self, self._random_params(batch))
 
   def abstract_params(self, batch: dict):
     """Shapes and types of the parameters."""
@@ -413,11 +372,3 @@ def tokenizer_of_run(run: str) -> Tokenizer:
   if not path.is_file():
     raise UserError(f"tokenizer.source={run!r}: with tokenizer.kind='run' it is the folder of a run with a tokenizer.json.")
   return Tokenizer.load(path)
-
-
-def _loaded(weights: dict, part: dict, key: str, name: str) -> dict:
-  """The parameters of a part with the pretrained `weights` in it; UserError where their shapes differ."""
-  shapes = lambda tree: {name: leaf.shape for name, leaf in flat(tree).items() if not name.startswith('projection/')}
-  if bad := differences(shapes(weights), shapes(part)):
-    raise UserError('\n  '.join([f'{key} has not the sizes of {name} (there -> here):', *bad[:10]]))
-  return part | jax.tree.map(jnp.asarray, weights)

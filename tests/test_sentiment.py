@@ -177,11 +177,11 @@ def test_what_a_generated_example_lacks_is_not_there(tmp_path):
   assert set(there[0]) == {1, 2, 3, 4, 5, 6, 7} and set(there[1]) == {7}
 
 
-def features_manifest(folder, name='mine', width=5, label=lambda value: 'positive' if value > 0 else 'negative'):
+def features_manifest(folder, name='mine', width=5, unit=1, label=lambda value: 'positive' if value > 0 else 'negative'):
   rng, rows = np.random.default_rng(0), []
   for i in range(24):
     value = rng.normal()
-    np.save(folder / f'{name}{i}.npy', np.full((1 + i % 3, width), value, np.float32))
+    np.save(folder / f'{name}{i}.npy', np.float32(unit * rng.normal(value, 0.1, (1 + i % 3, width))))
     rows.append({'id': f'{name} {i}', 'audio': f'{name}{i}.npy', 'text': f'word{i % 4} here', 'label': label(value)})
   return write_jsonl(folder / f'{name}.jsonl', rows)
 

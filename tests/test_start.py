@@ -1,4 +1,4 @@
-"""A run that starts from the parameters of another one."""
+"""What parameters start from: those of another run, and the statistics of features."""
 
 import shutil
 
@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_cli import done, refused
+from test_sentiment import features_manifest
 
+from mmlm import config as configs
 from mmlm.data import prepare
 from mmlm.errors import UserError
 from mmlm.experiment import Experiment
 from mmlm.setup import training_parts
+from mmlm.start import moments
 from mmlm.trees import flat, graft
 
 FEW = ['--config.parallel.strategy=jit', '--config.evaluate.bootstrap_samples=5']
@@ -78,3 +81,37 @@ def test_a_graft_leaves_alone_what_no_rule_takes():
   assert jax.tree.map(float, jax.tree.map(jnp.mean, grown)) == {'a': {'b': 1.0}, 'c': 0.0}
   with pytest.raises(UserError, match=r'c: absent -> \(3,\)'):
     graft(tree, {'a': other['a']}, (('.*', True),), 'rules', 'other')
+
+
+def test_moments_are_of_what_is_there():
+  rng, batches, rows = np.random.default_rng(0), [], []
+  for size in (4, 7):
+    x, mask = rng.normal((3, -1, 190), (2, 1e-3, 0), size=(size, 5, 3)), rng.random((size, 5)) < 0.5
+    weight = np.arange(size) < size - 1  # the last is no example
+    rows.append(x[mask & weight[:, None]])
+    batches.append({'audio': np.where(mask[..., None], x, 1e9), 'audio_mask': mask, 'weight': weight.astype(np.float32)})
+  (found,) = moments(batches, ['audio']).values()
+  rows = np.concatenate(rows)
+  np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(found['deviation'], [*rows.std(0)[:2], 1], rtol=1e-4)
+  for batch in batches:
+    batch['audio_mask'][:] = False
+  (none,) = moments(batches, ['audio']).values()
+  assert not none['mean'].any() and (none['deviation'] == 1).all()
+
+
+@pytest.mark.parametrize('encoder', ['features', 'feature_recurrent'])
+def test_features_in_another_unit_are_the_same_features(tmp_path, encoder):
+  memories = []
+  for unit in (1, 1000):
+    folder = tmp_path / str(unit)
+    folder.mkdir()
+    mine = features_manifest(folder, unit=unit)
+    config = configs.load_config(f'configs/sentiment/manifest.py:train={mine},valid={mine},audio=5')
+    config = configs.override(config, {'model.encoders.audio.name': encoder, 'model.dim': '8', 'train.batch_size': '8', 'parallel.strategy': 'jit'})
+    experiment = Experiment(config, folder / 'run')
+    parts, state = training_parts(experiment, str(mine))
+    with parts.stream(0, 1) as batches:
+      batch = next(batches)
+    memories.append(jax.jit(lambda params, batch, model=experiment.model: model.apply({'params': params}, batch, method='encode').values)(state.params, batch))
+  np.testing.assert_allclose(*memories, rtol=1e-3, atol=1e-4)

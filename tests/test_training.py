@@ -181,6 +181,15 @@ def test_rate_rules_scale_and_freeze():
     assert not [x.shape for x in jax.tree.leaves(state) if x.shape[:1] in ((4,), (5,))], name
 
 
+def test_statistics_of_features_stand_still():
+  params = {'encoder': {'normalization': {'mean': normal(0, 4)}, 'kernel': normal(1, 5)}}
+  config = options(rate_rules=EVERYTHING, decay_rules=EVERYTHING, warmup='0 steps')
+  found, state = run_updates(config, params, [params])
+  np.testing.assert_array_equal(found['encoder']['normalization']['mean'], params['encoder']['normalization']['mean'])
+  assert np.abs(found['encoder']['kernel'] - params['encoder']['kernel']).min() > 0
+  assert not [x.shape for x in jax.tree.leaves(state) if x.shape == (4,)]
+
+
 def test_what_is_frozen_takes_no_part_in_clipping():
   params = {'encoder': normal(0, 4), 'head': normal(1, 4)}
   config = options(rate_rules=(('encoder', 0.0), *EVERYTHING), decay_rules=EVERYTHING, warmup='0 steps', epsilon=1.0)

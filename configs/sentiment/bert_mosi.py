@@ -19,7 +19,7 @@ def get_config(arg=''):
   config.data.train_ops = config.data.eval_ops = ()
   config.data.max_length = 128
   config.data.buckets = (8, 12, 16, 24, 32, 48, 128)
-  encoders = {**config.model.encoders, 'audio': {'name': 'features', 'width': 73}}
+  encoders = {**config.model.encoders, 'audio': {'name': 'features', 'width': 73, 'normalize': True}}
   config.model.encoders = chosen(args.modalities, encoders)
   config.data.fields = {'id': 'id', 'label': 'label'} | {modality: modality for modality in config.model.encoders}
   config.model.fusion = {'name': args.fusion if len(config.model.encoders) > 1 else 'concatenation'}

@@ -29,7 +29,7 @@ def get_config(arg=''):
   config.data.train_ops = config.data.eval_ops = (f'log_mel({args.audio})',) if args.audio else ()
   config.data.max_length = 1000 if args.audio or args.video else 128  # rows of features; ten seconds of sound
   config.data.buckets = (8, 16, 24, 32, 48, 64, 128) + ((250, 500, 1000) if config.data.max_length > 128 else ())
-  features = {modality: {'name': 'feature_recurrent', 'width': args[modality]} for modality in ('audio', 'video') if args[modality]}
+  features = {modality: {'name': 'feature_recurrent', 'width': args[modality], 'normalize': True} for modality in ('audio', 'video') if args[modality]}
   config.model.encoders = {**config.model.encoders, **features}
   config.model.fusion = {'name': args.fusion if features else 'concatenation'}
   config.model.head = {'name': 'classifier', 'classes': tuple(args.classes.split('+'))}

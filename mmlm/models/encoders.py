@@ -12,7 +12,7 @@ from mmlm.models.bert import BertEncoder
 from mmlm.models.conformer import AudioRecurrent, AudioTransformer, Conformer
 from mmlm.models.convnet import EfficientNetLite0
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, token_embedding
-from mmlm.models.layers import Dropout
+from mmlm.models.layers import Dropout, Normalization
 from mmlm.models.recurrent import FeatureRecurrent, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
@@ -128,16 +128,24 @@ _KIM = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtyp
 
 
 class FeatureEncoder(WithDeepTransformer, kw_only=True):
-  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. `layers` Transformer blocks may follow."""
+  """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. `layers` Transformer blocks may follow.
+
+  `normalize`: features are given a mean of 0 and a deviation of 1 over the training examples first, so that those of large numbers do not
+  hide the others.
+  """
 
   width: int = 0
+  normalize: bool = False
   layers: int = 0
   max_positions: int = 512
   positions: str = 'none'
 
   @nn.compact
   def __call__(self, x, mask, train=False):
-    x = nn.LayerNorm(dtype=self.dtype, name='feature_norm')(x.astype(self.dtype))
+    x = x.astype(self.dtype)
+    if self.normalize:
+      x = Normalization(name='normalization')(x)
+    x = nn.LayerNorm(dtype=self.dtype, name='feature_norm')(x)
     x = Dropout(self.dropout)(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), train)
     x = Positions(self.positions, self.max_positions, name='positions')(x)
     if self.layers:

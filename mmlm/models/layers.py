@@ -1,4 +1,4 @@
-"""Dropout that is cheap on every backend, and the table of activations."""
+"""Dropout that is cheap on every backend, features to a common scale, and the table of activations."""
 
 import functools
 import math
@@ -34,6 +34,18 @@ class Dropout(nn.Module):
     if is_traced(threshold):
       threshold, scale = threshold.astype(jnp.uint8), scale.astype(x.dtype)
     return jnp.where(octets >= threshold, x * scale, 0).astype(x.dtype)
+
+
+class Normalization(nn.Module):
+  """Features [B, S, C] less their mean over the training examples, over their standard deviation there (global normalisation of mean and
+  variance). Both are parameters that never learn; mmlm/start.py computes them.
+  """
+
+  @nn.compact
+  def __call__(self, x):
+    mean = self.param('mean', nn.initializers.zeros, x.shape[-1:])
+    deviation = self.param('deviation', nn.initializers.ones, x.shape[-1:])
+    return ((x - jax.lax.stop_gradient(mean)) / jax.lax.stop_gradient(deviation)).astype(x.dtype)
 
 
 ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'gelu_exact': functools.partial(nn.gelu, approximate=False), 'silu': nn.silu}

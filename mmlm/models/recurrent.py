@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding, token_embedding
-from mmlm.models.layers import Dropout
+from mmlm.models.layers import Dropout, Normalization
 from mmlm.models.sequence import Sequence
 from mmlm.trees import one_of
 
@@ -59,20 +59,24 @@ class RecurrentEncoder(Bidirectional, kw_only=True):
 class FeatureRecurrent(Bidirectional, kw_only=True):
   """Features [B, S, C] with their mask -> [B, S, D]; C is `width`. Where an example lacks some, zeros stand.
 
-  `noise` is added in training (Bishop 1995), in standard deviations of each feature over the batch: for features that tell more
-  of the examples they were learned on than they will tell of others.
+  `normalize`: features are given a mean of 0 and a deviation of 1 over the training examples first. Without it a feature of large numbers
+  saturates the gates.
+  `noise` is added in training (Bishop 1995), in standard deviations of what is normalised, and the sum scaled to a deviation of 1: for
+  features that tell more of the examples they were learned on than they will tell of others.
   """
 
   width: int = 0
+  normalize: bool = False
   noise: float = 0.0
 
   @nn.compact
   def __call__(self, x, mask, train=False):
     x = x.astype(self.dtype)
-    if train and self.noise:
-      spread = jnp.std(x, (0, 1), where=mask[..., None], keepdims=True)
-      spread = jnp.where(mask.any(), spread, 0)  # of no feature there is none
-      x += self.noise * spread * jax.random.normal(self.make_rng('dropout'), x.shape, x.dtype)
+    if self.normalize:
+      x = Normalization(name='normalization')(x)
+    if self.noise:
+      drawn = jax.random.normal(self.make_rng('dropout'), x.shape, x.dtype) if train else 0
+      x = (x + self.noise * drawn) / (1 + self.noise**2) ** 0.5
     x = jnp.where(mask[..., None], x, 0)
     return self.run(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), mask, train)
 

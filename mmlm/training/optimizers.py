@@ -34,10 +34,10 @@ def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: in
 
 
 def rates_of(config, params):
-  """The tree of multipliers of the learning rate: those of the rules, and 0 for what LoRA holds."""
+  """The tree of multipliers of the learning rate: those of the rules, and 0 for what LoRA holds and for statistics of features."""
   held = adapted(params)
   rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
-  return jax.tree_util.tree_map_with_path(lambda path, rate: 0.0 if name_of(path) in held else rate, rates)
+  return jax.tree_util.tree_map_with_path(lambda path, rate: 0.0 if name_of(path) in held or '/normalization/' in name_of(path) else rate, rates)
 
 
 def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
