@@ -1,6 +1,6 @@
-"""How the noise and the training of configs/sentiment/mosi_context.py are chosen: on ten of the 62 training videos, held out.
+"""How the noise and the training of configs/sentiment/mosi_context.py are chosen: on the 62 training videos, held out in six folds.
 
-  python -m experiments.mosi_noise --modalities text --noise 11,12,13 [--set optimizer.learning_rate=0.003] [--seeds 3]
+  python -m experiments.mosi_noise --modalities text --noise 11,12,13 [--set optimizer.learning_rate=0.003] [--seeds 2] [--folds 6]
 
 The features of the training videos tell more than those of the test videos will, also where the classifier has not seen the labels.
 So the held-out videos are scored with the same noise that the others are trained with, the mean of 20 draws, and the noise is what
@@ -9,6 +9,8 @@ noise there, and that of training is chosen by the score (`--set model.encoders.
 """
 
 import argparse
+import contextlib
+import io
 import pathlib
 import sys
 import tempfile
@@ -16,48 +18,55 @@ import tempfile
 import jax
 import numpy as np
 
-from mmlm import config as configs
+from mmlm import commands
 from mmlm.data import batching
-from mmlm.data.pipeline import stream
 from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread
+from mmlm.experiment import Experiment
 from mmlm.inference import params_of
-from mmlm.sweeps.together import train_together
 
 CONFIG = 'configs/sentiment/mosi_context.py'
-HELD_OUT = 'valid'
+ENDS = (0, 10, 20, 30, 41, 52)  # of the folds of 'train'
+FOLDS = [('train', 'valid')] + [(f'train[:{a}]+train[{b}:]+valid', f'train[{a}:{b}]') for a, b in zip(ENDS, ENDS[1:])]  # learned, held out
 LEARNED = ('text', 'video')  # features that were learned with the labels of the training videos
 DRAWS = 20
 
 
-def held_out_accuracy(spec: str, overrides: dict[str, str], seeds: int) -> list[float]:
-  """Accuracy in percent on the held-out videos, of each seed, with as much noise as in training where features were learned."""
-  config = configs.override(configs.load_config(spec), {'data.splits.train': 'train', **overrides})
-  with tempfile.TemporaryDirectory() as folder:
-    experiments = train_together(config, {seed: pathlib.Path(folder, str(seed)) for seed in range(seeds)})
-    first = experiments[0]
-    table = first.table(HELD_OUT, True)
-    loader = first.loader(HELD_OUT, table, len(table.ids))
-    with stream([batching.Batch(np.arange(len(table.ids)), first.buckets[-1], len(table.ids))], loader, 0, 1) as batches:
-      batch = next(batches)
-    found = [params_of(experiment, loader)[0] for experiment in experiments]
-    deviations = {m: np.asarray(found[0][f'encoders_{m}']['normalization']['deviation']) for m in config.model.encoders}
-  answer = jax.jit(lambda params, batch: first.task.answer(first.model, params, batch, None, None)['outputs'])
-  return [100 * np.mean([_share_right(answer(params, noisy), batch) for noisy in _draws(batch, config, deviations)]) for params in found]
+def held_out_accuracy(spec: str, overrides: dict[str, str], seeds: int, folds: int) -> list[float]:
+  """Accuracy in percent on all held-out videos, of each seed, with as much noise as in training where features were learned."""
+  return [100 * np.divide(*np.sum([_of_fold(spec, overrides, *fold, seed) for fold in FOLDS[:folds]], 0)) for seed in range(seeds)]
+
+
+def _of_fold(spec: str, overrides: dict[str, str], learned: str, held_out: str, seed: int) -> tuple[float, int]:
+  """How many utterances of a fold are right, the mean of all draws, and of how many."""
+  overrides = overrides | {'data.splits.train': learned, 'data.splits.valid': held_out, 'seed': str(seed), 'parallel.strategy': 'jit'}
+  with tempfile.TemporaryDirectory() as place:
+    folder = pathlib.Path(place, 'run')
+    with contextlib.redirect_stdout(io.StringIO()):
+      commands.train(spec, str(folder), overrides)
+    experiment = Experiment.of_run(folder, {})
+    table = experiment.table(held_out, True)
+    loader = experiment.loader(held_out, table, len(table.ids))
+    batch = loader(0, batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], len(table.ids)))
+    params = params_of(experiment, loader)[0]
+  answer = jax.jit(lambda params, batch: experiment.task.answer(experiment.model, params, batch, None, None)['outputs'])
+  share = np.mean([_share_right(answer(params, noisy), batch) for noisy in _draws(batch, experiment.config, params)])
+  utterances = int(batch['label_mask'].sum())
+  return share * utterances, utterances
 
 
 def _share_right(scores, batch: dict) -> float:
   return float((np.asarray(scores).argmax(-1) == batch['label'])[batch['label_mask']].mean())
 
 
-def _draws(batch: dict, config, deviations: dict):
+def _draws(batch: dict, config, params: dict):
   """The batch with noise of the standard deviations that each encoder adds in training, DRAWS times."""
   random = np.random.default_rng(0)
   for _ in range(DRAWS):
     noisy = dict(batch)
     for modality in (m for m in LEARNED if m in config.model.encoders):
-      encoder = config.model.encoders[modality]
-      noisy[modality] = batch[modality] + (encoder.noise * deviations[modality] * random.normal(size=batch[modality].shape)).astype(np.float32)
+      spread = config.model.encoders[modality].noise * np.asarray(params[f'encoders_{modality}']['normalization']['deviation'])
+      noisy[modality] = batch[modality] + (spread * random.normal(size=batch[modality].shape)).astype(np.float32)
     yield noisy
 
 
@@ -74,7 +83,8 @@ def main():
   parser.add_argument('--fusion', default='late')
   parser.add_argument('--noise', default='', help='of every modality but audio, one run each; else that of the config')
   parser.add_argument('--set', action='append', default=[], type=_setting, metavar='KEY=VALUE')
-  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--seeds', type=int, default=2)
+  parser.add_argument('--folds', type=int, default=len(FOLDS))
   parser.add_argument('--data_dir', default='data')
   arguments = parser.parse_args()
   try:
@@ -83,7 +93,7 @@ def main():
     noised = [modality for modality in arguments.modalities.split('+') if modality in LEARNED]
     for noise in arguments.noise.split(',') if arguments.noise else ['']:
       levels = {f'model.encoders.{modality}.noise': noise for modality in noised} if noise else {}
-      spread = mean_and_spread(held_out_accuracy(spec, overrides | levels, arguments.seeds))
+      spread = mean_and_spread(held_out_accuracy(spec, overrides | levels, arguments.seeds, arguments.folds))
       print(f'{arguments.modalities}, noise {noise or "of the config"}: {spread["mean"]:.2f} +- {spread["sd"] or 0:.2f}', flush=True)
   except UserError as error:
     print(f'mosi_noise: {error}', file=sys.stderr)

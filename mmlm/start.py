@@ -74,9 +74,12 @@ def _statistics(experiment) -> dict[str, dict]:
   names = [modality for modality, options in experiment.config.model.encoders.items() if options.get('normalize')]
   if not names:
     return {}
-  (split,) = experiment.splits('train')
-  table, config = experiment.table(split, with_targets=True, limit=NORMALIZED_BY), experiment.config
-  loader = experiment.loader_of(experiment.source(split), table, config.evaluate.batch_size)
+  (split,), config = experiment.splits('train'), experiment.config
+  source = experiment.source(split)
+  table = experiment.task.table(source, *experiment.sides, True).with_rows(experiment.rows(split))
+  fits = np.random.default_rng(0).permutation(np.flatnonzero(table.lengths <= config.data.max_length))
+  table = table.select(np.sort(fits[:NORMALIZED_BY]))
+  loader = experiment.loader_of(source, table, config.evaluate.batch_size)
   loader.part = (0, 1)  # every process has those of all
   plan = batching.eval_plan(table.lengths, config.evaluate.batch_size, experiment.buckets)
   with stream(plan, loader, 0, len(plan), config.data.workers) as batches:

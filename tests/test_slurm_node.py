@@ -1,4 +1,4 @@
-"""A Slurm of one node, started here: two tasks of a submitted job train as one process does. Skipped where Slurm is not installed.
+"""A Slurm of one node, started here: tasks of a submitted job train as one process does, and a sweep sends its trials. Skipped where Slurm is not installed.
 
 On Debian: apt-get install --no-install-recommends slurm-wlm munge; the test starts its own daemons, for which it must be root.
 """
@@ -14,7 +14,8 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_cli import done
+from killed_sweeps import SPACE, SPEC
+from test_cli import done, read_jsonl
 from test_parallel import command, curve
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')
@@ -81,3 +82,11 @@ def test_a_submitted_job_trains_as_one_process(cluster):
   expected, found = curve(cluster / 'one'), curve(run)
   assert [row[:2] for row in found] == [row[:2] for row in expected]
   np.testing.assert_allclose([row[2] for row in found], [row[2] for row in expected], atol=1e-5)
+
+
+def test_a_sweep_sends_its_trials_as_an_array(cluster):
+  (cluster / 'space.py').write_text(SPACE.replace("choices('optimizer.learning_rate', 1e-3, 2e-3, 3e-3), ", ''))
+  flags = ['--config.train.duration=2 steps', '--config.train.eval_every=2 steps', f'--config.data.dir={cluster / "data"}', '--config.parallel.strategy=jit']
+  sweep = ['sweep', SPEC, '--space', cluster / 'space.py', '--workdir', cluster / 'sweep', '--executor=slurm', '--slurm=cpus_per_task=1', *flags]
+  said = done(*sweep)
+  assert len(read_jsonl(cluster / 'sweep' / 'trials.jsonl')) == 2, said

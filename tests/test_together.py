@@ -26,7 +26,7 @@ from mmlm.training.losses import summed_loss
 from mmlm.trees import flat
 
 SPEC = 'configs/sentiment/mosi_context.py:fusion=low_rank,modalities=text+audio'
-FEW = {'train.duration': '3 epochs', 'train.eval_every': '3 epochs', 'train.batch_size': '4', 'model.dim': '8', 'model.head.hidden': '8', 'parallel.strategy': 'jit', 'optimizer.epsilon': '1e-6'}
+FEW = {'data.buckets': '(64,)', 'train.duration': '3 epochs', 'train.eval_every': '3 epochs', 'train.batch_size': '4', 'model.dim': '8', 'model.head.hidden': '8', 'parallel.strategy': 'jit', 'optimizer.epsilon': '1e-6'}
 
 
 def test_seeds_together_are_seeds_one_by_one(tmp_path):

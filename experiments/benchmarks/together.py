@@ -29,7 +29,7 @@ def compare(fusion: str, options) -> list[dict]:
   spec, steps = f'{MOSI}:fusion={fusion}' + ',smoke' * options.smoke, 4 if options.smoke else STEPS
   with tempfile.TemporaryDirectory() as folder:
     experiments = [
-      Experiment(config_of(spec, {'data.dir': str(options.data_dir), 'seed': str(seed), 'parallel.strategy': 'jit'}), pathlib.Path(folder, str(seed)))
+      Experiment(config_of(spec, {'data.dir': str(options.data_dir), 'data.buckets': '(64,)', 'seed': str(seed), 'parallel.strategy': 'jit'}), pathlib.Path(folder, str(seed)))
       for seed in range(SEEDS)
     ]  # fmt: skip
     parts, states = zip(*(training_parts(experiment, experiment.splits('train')[0]) for experiment in experiments))
