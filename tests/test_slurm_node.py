@@ -3,6 +3,7 @@
 On Debian: apt-get install --no-install-recommends slurm-wlm munge; the test starts its own daemons, for which it must be root.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from killed_sweeps import SPACE, SPEC
-from test_cli import done, read_jsonl
+from test_cli import done
 from test_parallel import command, curve
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')
@@ -84,9 +85,13 @@ def test_a_submitted_job_trains_as_one_process(cluster):
   np.testing.assert_allclose([row[2] for row in found], [row[2] for row in expected], atol=1e-5)
 
 
+@pytest.mark.timeout(600)
 def test_a_sweep_sends_its_trials_as_an_array(cluster):
   (cluster / 'space.py').write_text(SPACE.replace("choices('optimizer.learning_rate', 1e-3, 2e-3, 3e-3), ", ''))
   flags = ['--config.train.duration=2 steps', '--config.train.eval_every=2 steps', f'--config.data.dir={cluster / "data"}', '--config.parallel.strategy=jit']
   sweep = ['sweep', SPEC, '--space', cluster / 'space.py', '--workdir', cluster / 'sweep', '--executor=slurm', '--slurm=cpus_per_task=1', *flags]
   said = done(*sweep)
-  assert len(read_jsonl(cluster / 'sweep' / 'trials.jsonl')) == 2, said
+  results = json.loads((cluster / 'sweep' / 'results.json').read_text())
+  assert [(row['state'], row['runs'][0]['step']) for row in results] == [('complete', 2)] * 2, said
+  logs = [path.read_text() for path in (cluster / 'sweep' / 'jobs').glob('*_log.out')]
+  assert len(logs) == 2 and all('2/2 100 %' in log for log in logs)
