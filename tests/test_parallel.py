@@ -44,11 +44,11 @@ EVERY_AXIS = 'data=2,fsdp=2,tensor=2'
 @pytest.mark.parametrize('spec, ways', [
   ('configs/translation/numerals.py', ('jit', 'pmap', 'data=8', 'data=2,fsdp=4', 'tensor=2')),
   ('configs/captioning/unicode_pictures.py', ('jit', EVERY_AXIS)),
-  ('configs/sentiment/generated.py', ('jit', EVERY_AXIS)),
+  ('configs/sentiment/generated.py:modalities=text+image', ('jit', EVERY_AXIS)),
   ('configs/speech/keypad_tones.py', ('jit', EVERY_AXIS)),
 ], ids=['translation', 'captioning', 'sentiment', 'speech'])  # fmt: skip
 def test_losses_and_answers_are_those_of_one_device(data, tmp_path, spec, ways):
-  """All ways with all tasks: parity_of_devices.py; compilation takes nearly all of the time."""
+  """All ways with all tasks and modalities: parity_of_devices.py; compilation takes nearly all of the time."""
   found = compared(spec, tmp_path, {'data.dir': str(data)}, 4, ways, ('pmap', 'tensor=2', EVERY_AXIS))
   found.pop('losses')
   for way, (loss, score, _) in found.items():
