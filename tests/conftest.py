@@ -1,4 +1,4 @@
-"""Shared by every test: eight forced host devices, quick compilation and its cache, and where the real data lie."""
+"""Shared by every test: eight forced host devices, a compilation cache, and where the real data lie."""
 
 import importlib
 import os
@@ -7,7 +7,6 @@ import tempfile
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # most of the time of the tests is compilation
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'mmlm-tests-jax-cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
