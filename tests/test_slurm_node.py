@@ -3,6 +3,7 @@
 On Debian: apt-get install --no-install-recommends slurm-wlm munge; the test starts its own daemons, for which it must be root.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from killed_sweeps import SPACE, SPEC
 from test_cli import done
 from test_parallel import command, curve
 
-PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')
+PROGRAMS = ('munge', 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')
 CONFIG = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
@@ -42,6 +43,45 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
+def answers(command: list[str]) -> str:
+  """What the command prints; empty if it fails or does not end."""
+  try:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+  except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+    return ''
+
+
+def until(seconds: float, condition) -> bool:
+  """Waits for the condition; whether it came in time."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    if condition():
+      return True
+    time.sleep(0.5)
+  return False
+
+
+def start(stack: contextlib.ExitStack, folder: pathlib.Path, *command):
+  """A daemon with a log named after it, ended with the stack."""
+  log = stack.enter_context(open(folder / f'{pathlib.Path(command[0]).name}.daemon.log', 'w'))  # noqa: SIM115
+  stack.callback(ended, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+
+
+def ended(daemon: subprocess.Popen):
+  """Ends a daemon, by force if it does not listen."""
+  daemon.terminate()
+  try:
+    daemon.wait(20)
+  except subprocess.TimeoutExpired:
+    daemon.kill()
+    daemon.wait()
+
+
+def last_words(folder: pathlib.Path) -> str:
+  """The last line of each daemon's log."""
+  return '; '.join(f'{path.name}: {(path.read_text().strip().splitlines() or ["nothing"])[-1]}' for path in sorted(folder.glob('*.daemon.log')))
+
+
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
   """Daemons of their own, and SLURM_CONF that names them."""
@@ -54,16 +94,18 @@ def cluster(tmp_path, monkeypatch):
   path.write_text(CONFIG.format(host=socket.gethostname().split('.')[0], folder=tmp_path, cpus=os.cpu_count()))
   monkeypatch.setenv('SLURM_CONF', str(path))
   monkeypatch.setenv('PATH', f'{os.environ["PATH"]}:/usr/sbin')
-  if not pathlib.Path('/run/munge/munge.socket.2').exists():
-    for folder in ('/run/munge', '/var/log/munge'):
-      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-      shutil.chown(folder, 'munge', 'munge')
-    subprocess.run(['runuser', '-u', 'munge', '--', '/usr/sbin/munged'], check=True)
-  daemons = [subprocess.Popen([name, '-D', '-f', path], stdout=open(tmp_path / f'{name}.log', 'w'), stderr=subprocess.STDOUT) for name in ('slurmctld', 'slurmd')]  # noqa: SIM115
-  yield tmp_path
-  for daemon in daemons:
-    daemon.terminate()
-    daemon.wait(30)
+  with contextlib.ExitStack() as stack:
+    if not answers(['munge', '-n']):  # A socket left by a dead daemon answers nothing.
+      for folder in ('/run/munge', '/var/log/munge'):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        shutil.chown(folder, 'munge', 'munge')
+      start(stack, tmp_path, 'runuser', '-u', 'munge', '--', '/usr/sbin/munged', '--foreground', '--force')
+      until(10, lambda: answers(['munge', '-n']))
+    for name in ('slurmctld', 'slurmd'):
+      start(stack, tmp_path, name, '-D', '-f', path)
+    if not until(30, lambda: answers(['sinfo', '-h', '-o', '%T']) == 'idle'):
+      pytest.skip(f'Slurm: no idle node within half a minute: {last_words(tmp_path)}')
+    yield tmp_path
 
 
 def test_a_submitted_job_trains_as_one_process(cluster):
@@ -75,9 +117,7 @@ def test_a_submitted_job_trains_as_one_process(cluster):
   submit = [sys.executable, '-m', 'mmlm.slurm', *command(run, data), '--config.parallel.strategy=mesh', '--config.parallel.mesh=data=-1,fsdp=2']
   out = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert out.returncode == 0 and 'Submitted batch job' in out.stdout, out
-  until = time.monotonic() + 200
-  while subprocess.run(['squeue', '-h'], capture_output=True, text=True).stdout.strip() and time.monotonic() < until:
-    time.sleep(1)
+  until(200, lambda: not answers(['squeue', '-h']))
   said = ''.join(path.read_text() for path in cluster.glob('run-*.log'))
   assert said.count('step      6/6') == 1, said
   expected, found = curve(cluster / 'one'), curve(run)

@@ -5,14 +5,14 @@
   ./launch.sh evaluate runs/shakespeare                # every character of the last tenth; --config.evaluate.stride=8: with more before each
   ./launch.sh generate runs/shakespeare --prompt "ROMEO:" --temperature 0.8 --top_k 20
 
-`:size=gpu` is its size for a GPU: 6 layers, D 384, windows of 256, 5,000 steps of 64, dropout 0.2.
+`:size=gpu` is its size for a GPU: 6 layers, D 384, windows of 256, 5,000 steps of 64, dropout 0.2, bfloat16.
 """
 
 from mmlm.config import default_config, parse_arg, smoke
 
 SIZES = {
-  'cpu': {'layers': 4, 'heads': 4, 'dim': 128, 'context': 64, 'batch': 12, 'steps': 2000, 'dropout': 0.0},
-  'gpu': {'layers': 6, 'heads': 6, 'dim': 384, 'context': 256, 'batch': 64, 'steps': 5000, 'dropout': 0.2},
+  'cpu': {'layers': 4, 'heads': 4, 'dim': 128, 'context': 64, 'batch': 12, 'steps': 2000, 'dropout': 0.0, 'dtype': 'float32'},
+  'gpu': {'layers': 6, 'heads': 6, 'dim': 384, 'context': 256, 'batch': 64, 'steps': 5000, 'dropout': 0.2, 'dtype': 'bfloat16'},
 }
 
 
@@ -28,6 +28,7 @@ def get_config(arg=''):
   config.tokenizer = {'kind': 'char', 'vocab_size': 100, 'lowercase': False, 'min_frequency': 1, 'exact': True}
   config.model.dim = size['dim']
   config.model.dropout = size['dropout']
+  config.model.dtype = size['dtype']
   config.model.head = {'name': 'transformer_decoder', 'layers': size['layers'], 'heads': size['heads'], 'hidden_dropout': False}
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '100 steps'

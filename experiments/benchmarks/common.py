@@ -129,8 +129,8 @@ def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) ->
   first, *others = sides
   ratios = {name: sides[first]['median'] / sides[name]['median'] for name in others}
   text = '   '.join(f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items())
-  ratio = ', '.join(f'{ratio:.2f}' for ratio in ratios.values())
-  print(f'{benchmark:<9} {size:<17} {text}  {unit}   ratio {ratio}   (goal: {goal})', flush=True)
+  ratio = f'   ratio {", ".join(f"{ratio:.2f}" for ratio in ratios.values())}' if ratios else ''
+  print(f'{benchmark:<9} {size:<17} {text}  {unit}{ratio}   (goal: {goal})', flush=True)
   return {'benchmark': benchmark, 'size': size, 'unit': unit, 'sides': sides, 'ratios': ratios, 'goal': goal, **more}
 
 
@@ -161,11 +161,11 @@ def machine() -> dict:
   return found
 
 
-def main(description: str, benchmarks: dict, output: str, flags: dict | None = None):
-  """Runs {name: options -> rows}, all or those of --only. `output`: the file beside this one that is written; `flags`: more of them."""
+def main(description: str, benchmarks: dict, output: str, flags: dict | None = None, default: tuple = ()):
+  """Runs {name: options -> rows}, all (or `default`) or those of --only. `output`: the file beside this one; `flags`: more of them."""
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=5, help='measurements of each side (default 5)')
-  parser.add_argument('--only', default=','.join(benchmarks), help=f'some of {", ".join(benchmarks)}, with commas')
+  parser.add_argument('--only', default=','.join(default or benchmarks), help=f'some of {", ".join(benchmarks)}, with commas')
   parser.add_argument('--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)')
   output = pathlib.Path(__file__).with_name(output)
   parser.add_argument('--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark')

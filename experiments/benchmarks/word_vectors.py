@@ -1,9 +1,10 @@
 """Word vectors by mmlm and by gensim: the same text and settings, in turns within one run.
 
-  python experiments/benchmarks/word_vectors.py --text FILE [--only speed,quality] [--seeds 3] [--epochs 5] [--sets DIR]
+  python experiments/benchmarks/word_vectors.py --text FILE [--only speed,quality,alone] [--seeds 3] [--epochs 5] [--sets DIR]
 
   speed    words of the text a second, of one epoch: skip-gram, CBOW, fastText (a vocabulary that is counted, programs that are compiled)
   quality  similarity sets and analogies after --epochs, mean and spread of --seeds seeds, and the seconds of training; GloVe of ours beside
+  alone    words of the text a second without gensim, for a machine that has none (not run unless asked for)
 
 FILE is a text with a sentence a line (.txt or .txt.xz), lower-cased for both sides; DIR holds similarity sets and analogies, by default
 $MMLM_DATA/text/wordsim. 100 values a word, window 5, 5 negatives, subsampling 0.001, words with 5 or more places, gensim with a worker a
@@ -114,6 +115,14 @@ def speed(options, folder: pathlib.Path) -> list[dict]:
   return rows
 
 
+def alone(options, folder: pathlib.Path) -> list[dict]:
+  (text, words), rows = lowered(options, folder), []
+  for kind, spec in KINDS.items():
+    rates = timed_in_turns({'mmlm': Ours(spec, settings_of(kind, 1), text, folder / kind)}, words, options.rounds)
+    rows.append(row('alone', kind, 'words/s', rates, 'none set', words=words))
+  return rows
+
+
 def timed_in_turns(sides: dict, amount: int, rounds: int) -> dict:
   """As `in_turns`, for sides that tell the seconds themselves: gensim counts its vocabulary before."""
   found = {name: [] for name in sides}
@@ -164,4 +173,4 @@ FLAGS = {
 }
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: with_folder(run) for run in (speed, quality)}, 'word_vectors.json', FLAGS)
+  main(__doc__, {run.__name__: with_folder(run) for run in (speed, quality, alone)}, 'word_vectors.json', FLAGS, ('speed', 'quality'))

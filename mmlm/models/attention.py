@@ -58,11 +58,21 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
     # On a mesh examples and heads lie on several devices: none may wait for the others.
     at_once = query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
     return (_batched_products if at_once else _head_by_head)(query, key, value, mask)
-  fused = jax.default_backend() == 'gpu' and query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
+  fused = _fused(query, key, mask)
+  if mask is not None:
+    mask = mask[:, None]
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[-1])) if fused else mask  # cuDNN has no rows for all queries
   return jax.nn.dot_product_attention(
-    query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=None if mask is None else mask[:, None], is_causal=causal,
-    implementation='cudnn' if fused else None,
+    query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=mask, is_causal=causal, implementation='cudnn' if fused else None,
   )  # fmt: skip
+
+
+def _fused(query, key, mask) -> bool:
+  """Whether cuDNN's kernel takes these: half precision on Ampere or later; its gradient takes a mask only where both lengths are even."""
+  half = query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
+  if jax.default_backend() != 'gpu' or not half or (mask is not None and (query.shape[1] % 2 or key.shape[-1] % 2)):
+    return False
+  return float(getattr(jax.devices()[0], 'compute_capability', 0) or 0) >= 8  # noqa: PLR2004
 
 
 def attention_weights(query, key, mask=None):
