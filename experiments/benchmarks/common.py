@@ -104,9 +104,9 @@ def check_parameters(ours: Trainer, peer):
 # Measuring
 
 
-def in_turns(sides: dict, rounds: int) -> dict:
-  """{name: (what to run, its amount of work)} -> {name: amount a second in each round}; a first call, not counted, compiles."""
-  for run, _ in sides.values():
+def in_turns(sides: dict, rounds: int, warm: bool = True) -> dict:
+  """{name: (what to run, its amount of work)} -> {name: amount a second in each round}; a first call, not counted, compiles (`warm`)."""
+  for run, _ in sides.values() if warm else ():
     run()
   rates = {name: [] for name in sides}
   for number in range(rounds):

@@ -1,10 +1,10 @@
 """How much faster a sweep is whose trials train in one program: 4 learning rates x 4 seeds of a small translation model, in turns.
 
-  python experiments/benchmarks/sweep.py [--rounds 3] [--data_dir data] [--smoke]
+  python experiments/benchmarks/sweep.py [--rounds 3] [--cold] [--data_dir data] [--smoke]
 
 The model is configs/translation/numerals.py:modalities=text (generated, offline) with one layer on each side, D 64, batches of 16, for 240
 steps: where a step is large enough to keep all cores busy by itself, training side by side gains nothing on a CPU. Each side is 16 whole trainings, with data, validation, checkpoints and
-logs, in one process with its programs compiled before: `vectorised` by mmlm/sweeps/together.py, and `one by one` by the loop of
+logs, in one process with its programs in the compilation cache (`--cold`: without, one round): `vectorised` by mmlm/sweeps/together.py, and `one by one` by the loop of
 `mmlm train`, which compiles its step for each learning rate, as 16 trainings do. The scores of every validation must be equal, or the
 script stops.
 """
@@ -69,18 +69,18 @@ def compare(options) -> list[dict]:
       began = time.perf_counter()
       with contextlib.redirect_stdout(io.StringIO()):
         sides[name](trials[name])
-      print(f'{name}: {time.perf_counter() - began:.1f} s', flush=True)  # the first of each side compiles and is not counted
+      print(f'{name}: {time.perf_counter() - began:.1f} s', flush=True)  # the first of each side compiles and is not counted, unless --cold
 
     count = len(trials['vectorised'])
-    rates = in_turns({name: (lambda name=name: run(name), count) for name in sides}, options.rounds)
+    rates = in_turns({name: (lambda name=name: run(name), count) for name in sides}, 1 if options.cold else options.rounds, not options.cold)
     found = {name: scores(trials[name]) for name in sides}
   first, second = map(np.array, found.values())
   difference = np.abs(first - second).max() if first.shape == second.shape else np.inf
   # A prediction near its border may fall to either side.
   if not np.abs(first - second)[:, 1].max() <= TOLERANCE:
     raise SystemExit(f'the scores differ by {difference}')
-  return [row('sweep', f'{count} trials', 'trials/s', rates, GOAL, largest_difference=float(difference))]
+  return [row('sweep', f'{count} trials', 'trials/s', rates, GOAL, largest_difference=float(difference), cold=options.cold)]
 
 
 if __name__ == '__main__':
-  main(__doc__, {'sweep': compare}, 'sweep.json')
+  main(__doc__, {'sweep': compare}, 'sweep.json', {'--cold': {'action': 'store_true', 'help': 'one round, compiling included'}})

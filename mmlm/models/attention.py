@@ -61,7 +61,8 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   fused = _fused(query, key, mask)
   if mask is not None:
     mask = mask[:, None]
-    mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[-1])) if fused else mask  # cuDNN has no rows for all queries
+    if fused:  # cuDNN wants a row for each query, and one that sees nothing would give nan: it may see all, as without cuDNN
+      mask = jnp.broadcast_to(mask | ~mask.any(-1, keepdims=True), (*mask.shape[:2], query.shape[1], key.shape[-1]))
   return jax.nn.dot_product_attention(
     query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=mask, is_causal=causal, implementation='cudnn' if fused else None,
   )  # fmt: skip
