@@ -58,7 +58,7 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
     # On a mesh examples and heads lie on several devices: none may wait for the others.
     at_once = query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
     return (_batched_products if at_once else _head_by_head)(query, key, value, mask)
-  fused = _fused(query, key, mask)
+  fused = _fused(query, key)
   if mask is not None:
     mask = mask[:, None]
     if fused:  # cuDNN wants a row for each query, and one that sees nothing would give nan: it may see all, as without cuDNN
@@ -68,10 +68,10 @@ def dot_product_attention(query, key, value, mask=None, causal=False):
   )  # fmt: skip
 
 
-def _fused(query, key, mask) -> bool:
-  """Whether cuDNN's kernel takes these: half precision on Ampere or later; its gradient takes a mask only where both lengths are even."""
+def _fused(query, key) -> bool:
+  """Whether cuDNN's kernel and its gradient take these: half precision on Ampere or later, both lengths even."""
   half = query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
-  if jax.default_backend() != 'gpu' or not half or (mask is not None and (query.shape[1] % 2 or key.shape[-1] % 2)):
+  if jax.default_backend() != 'gpu' or not half or query.shape[1] % 2 or key.shape[-1] % 2:
     return False
   return float(getattr(jax.devices()[0], 'compute_capability', 0) or 0) >= 8  # noqa: PLR2004
 
