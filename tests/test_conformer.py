@@ -12,7 +12,7 @@ import pytest
 from test_models import initial, normal
 
 from mmlm.errors import UserError
-from mmlm.models.conformer import AudioRecurrent, AudioTransformer, Conformer, DepthwiseInTime
+from mmlm.models.conformer import AudioRecurrent, AudioTransformer, Conformer, shifted_products
 from mmlm.models.encoders import ENCODERS, FEATURE_ENCODERS
 from mmlm.models.subsampling import Subsampling, rows_after
 from mmlm.trees import flat
@@ -97,15 +97,19 @@ def test_dropout_draws_anew_for_each_key():
   np.testing.assert_array_equal(run(jax.random.key(0)), run(jax.random.key(0)))
 
 
-def test_the_depthwise_convolution_is_that_of_xla():
-  x = normal(0, 2, 9, 4)
-  module = DepthwiseInTime(5)
-  params = initial(module, x)
-  kernel = params['kernel'][:, None]  # [K, 1, D]
-  wanted = jax.lax.conv_general_dilated(
-    x, kernel, (1,), [(2, 2)], dimension_numbers=('NWC', 'WIO', 'NWC'), feature_group_count=4, precision='highest'
-  )
-  close(module.apply({'params': params}, x), wanted + params['bias'])
+@pytest.mark.parametrize('kernel', [5, 4, 1])
+def test_the_depthwise_convolution_and_its_gradients_are_those_of_xla(kernel):
+  x, weights, upstream = normal(0, 2, 7, 3), normal(1, kernel, 3), normal(2, 2, 7, 3)
+
+  def by_xla(x, weights):
+    pads = [((kernel - 1) // 2, kernel // 2)]
+    return jax.lax.conv_general_dilated(x, weights[:, None], (1,), pads, dimension_numbers=('NWC', 'WIO', 'NWC'), feature_group_count=3)
+
+  (out, pull), (expected, pull_expected) = jax.vjp(shifted_products, x, weights), jax.vjp(by_xla, x, weights)
+  for a, b in zip((out, *pull(upstream)), (expected, *pull_expected(upstream)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  many = jax.vmap(jax.grad(lambda w: jnp.sum(shifted_products(x, w) * upstream)))(jnp.stack([weights, 2 * weights]))
+  np.testing.assert_allclose(many, jnp.stack([pull_expected(upstream)[1]] * 2), atol=1e-5)
 
 
 def test_a_place_sees_the_rows_around_it():

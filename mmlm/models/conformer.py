@@ -4,6 +4,7 @@ Axes: B batch, S rows of features, C values of a row, T rows after subsampling, 
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmlm.errors import UserError
@@ -16,11 +17,33 @@ from mmlm.models.subsampling import Subsampling
 from mmlm.models.transformer import FeedForward, WithDeepTransformer
 
 
-class DepthwiseInTime(nn.Module):
-  """A convolution of each channel by itself: [B, T, D] -> [B, T, D], zeros beyond the borders.
+@jax.custom_vjp
+def shifted_products(x, kernel):
+  """[B, T, D], [K, D] -> [B, T, D]: each channel convolved by itself in time, zeros beyond the borders.
 
-  It is a sum of K shifted products: XLA's grouped convolution is many times slower on a CPU (see convnet.Depthwise).
+  It is a sum of K shifted products: XLA's grouped convolution is many times slower on a CPU (see convnet.Depthwise). The gradient is written
+  out, because the one of slices adds up K padded arrays.
   """
+  length = x.shape[1]
+  x = jnp.pad(x, ((0, 0), ((len(kernel) - 1) // 2, len(kernel) // 2), (0, 0)))
+  return sum(kernel[i] * x[:, i : i + length] for i in range(len(kernel)))
+
+
+def _shifted_products_backward(saved, upstream):
+  x, kernel = saved
+  size, length = len(kernel), x.shape[1]
+  padded = jnp.pad(x, ((0, 0), ((size - 1) // 2, size // 2), (0, 0)))
+  of_kernel = [jnp.einsum('btd,btd->d', padded[:, i : i + length], upstream, preferred_element_type=jnp.float32) for i in range(size)]
+  before = size - 1 - (size - 1) // 2
+  padded = jnp.pad(upstream, ((0, 0), (before, size - 1 - before), (0, 0)))
+  return sum(kernel[-1 - i] * padded[:, i : i + length] for i in range(size)), jnp.stack(of_kernel).astype(kernel.dtype)
+
+
+shifted_products.defvjp(lambda x, kernel: (shifted_products(x, kernel), (x, kernel)), _shifted_products_backward)
+
+
+class DepthwiseInTime(nn.Module):
+  """`shifted_products` with a kernel that is learned, and a bias: [B, T, D] -> [B, T, D]."""
 
   kernel: int
   dtype: str = 'float32'
@@ -29,9 +52,7 @@ class DepthwiseInTime(nn.Module):
   def __call__(self, x):
     kernel = self.param('kernel', nn.initializers.lecun_normal(in_axis=0, out_axis=()), (self.kernel, x.shape[-1]))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-    kernel, length = kernel.astype(self.dtype), x.shape[1]
-    x = jnp.pad(x, ((0, 0), (self.kernel // 2, self.kernel // 2), (0, 0)))
-    return sum(kernel[i] * x[:, i : i + length] for i in range(self.kernel)) + bias.astype(self.dtype)
+    return shifted_products(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class ConvolutionModule(nn.Module):
