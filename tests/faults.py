@@ -15,6 +15,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mmlm.runs import LOCK, is_locked  # noqa: E402
+
 CONFIG = 'configs/sentiment/generated.py:smoke,modalities=text'
 STEPS, EVERY = 12, 2
 SETTINGS = {
@@ -35,6 +38,7 @@ SETTINGS = {
 }  # fmt: skip
 TIMES = ('seconds', 'examples_per_second')
 PATIENCE = 1800  # seconds that a command may take
+LOST = 240  # that a process may take to see that another is gone
 MARK = 'MMLM_FAULTS'  # in the environment of every process of this test
 
 
@@ -50,12 +54,24 @@ class Place:
     cache = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     cpu = {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')}
     self.environment = os.environ | {MARK: self.mark, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'} | cache | cpu
-    self.whole = Run(self, folder / 'whole')
-    self.whole.train()
+    self._wanted = {}
+    self.whole = self.undisturbed(1)
+
+  def undisturbed(self, processes: int) -> 'Run':
+    """Trains and evaluates as so many processes; `wanted` then knows it."""
+    run = Run(self, self.folder / f'whole-{processes}', processes)
+    run.train()
     began = time.monotonic()
-    self.whole.evaluate()
+    run.evaluate()
     self.evaluation_seconds = time.monotonic() - began
-    self.wanted = contents(self.whole.folder)
+    self._wanted[processes] = contents(run.folder)
+    return run
+
+  def wanted(self, processes: int) -> dict:
+    """What a run must hold: sums over two devices have other bits than those of one."""
+    if processes not in self._wanted:
+      self.undisturbed(processes)
+    return self._wanted[processes]
 
   def processes(self) -> dict[int, str]:
     """{number: command line} of all that live and bear the mark."""
@@ -70,35 +86,45 @@ class Place:
 
 
 class Run:
-  """A run folder and the two commands that make it complete."""
+  """A run folder and the two commands that make it complete; `processes` that train it together, of one device each."""
 
-  def __init__(self, place: Place, folder: pathlib.Path):
-    self.place, self.folder, self.said = place, folder, ''
+  def __init__(self, place: Place, folder: pathlib.Path, processes: int = 1):
+    self.place, self.folder, self.processes, self.said = place, folder, processes, ''
 
   def start(self, *argv, workers: int = 0) -> subprocess.Popen:
     settings = SETTINGS | {'data.dir': self.place.folder / 'data', 'data.workers': workers}
+    settings |= {} if self.processes == 1 else {'parallel.strategy': 'mesh'}
     words = [f'--config.{key}={value}' for key, value in settings.items()] if argv[0] == 'train' else []
-    with open(self.place.folder / 'said', 'wb') as out:
+    with open(self.place.folder / 'said', 'ab' if self.processes > 1 else 'wb') as out:
       return subprocess.Popen([sys.executable, '-m', 'mmlm.main', *map(str, argv), *words], cwd=ROOT, env=self.place.environment,
                               stdout=out, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
   def start_training(self, workers: int = 0) -> subprocess.Popen:
     return self.start('train', self.place.config, '--workdir', self.folder, workers=workers)
 
-  def end(self, process: subprocess.Popen, *allowed: int) -> int:
-    """Waits for a command, which must end with one of the codes; returns it."""
+  def start_together(self) -> list[subprocess.Popen]:
+    """All processes of the training; what they say lies in one file."""
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      meeting = f'--coordinator=127.0.0.1:{free.getsockname()[1]}', f'--processes={self.processes}'
+    train = 'train', self.place.config, '--workdir', self.folder, *meeting
+    return [self.start(*train, f'--process={i}', '--config.parallel.mesh=data=-1') for i in range(self.processes)]
+
+  def end(self, process: subprocess.Popen, *allowed: int, patience: float = PATIENCE) -> int:
+    """Waits for a command, which must end with one of the codes (of none: with any but 0); returns it."""
     try:
-      code = process.wait(PATIENCE)
+      code = process.wait(patience)
     except subprocess.TimeoutExpired:
       process.kill()
       raise AssertionError(f'a command hangs: {process.args}') from None
     self.said = (self.place.folder / 'said').read_text(errors='replace')
-    if code not in allowed:
-      raise AssertionError(f'exit code {code}, not {allowed}:\n{self.said[-3000:]}')
+    if code not in allowed if allowed else code == 0:
+      raise AssertionError(f'exit code {code}, not {allowed or "another"}:\n{self.said[-3000:]}')
     return code
 
   def train(self):
-    self.end(self.start_training(), 0)
+    for process in [self.start_training()] if self.processes == 1 else self.start_together():
+      self.end(process, 0)
 
   def evaluate(self):
     self.end(self.start('evaluate', self.folder), 0)
@@ -129,7 +155,10 @@ def arrays(folder: pathlib.Path) -> dict:
   import orbax.checkpoint as ocp
 
   items = [item for item in ('params', 'ema', 'rest') if (folder / item).is_dir()]
-  trees = {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
+  trees, reader = {}, ocp.PyTreeCheckpointer()
+  for item in items:  # as numpy's: what several processes saved names devices that this one lacks
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / item).item_metadata.tree)
+    trees[item] = reader.restore(folder / item, ocp.args.PyTreeRestore(restore_args=plain))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
 
 
@@ -156,12 +185,14 @@ def differing(got: dict, wanted: dict) -> list[str]:
 
 
 def left_behind(run: Run) -> list[str]:
-  """Temporary files in the folder, and processes, which have a moment to end."""
-  files = [str(p) for p in run.folder.rglob('*') if p.name.startswith('.') or 'orbax-checkpoint-tmp' in p.name]
+  """Temporary files in the folder, and processes, which have a moment to end. The lock of a run belongs to its folder."""
+  own = run.folder / LOCK
+  files = [str(p) for p in run.folder.rglob('*') if p.name.startswith('.') and p != own or 'orbax-checkpoint-tmp' in p.name]
   for _ in range(100):
     if not (alive := run.place.processes()):
       break
     time.sleep(0.1)
+  files += [f'{own} is still locked'] if is_locked(run.folder) else []
   return files + [f'process {number}: {line[:100]}' for number, line in alive.items()]
 
 
@@ -285,8 +316,27 @@ def full_disk(run: Run, rng: random.Random) -> str:
   return f'{size >> 10} KiB, exit code {code}'
 
 
+def kill_a_peer(run: Run, rng: random.Random) -> str:
+  """One of two processes; the other must end by itself, and say why."""
+  run.processes = 2
+  wanted = run.place.wanted(2)
+  (run.place.folder / 'said').unlink()
+  pair, victim, lines = run.start_together(), rng.randint(0, 1), rng.randint(0, STEPS)
+  run.until(pair[victim], lambda: run.lines() >= lines)
+  pair[victim].kill()
+  killed = run.end(pair[victim], -signal.SIGKILL, 0)
+  if not killed:
+    run.end(pair[1 - victim], 0)
+    return f'process {victim} was through'
+  code = run.end(pair[1 - victim], patience=LOST)
+  if 'process' not in run.said.lower():
+    raise AssertionError(f'no word of the lost process:\n{run.said[-2000:]}')
+  return f'process {victim} after {run.lines()} lines of {len(wanted["metrics.jsonl"])}, the other ended with {code}'
+
+
 FAULTS = {fault.__name__: fault for fault in (
   kill_in_training, kill_in_checkpointing, kill_in_evaluation, preempted, kill_a_loader, truncated_file, flipped_byte, full_disk,
+  kill_a_peer,
 )}  # fmt: skip
 
 
@@ -294,7 +344,7 @@ def finish(run: Run):
   """The same commands again, which must end well and leave what the undisturbed run has."""
   run.train()
   run.evaluate()
-  if found := differing(contents(run.folder), run.place.wanted):
+  if found := differing(contents(run.folder), run.place.wanted(run.processes)):
     raise AssertionError(f'not as in the undisturbed run: {", ".join(found)}')
   if found := left_behind(run):
     raise AssertionError(f'left behind: {", ".join(found)}')
