@@ -4,6 +4,7 @@ Axes: B batch, K rows an example, R = B * K, T time, S memory, H heads, G groups
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmlm.errors import UserError
+from mmlm.models import attention
 from mmlm.models.attention import DecodeStep, MultiHeadAttention, dot_product_attention
 from mmlm.models.embeddings import PatchEmbedding, Positions, TokenEmbedding, rotate, sinusoidal_table
 from mmlm.models.encoders import EfficientNetGrid, TextEncoder, VisionTransformer
@@ -444,3 +446,14 @@ def test_text_encoder_sees_both_ways_and_no_padding():
   first = tokens.copy()
   first[0, 0] = 1
   assert np.abs(out - run(first, mask))[0, 3].max() > 1e-4
+
+
+@pytest.mark.parametrize('capability, dtype, lengths, fused', [
+  ('9.0', 'bfloat16', (64, 64), True), ('8.0', 'float16', (2, 40), True), ('12.0', 'bfloat16', (64, 64), True), ('7.5', 'float16', (64, 64), False),
+  ('gfx942', 'bfloat16', (64, 64), False), ('9.0', 'float32', (64, 64), False), ('9.0', 'bfloat16', (37, 64), False), ('9.0', 'bfloat16', (64, 49), False),
+])  # fmt: skip
+def test_what_goes_through_the_fused_kernel_of_a_gpu(monkeypatch, capability, dtype, lengths, fused):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(compute_capability=capability)])
+  query, key = jax.ShapeDtypeStruct((1, lengths[0], 4, 64), dtype), jax.ShapeDtypeStruct((1, 4, 64, lengths[1]), dtype)
+  assert attention._fused(query, key) == fused

@@ -3,6 +3,7 @@
 Axes: B batch, R decoding rows (B times beams), T queries, S keys, H heads, G groups of keys and values, E width of a head.
 """
 
+import re
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -73,7 +74,8 @@ def _fused(query, key) -> bool:
   half = query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   if jax.default_backend() != 'gpu' or not half or query.shape[1] % 2 or key.shape[-1] % 2:
     return False
-  return float(getattr(jax.devices()[0], 'compute_capability', 0) or 0) >= 8  # noqa: PLR2004
+  capability = re.fullmatch(r'(\d+)\.\d+', str(getattr(jax.devices()[0], 'compute_capability', '')))  # AMD's are no such number
+  return bool(capability) and int(capability[1]) >= 8  # noqa: PLR2004
 
 
 def attention_weights(query, key, mask=None):

@@ -19,24 +19,23 @@ from mmlm.models.transformer import FeedForward, WithDeepTransformer
 
 @jax.custom_vjp
 def shifted_products(x, kernel):
-  """[B, T, D], [K, D] -> [B, T, D]: each channel convolved by itself in time, zeros beyond the borders.
+  """[B, T, D], [K, D] -> [B, T, D]: each channel convolved by itself in time, zeros beyond the borders; K is odd.
 
   It is a sum of K shifted products: XLA's grouped convolution is many times slower on a CPU (see convnet.Depthwise). The gradient is written
   out, because the one of slices adds up K padded arrays.
   """
-  length = x.shape[1]
-  x = jnp.pad(x, ((0, 0), ((len(kernel) - 1) // 2, len(kernel) // 2), (0, 0)))
-  return sum(kernel[i] * x[:, i : i + length] for i in range(len(kernel)))
+  return sum(weights * rows for weights, rows in zip(kernel, _shifted(x, len(kernel)), strict=True))
+
+
+def _shifted(x, size: int) -> list:
+  padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (0, 0)))
+  return [padded[:, i : i + x.shape[1]] for i in range(size)]
 
 
 def _shifted_products_backward(saved, upstream):
   x, kernel = saved
-  size, length = len(kernel), x.shape[1]
-  padded = jnp.pad(x, ((0, 0), ((size - 1) // 2, size // 2), (0, 0)))
-  of_kernel = [jnp.einsum('btd,btd->d', padded[:, i : i + length], upstream, preferred_element_type=jnp.float32) for i in range(size)]
-  before = size - 1 - (size - 1) // 2
-  padded = jnp.pad(upstream, ((0, 0), (before, size - 1 - before), (0, 0)))
-  return sum(kernel[-1 - i] * padded[:, i : i + length] for i in range(size)), jnp.stack(of_kernel).astype(kernel.dtype)
+  of_kernel = [jnp.einsum('btd,btd->d', rows, upstream, preferred_element_type=jnp.float32) for rows in _shifted(x, len(kernel))]
+  return shifted_products(upstream, kernel[::-1]), jnp.stack(of_kernel).astype(kernel.dtype)
 
 
 shifted_products.defvjp(lambda x, kernel: (shifted_products(x, kernel), (x, kernel)), _shifted_products_backward)
