@@ -106,6 +106,9 @@ def cluster(tmp_path, monkeypatch):
     if not until(30, lambda: answers(['sinfo', '-h', '-o', '%T']) == 'idle'):
       pytest.skip(f'Slurm: no idle node within half a minute: {last_words(tmp_path)}')
     yield tmp_path
+    if not until(30, lambda: not answers(['squeue', '-h'])):  # what runs without its daemons would never end
+      answers(['scancel', '--full', '--user=root'])
+      until(10, lambda: not answers(['squeue', '-h']))
 
 
 def test_a_submitted_job_trains_as_one_process(cluster):
