@@ -83,6 +83,7 @@ def test_keys_walk_through_the_examples(visit, captions):  # noqa: F811
   assert page.evaluate('document.activeElement.id') == 'search'
   page.keyboard.type('j/k')  # is typed
   assert page.input_value('#search') == 'j/k'
+  page.wait_for_function("document.getElementById('count').textContent.startsWith('0 of')")  # typing is waited out before a page is chosen
   page.keyboard.press('Escape')
   assert page.evaluate('document.activeElement.id') != 'search' and page.input_value('#search') == 'j/k'  # left, not emptied
   page.fill('#search', '')
