@@ -1,4 +1,4 @@
-"""Kills a sweep at random moments and starts it again, until it ends: no finished trial is lost, and none runs twice.
+"""Kills sweeps at random moments and starts them again, until they end: no finished trial is lost, and none runs twice.
 
   python -m tests.killed_sweeps --rounds 10            each trial is a stand-in of a second that writes what a run leaves
   python -m tests.killed_sweeps --rounds 10 --real     each trial is a small training
@@ -64,7 +64,7 @@ def sweep(folder: pathlib.Path, real: bool) -> None:
 
 
 def ended(folder: pathlib.Path) -> dict:
-  """{run that is done: when its log was last written} by its own files."""
+  """{run that is done: when its log was last written}, by its own files."""
   found = {}
   for path in (folder / 'runs').glob('*/status.json'):
     if json.loads(path.read_text())['state'] == 'done':
@@ -96,19 +96,44 @@ def kill(process: subprocess.Popen, with_trials: bool) -> None:
   process.wait()
 
 
-def rounds(folder: pathlib.Path, count: int, real: bool = False, seconds: float = 1.0, seed: int = 0) -> dict:
-  """Kills so many times, then lets it end. Returns what results.json holds; AssertionError where a trial was lost or ran twice."""
-  generator, before = random.Random(seed), {}
+def rounds(folder: pathlib.Path, count: int, real: bool = False, seconds: float = 1.0, seed: int = 0) -> int:
+  """Kills living sweeps so many times, one sweep after another, each until it ends; a kill that came too late is none.
+
+  Returns how many trials ended; AssertionError where one was lost or ran twice.
+  """
+  generator, left, trials = random.Random(seed), count, 0
+  while left:
+    one = folder / f'sweep_{trials}'
+    one.parent.mkdir(parents=True, exist_ok=True)
+    landed, before = killed(one, left, real, seconds, generator)
+    left, trials = left - landed, trials + len(finished(one, before, real, seconds))
+  return trials
+
+
+def killed(folder: pathlib.Path, count: int, real: bool, seconds: float, generator: random.Random) -> tuple[int, dict]:
+  """(how many kills hit a living sweep, what `ended` told after the last): stops after `count`, or when the sweep has ended by itself."""
+  before: dict = {}
   for number in range(count):
     process = start(folder, real, seconds)
     until = time.monotonic() + 600
     while not (folder / 'runs').exists() and process.poll() is None and time.monotonic() < until:
       time.sleep(0.02)  # not only while it still imports
-    time.sleep(generator.uniform(0, 4 * seconds))
-    kill(process, with_trials=bool(number % 2))
+    try:
+      _, said = process.communicate(timeout=generator.uniform(0, 4 * seconds))
+    except subprocess.TimeoutExpired:
+      kill(process, with_trials=bool(generator.randrange(2)))
+    else:
+      assert process.returncode == 0, said
+      return number, before
     now = ended(folder)
     assert all(now.get(run) == when for run, when in before.items()), (before, now)
+    print(f'{folder.name}: killed with {len(now)} trials done', flush=True)
     before = now
+  return count, before
+
+
+def finished(folder: pathlib.Path, before: dict, real: bool, seconds: float) -> list[dict]:
+  """Lets a sweep end -> its results; AssertionError where a trial is missing, or one that had ended ran again."""
   process = start(folder, real, seconds)
   _, said = process.communicate()
   assert process.returncode == 0, said
@@ -137,8 +162,8 @@ def main():
     sweep(arguments.sweep, arguments.real)
     return
   with tempfile.TemporaryDirectory() as folder:
-    rounds(pathlib.Path(folder, 'sweep'), arguments.rounds, arguments.real, 15.0 if arguments.real else 1.0, arguments.seed)
-  print(f'{arguments.rounds} kills: nothing lost, nothing run twice.')
+    trials = rounds(pathlib.Path(folder), arguments.rounds, arguments.real, 15.0 if arguments.real else 1.0, arguments.seed)
+  print(f'{arguments.rounds} kills, {trials} trials: nothing lost, nothing run twice.')
 
 
 if __name__ == '__main__':
