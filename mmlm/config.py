@@ -296,7 +296,8 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
   one_of('watch.non_finite', done.watch.non_finite, ('stop', 'skip'))
   for key in DURATIONS:
     parse_duration(values[key], key)
-  for key in (*COUNTS, *FRACTIONS):
+  of_parts = [key for key in values if key.startswith('model.') and key.endswith(('.attention_dropout', '.grid_dropout'))]
+  for key in (*COUNTS, *FRACTIONS, *of_parts):
     value, wanted = values[key], '1 or more' if key in COUNTS else '0 or more, and less than 1'
     if not (value >= 1 if key in COUNTS else 0 <= value < 1):
       raise UserError(f'{key}={value}: expected {wanted}.')

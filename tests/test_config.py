@@ -122,7 +122,7 @@ def test_complete_fills_in_and_leaves_its_argument_alone():
   done = configs.complete(config)
   assert done.model.encoders.image.to_dict() == {
     'name': 'vit', 'layers': 6, 'heads': 4, 'patch': 4, 'stem': (), 'ffn_dim': 0, 'positions': 'learned', 'scan': False,
-    'remat': False, 'hidden_dropout': True,
+    'remat': False, 'attention_dropout': 0.0, 'hidden_dropout': True,
   }  # fmt: skip
   assert done.model.head.layers == 3 and 'layers' not in config.model.head
   assert configs.complete(done).to_dict() == done.to_dict()
@@ -169,6 +169,7 @@ def replaced(**groups):
   (dict(model__head={'name': 'transformer_decoder', 'layer': 1}), 'model.head.layer: unknown key. Nearest: model.head.layers'),
   (dict(model__dtype='bfloat61'), "model.dtype: no 'bfloat61'. Nearest: 'bfloat16'"),
   (dict(model__dropout=1.0), 'model.dropout=1.0: expected 0 or more, and less than 1'),
+  (dict(model__head={'name': 'transformer_decoder', 'attention_dropout': 1.0}), 'model.head.attention_dropout=1.0: expected 0 or more, and less than 1'),
   (dict(train__duration='10'), "train.duration='10': expected a duration"),
   (dict(optimizer__warmup='2 weeks'), "optimizer.warmup='2 weeks': expected a duration"),
   (dict(train__log_every='-1 steps'), 'train.log_every'),

@@ -6,7 +6,7 @@
   ./launch.sh generate runs/shakespeare --prompt "ROMEO:" --temperature 0.8 --top_k 20
 
 `:size=gpu` is its size for a GPU: 6 layers, D 384, windows of 256, 5,000 steps of 64, in bfloat16, with more dropout (0.3, also
-inside the feed-forward layers: attention has none here) and a moving average of the parameters.
+inside the feed-forward layers, none of the weights of attention) and a moving average of the parameters.
 """
 
 from mmlm.config import default_config, parse_arg, smoke

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from mmlm.models.embeddings import rotate
+from mmlm.models.layers import Dropout
 from mmlm.parallel import batch_shards
+from mmlm.traced import is_off
 
 LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
 
@@ -43,22 +45,22 @@ class Prompt(NamedTuple):
   length: int
 
 
-def dot_product_attention(query, key, value, mask=None, causal=False):
+def dot_product_attention(query, key, value, mask=None, causal=False, drop=None):
   """[B, T, H, E], [B, G, E, S], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
 
   Keys and values come as the two products of the equation read them, so that a cache is read as it lies. On a GPU half precision
   goes through cuDNN's fused kernel where its shape allows it, the rest through `jax.nn`; on a CPU two batched products over
-  [B G] are faster.
+  [B G] are faster. `drop` is applied to the weights [B, H, T, S], which must be written out for it.
   """
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
-  if jax.default_backend() == 'cpu':
+  if drop is not None or jax.default_backend() == 'cpu':
     if causal:
       seen = jnp.tril(jnp.ones((1, query.shape[1], key.shape[-1]), bool))
       mask = seen if mask is None else seen & mask
     # On a mesh examples and heads lie on several devices: none may wait for the others.
-    at_once = query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
-    return (_batched_products if at_once else _head_by_head)(query, key, value, mask)
+    at_once = drop is not None or query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
+    return _batched_products(query, key, value, mask, drop) if at_once else _head_by_head(query, key, value, mask)
   fused = _fused(query, key)
   if mask is not None:
     mask = mask[:, None]
@@ -90,10 +92,11 @@ def attention_weights(query, key, mask=None):
   return jax.nn.softmax(scores, axis=-1)
 
 
-def _batched_products(query, key, value, mask):
+def _batched_products(query, key, value, mask, drop=None):
   batch, queries, heads, size = query.shape
   groups, keys = value.shape[1:3]
-  weights = attention_weights(query, key, mask).astype(value.dtype).reshape(batch, groups, -1, keys)
+  weights = attention_weights(query, key, mask).astype(value.dtype)
+  weights = (weights if drop is None else drop(weights)).reshape(batch, groups, -1, keys)
   out = jnp.einsum('bgts,bgse->bgte', weights, value)
   return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
@@ -119,20 +122,22 @@ def _head_by_head(query, key, value, mask):
 class MultiHeadAttention(nn.Module):
   """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values [B, G, L K, E] of the past stand in the
-  collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that collection is mutable. Rows that share an
-  example (beams) read the same memory and the same past: neither is ever copied.
+  With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values
+  [B, G, L K, E] of the past stand in the collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that
+  collection is mutable. Rows that share an example (beams) read the same memory and the same past: neither is ever copied.
 
-  Where the collection 'intermediates' is mutable, the weights of attention to a memory [B, H, T, S] stand in it.
+  Where the collection 'intermediates' is mutable, the weights of attention to a memory [B, H, T, S] stand in it. `dropout` is that of
+  the weights in training (Vaswani et al.'s code has it, their paper does not name it).
   """
 
   heads: int
   kv_heads: int = 0
   rotary: bool = False
+  dropout: float = 0.0
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | Prompt | None = None):
+  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | Prompt | None = None, train=False):
     width = x.shape[-1]
     size = width // self.heads
     groups = self.kv_heads or self.heads
@@ -159,7 +164,8 @@ class MultiHeadAttention(nn.Module):
     folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
     if memory is not None and self.is_mutable_collection('intermediates'):
       self.sow('intermediates', 'weights', attention_weights(folded, key, None if mask is None else mask[:, None]))
-    out = dot_product_attention(folded, key, value, mask, causal).reshape(query.shape)
+    drop = (lambda weights: Dropout(self.dropout)(weights, train)) if train and not is_off(self.dropout) else None
+    out = dot_product_attention(folded, key, value, mask, causal, drop).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 
   def _past(self, name, new, axis, step):

@@ -79,6 +79,7 @@ class ConformerBlock(nn.Module):
   heads: int
   kernel: int
   ffn_dim: int = 0  # 0 = four times the width
+  attention_dropout: float = 0.0  # of the weights of attention
   dropout: float = 0.0
   dtype: str = 'float32'
 
@@ -89,7 +90,8 @@ class ConformerBlock(nn.Module):
     width = self.ffn_dim or 4 * x.shape[-1]
     feed_forward = lambda name, y: FeedForward(width, 'silu', False, self.dropout, self.dtype, name=name)(norm(name)(y), train)
     x = x + drop(feed_forward('first', x)) / 2
-    x = x + drop(MultiHeadAttention(self.heads, rotary=True, dtype=self.dtype, name='attention')(norm('attention')(x), mask=mask))
+    attention = MultiHeadAttention(self.heads, rotary=True, dropout=self.attention_dropout, dtype=self.dtype, name='attention')
+    x = x + drop(attention(norm('attention')(x), mask=mask, train=train))
     x = x + drop(ConvolutionModule(self.kernel, self.dtype, name='convolution')(norm('convolution')(x), mask))
     x = x + drop(feed_forward('second', x)) / 2
     return norm('last')(x)
@@ -111,6 +113,7 @@ class Conformer(nn.Module):
   heads: int = 4
   kernel: int = 15
   ffn_dim: int = 0  # 0 = four times the width
+  attention_dropout: float = 0.0  # of the weights of attention
   remat: bool = False
   dropout: float = 0.0
   dtype: str = 'float32'
@@ -124,7 +127,7 @@ class Conformer(nn.Module):
     x, mask = subsampled(self, x, mask, train)
     block = nn.remat(ConformerBlock, static_argnums=(3,)) if self.remat else ConformerBlock
     for layer in range(self.layers):
-      x = block(self.heads, self.kernel, self.ffn_dim, self.dropout, self.dtype, name=f'block_{layer}')(x, mask, train)
+      x = block(self.heads, self.kernel, self.ffn_dim, self.attention_dropout, self.dropout, self.dtype, name=f'block_{layer}')(x, mask, train)
     return Sequence(jnp.where(mask[..., None], x, 0), mask)
 
 

@@ -42,15 +42,16 @@ class TransformerBlock(nn.Module):
   causal: bool = False
   rotary: bool = False
   dropout: float = 0.0
+  attention_dropout: float = 0.0  # of the weights of attention
   hidden_dropout: bool = True  # also inside the feed-forward
   epsilon: float = 1e-6  # of the norms
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
-    attention = lambda name, rotary: MultiHeadAttention(self.heads, self.kv_heads, rotary, self.dtype, name=name)
-    self_attention = lambda y: attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step)
-    cross_attention = lambda y: attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step)
+    attention = lambda name, rotary: MultiHeadAttention(self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name)
+    self_attention = lambda y: attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step, train=train)
+    cross_attention = lambda y: attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step, train=train)
     width = self.ffn_dim or 4 * x.shape[-1]
     dropout = self.dropout if self.hidden_dropout else 0.0
     feed_forward = lambda y: FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')(y, train)
@@ -118,6 +119,7 @@ class WithDeepTransformer(WithTransformer):
   """With the fields of parts whose Transformer may be large."""
 
   ffn_dim: int = 0  # 0 = four times the width
+  attention_dropout: float = 0.0  # of the weights of attention
   hidden_dropout: bool = True  # also inside the feed-forward
   scan: bool = False
   remat: bool = False

@@ -18,7 +18,7 @@ from mmlm.errors import UserError
 # What is 0 or below is switched off: trials with it and without it are not of one program.
 TRACED = (
   'optimizer.weight_decay', 'train.label_smoothing', 'model.dropout', 'model.modality_dropout', 'model.encoders.*.grid_dropout',
-  'model.head.answer_dropout', 'model.head.ctc_weight',
+  'model.encoders.*.attention_dropout', 'model.head.attention_dropout', 'model.head.answer_dropout', 'model.head.ctc_weight',
 )  # fmt: skip
 SCHEDULE = ('optimizer.learning_rate', 'optimizer.warmup', 'optimizer.final_fraction', 'optimizer.schedule', 'train.duration')
 OUTSIDE = ('name', 'card', 'train.log_every', 'train.eval_every', 'train.patience', 'train.keep_latest', 'train.keep_best')
