@@ -16,6 +16,7 @@ if __name__ == '__main__':  # before jax is imported; under pytest conftest.py h
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mmlm import config as configs
 from mmlm.experiment import Experiment
@@ -36,14 +37,16 @@ WAYS = {
   'data=2,fsdp=2,tensor=2': {'parallel.strategy': 'mesh', 'parallel.mesh': 'data=2,fsdp=2,tensor=2'},
 }
 # No dropout, and steps that change the loss from the first on.
-SAME = {'model.dropout': '0.0', 'model.modality_dropout': '0.0', 'optimizer.warmup': '2 steps', 'train.batch_size': '16', 'evaluate.batch_size': '16'}
+SAME = {'optimizer.warmup': '2 steps', 'train.batch_size': '16', 'evaluate.batch_size': '16'}
 
 
 def trained(spec: str, folder, settings: dict, steps: int):
   """(experiment, losses of the first steps, parameters on the host, bytes of parameters on the first device)."""
   path, _, arg = spec.partition(':')
   config = configs.load_config(f'{ROOT / path}:{",".join(filter(None, ["smoke", arg]))}')
-  experiment = Experiment(configs.override(config, SAME | settings), folder)
+  rates = {key for key, value in flatten_dict(config.to_dict(), sep='.').items() if isinstance(value, float)}
+  drops = {key: '0.0' for key in rates if key.endswith(('dropout', 'weight_drop'))}  # pmap draws by device
+  experiment = Experiment(configs.override(config, drops | SAME | settings), folder)
   parts, state = training_parts(experiment, *experiment.splits('train'))
   options, parallel = parts.options, experiment.parallel
   step, state = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate), parallel.place(state)

@@ -67,6 +67,7 @@ def shapes(**dimensions):
 PARAMS = {
   'block': {'query': shapes(kernel=(8, 4, 6), bias=(4, 6)), 'out': shapes(kernel=(4, 6, 8)), 'up': shapes(kernel=(8, 32), bias=(32,))},
   'tokens': shapes(table=(10, 8)), 'odd': shapes(table=(9, 7)), 'blocks': {'query': shapes(kernel=(3, 8, 4, 6))}, 'norm': shapes(scale=(8,)),
+  'recurrent': {'key': shapes(kernel=(8, 4))},
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_where_the_parameters_of_a_transformer_lie():
     'block/query/kernel': P('fsdp', 'tensor', None), 'block/query/bias': P('tensor', None), 'block/out/kernel': P('tensor', None, 'fsdp'),
     'block/up/kernel': P('fsdp', 'tensor'), 'block/up/bias': P('tensor'), 'tokens/table': P('tensor', 'fsdp'), 'odd/table': P(None, None),
     'blocks/query/kernel': P(None, 'fsdp', 'tensor', None), 'norm/scale': P(None),
+    'recurrent/key/kernel': P('fsdp', None),  # no heads: the rule for those of attention is not for it
   }  # fmt: skip
   alone = {name: spec for name, (spec, _) in parameter_specs(Sharded('fsdp=8').mesh, ('transformer',), PARAMS).items()}
   assert alone['block/up/kernel'] == P(None, 'fsdp') and alone['block/query/kernel'] == P('fsdp', None, None)  # tensor=1 takes no place

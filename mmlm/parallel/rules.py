@@ -90,9 +90,11 @@ def _checked(rule) -> tuple:
 def _spec(mesh, name, shape, axes, by_user) -> P:
   if axes == WHOLE:
     return P()
-  if by_user and len(axes) > len(shape):
-    raise UserError(f'parallel.rules: {axes} for {name}, which has the dimensions {shape}.')
-  spec = [''] * (len(shape) - len(axes)) + list(axes)[max(0, len(axes) - len(shape)) :]
+  if len(axes) > len(shape):
+    if by_user:
+      raise UserError(f'parallel.rules: {axes} for {name}, which has the dimensions {shape}.')
+    axes = ()  # the key of a recurrent decoder has no heads: divided, each step of its loop would wait for other devices
+  spec = [''] * (len(shape) - len(axes)) + list(axes)
   for i, (axis, size) in enumerate(zip(spec, shape)):
     if axis and (size % mesh.shape[axis] or mesh.shape[axis] == 1):
       if by_user and size % mesh.shape[axis]:
