@@ -115,7 +115,7 @@ def main():
   from mmlm.runs import write_json
 
   rows = measured(given, counts)
-  write_json(f'{given.output}.json', {'sizes': vars(given), 'rows': rows})
+  write_json(f'{given.output}.json', {'sizes': {name: value for name, value in vars(given).items() if name != 'output'}, 'rows': rows})
   plot(rows, f'{given.output}.png')
   print(f'{given.output}.json, {given.output}.png')
 
