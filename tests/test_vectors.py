@@ -194,17 +194,19 @@ def summed(table, rows, gradients):
 
 
 def loss_by_hand(kind, tables, words, micro, model):
-  """The loss of one micro-batch: what each example reads is a mean over words, found one by one."""
-  means, middles, rows = [], [], []
+  """The loss of one micro-batch: what each example reads is a mean over words, found one by one, each of which has the gradient of the mean."""
+  sums, sizes, middles, rows = [], [], [], []
   for g, row in enumerate(words):
     for t in range(model.row):
       middle = t + model.window
       around = [row[h] for h in range(middle - int(micro['left'][g, t]), middle + int(micro['right'][g, t]) + 1) if h != middle]
       for some in ([around] if kind is Cbow else [[word] for word in around]) if around else []:
-        means.append(np.bincount(some, minlength=len(tables['inputs'])) / len(some))
+        sums.append(np.bincount(some, minlength=len(tables['inputs'])))
+        sizes.append(len(some))
         middles.append(row[middle])
         rows.append(g)
-  x = np.float32(means) @ tables['inputs']
+  x = np.float32(sums) @ tables['inputs']
+  x += jax.lax.stop_gradient(x / np.array(sizes)[:, None] - x)
   hits = (x * tables['outputs'][np.array(middles)]).sum(-1)
   misses = (x[:, None] * tables['outputs'][micro['negatives'][np.array(rows)]]).sum(-1)
   return -jax.nn.log_sigmoid(hits).sum() - model.negatives / model.shared * jax.nn.log_sigmoid(-misses).sum()

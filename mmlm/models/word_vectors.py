@@ -46,6 +46,11 @@ class NegativeSampling:
 
   optimizer = 'sgd'
 
+  @property
+  def pairs(self) -> float:
+    """Gradients that a word has from those around it, on average."""
+    return self.window + 1.0
+
   def init(self, key, words: int, rows: int, dim: int) -> dict:
     """Inputs [R, D] evenly within 1 / 2D of 0 as in word2vec (with pieces, within 1 / D as in fastText), outputs [V, D] of zeros."""
     bound = 1 / dim if self.longest else 0.5 / dim
@@ -95,11 +100,6 @@ class NegativeSampling:
 class SkipGram(NegativeSampling):
   """Each word of a window predicts the word in its middle, a pair each."""
 
-  @property
-  def pairs(self) -> float:
-    """Of a word with those around it, on average."""
-    return self.window + 1.0
-
   def of_rows(self, around, wanted, others, windows):
     """Gradients of the loss by the vectors around [G, H, D], wanted [G, T, D] and drawn [G, K, D]; its sum and the pairs."""
     pairs = windows.sum(1)  # [G, H]: those of each word around
@@ -115,8 +115,6 @@ class SkipGram(NegativeSampling):
 class Cbow(NegativeSampling):
   """The mean of a window predicts the word in its middle."""
 
-  pairs = 1.0
-
   def of_rows(self, around, wanted, others, windows):
     """The same as of `SkipGram`."""
     sizes = windows.sum(2, keepdims=True)
@@ -129,7 +127,8 @@ class Cbow(NegativeSampling):
     d_middle = d_hits * wanted + jnp.einsum('gtk,gkd->gtd', d_misses, others)
     loss = lambda: (jax.nn.softplus(-hits) * there).sum() + (jax.nn.softplus(misses) * share).sum()
     d_others = jnp.einsum('gtk,gtd->gkd', d_misses, middle)
-    return jnp.einsum('gth,gtd->ghd', mean, d_middle), d_hits * middle, d_others, loss(), there.sum()
+    # word2vec's code, and gensim's, add the gradient of the mean to each of its words, not 1 / n of it.
+    return jnp.einsum('gth,gtd->ghd', windows, d_middle), d_hits * middle, d_others, loss(), there.sum()
 
 
 def _windows(batch: dict, window: int):
