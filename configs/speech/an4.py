@@ -6,7 +6,8 @@
 
 `:encoder=conformer` has a lower rate (at 2e-3 it learned next to nothing), `:head=` is as in keypad_tones.py. Differences of the cepstra stand
 beside them as planes of the first convolution. No text but that of the training utterances: `--config.decoding.ngram=4
---config.decoding.ngram_weight=0.3` adds an n-gram model of it. `:tokenizer=word` writes words; published numbers to stand beside are 7.4 (ESPnet) and 5.95 (Kaldi) WER from the waveforms.
+--config.decoding.ngram_weight=0.3` adds an n-gram model of it. `:tokenizer=word` writes words; published numbers to stand beside
+are 7.4 (ESPnet) and 5.95 (Kaldi) WER from the waveforms.
 """
 
 from configs.speech.keypad_tones import recipe
