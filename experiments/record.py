@@ -40,8 +40,9 @@ def row_name(score: dict) -> str:
   decoding = score['decoding']
   name = f'beam {decoding["beam_size"]}' if decoding.get('method') == 'beam' else decoding.get('method', '')
   name = name or ', '.join(f'{key} {decoding[key]}' for key in ('stride', 'lanes') if key in decoding)  # of running text
+  ngram = f'{decoding["ngram"]}-gram {decoding["ngram_weight"]}' if decoding.get('ngram_weight') else ''
   texts = 'of recognised texts' if score.get('text_from') else ''
-  return ', '.join(filter(None, (name, texts, 'inputs shuffled' if score['shuffled'] else '')))
+  return ', '.join(filter(None, (name, ngram, texts, 'inputs shuffled' if score['shuffled'] else '')))
 
 
 def hardware(environment: dict) -> str:
@@ -52,14 +53,14 @@ def hardware(environment: dict) -> str:
 
 def results_of(folder: pathlib.Path) -> dict:
   """{(split, row): (scores, the command that made them, their predictions file)} of the newest step of each."""
-  found = {}
+  config, found = read_json(folder / 'config.json'), {}
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
     splits = '' if score['split'] == 'similarity' else f' --splits {score["split"]}'  # word vectors have none
     command = f'evaluate runs/x{splits}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
     command += ' --text_from runs/recognition/predictions/...' if score.get('text_from') else ''
+    command += ''.join(f' --config.decoding.{key}={value}' for key, value in changed(score['decoding'], config['decoding']).items())
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
-  config = read_json(folder / 'config.json')
   searched = TASKS[config['task']].answers == 'targets'
   as_it_is = row_name({'decoding': config['decoding'] if searched else {}, 'shuffled': False})
   for path in sorted((folder / 'ablation').glob('*.json')):
@@ -68,6 +69,11 @@ def results_of(folder: pathlib.Path) -> dict:
       key = ablation['split'], ', '.join(filter(None, (as_it_is, 'ablation', row['condition'])))
       found[key] = row, f'ablate runs/x --splits {ablation["split"]}', folder / 'predictions' / row['predictions']
   return found
+
+
+def changed(decoding: dict, configured: dict) -> dict:
+  """The options of a search that `evaluate` was given otherwise than the run has them; the method is told by its flag."""
+  return {key: value for key, value in decoding.items() if key != 'method' and configured.get(key, value) != value}
 
 
 def trained_with(command: str) -> str:

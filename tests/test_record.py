@@ -44,6 +44,15 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
   assert found['gated, beam 5, inputs shuffled', 'sacreBLEU']['published'] is None and len(rows) == 4
 
 
+def test_a_search_other_than_that_of_the_run_is_in_the_row_and_its_command(tmp_path):
+  folder = run_folder(tmp_path, 0, 3)
+  path = folder / 'scores' / 'test-2.json'
+  score = runs.read_json(path)
+  runs.write_json(path, score | {'decoding': score['decoding'] | {'ngram': 4, 'ngram_weight': 0.3}})
+  row = next(row for row in rows_of(TABLE, [folder]) if row['row'] == 'beam 5, 4-gram 0.3')
+  assert row['command'].endswith('evaluate runs/x --splits test --config.decoding.ngram=4 --config.decoding.ngram_weight=0.3')
+
+
 def test_differences_are_drawn_over_the_same_examples(tmp_path):
   folders = {name: [run_folder(tmp_path / f'{name}{seed}', seed, wrong + seed) for seed in (0, 1)] for name, wrong in (('a', 2), ('b', 12))}
   rows = rows_of(TABLE, folders['a'], 'a', folders['b'], 'b')
