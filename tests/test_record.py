@@ -46,9 +46,9 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
 
 def test_a_search_other_than_that_of_the_run_is_in_the_row_and_its_command(tmp_path):
   folder = run_folder(tmp_path, 0, 3)
-  path = folder / 'scores' / 'test-2.json'
-  score = runs.read_json(path)
-  runs.write_json(path, score | {'decoding': score['decoding'] | {'ngram': 4, 'ngram_weight': 0.3}})
+  for path, ngram in ((folder / 'config.json', {'ngram': 0, 'ngram_weight': 0.0}), (folder / 'scores' / 'test-2.json', {'ngram': 4, 'ngram_weight': 0.3})):
+    found = runs.read_json(path)
+    runs.write_json(path, found | {'decoding': found['decoding'] | ngram})
   row = next(row for row in rows_of(TABLE, [folder]) if row['row'] == 'beam 5, 4-gram 0.3')
   assert row['command'].endswith('evaluate runs/x --splits test --config.decoding.ngram=4 --config.decoding.ngram_weight=0.3')
 
