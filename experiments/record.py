@@ -84,7 +84,7 @@ def trained_with(command: str) -> str:
 
 def _numbered(spec: str, folds: bool) -> str:
   """The arguments of a config without what tells its runs apart: the number of a fold, or of the run that each seed starts from."""
-  return re.sub(r'(fold=)\d+' if folds else r'(start=[^,\s]*?)\d+(?=[,\s]|$)', r'\1K', spec)
+  return re.sub(r'(fold=)\d+' if folds else r'((?:start|like)=[^,\s]*?)\d+(?=[,\s]|$)', r'\1K', spec)
 
 
 class Runs:

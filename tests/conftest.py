@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
@@ -47,3 +48,18 @@ def shared_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f'no real data at {folder}: set MMLM_DATA to test on it')
   return folder
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of the toy from start to end, not interrupted."""
+  from toy_run import Toy
+
+  return Toy(tmp_path_factory.mktemp('whole') / 'run').train()
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+  """A copy of that run, to be damaged."""
+  shutil.copytree(whole.folder, tmp_path / 'copy')
+  return tmp_path / 'copy'

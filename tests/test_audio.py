@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from test_cli import done, write_jsonl
+from cli import done, write_jsonl
 
 from mmlm.data import audio
 from mmlm.data.audio import RATE, decode_audio, kaldi_fbank, log_mel_spectrogram, mel_filters

@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from cli import refused, write_jsonl
 from safetensors.numpy import save_file
-from test_cli import refused, write_jsonl
 
 from mmlm import config as configs
 from mmlm.data.batching import Batch

@@ -13,10 +13,10 @@ import zlib
 import numpy as np
 import pytest
 from browser import browser, visit  # noqa: F401 fixtures
+from cli import done, refused
 from conftest import ROOT
 from PIL import Image
 from test_audio import encoded, tone
-from test_cli import done, refused
 from test_reports import picture
 from whispers import write_hugging_face, write_tokenizer
 

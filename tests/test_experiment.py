@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from cli import done, read_jsonl, refused, write_jsonl
 from conftest import ROOT
 from num2words import num2words
 from PIL import Image
-from test_cli import done, read_jsonl, refused, write_jsonl
 from test_sources import BAD_PARALLEL, write_parallel
 
 from mmlm import commands

@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from cli import done, read_jsonl, refused
 from jax import export as jax_export
 from safetensors.numpy import load_file
-from test_cli import done, read_jsonl, refused
 
 from mmlm import export as exporting
 from mmlm.data import prepare

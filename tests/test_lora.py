@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli import done
+from cli import done
 
 from mmlm import config as configs
 from mmlm.data import prepare

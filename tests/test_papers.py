@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
+from cli import refused
 from conftest import ROOT
-from test_cli import refused
 from test_record import run_folder
 from test_reports import ROW
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli import cli, done, refused
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 from parity_of_devices import compared
-from test_cli import cli, done, refused
 
 from mmlm import slurm
 from mmlm.data.batching import Batch, part_of

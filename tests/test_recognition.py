@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli import done, read_jsonl, refused, write_jsonl
+from cli import done, read_jsonl, refused, write_jsonl
 
 from mmlm.data.batching import Batch
 from mmlm.data.fitting import alignable, frames_needed, name_unknown

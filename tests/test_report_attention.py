@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import browser, visit  # noqa: F401 fixtures
-from test_cli import done, read_jsonl
+from cli import done, read_jsonl
 from test_reports import data_of
 from test_studies import place, run  # noqa: F401 a tiny run of translation, fixtures
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 from browser import browser, visit  # noqa: F401 fixtures
+from cli import read_jsonl, refused, write_jsonl
 from report_folders import EVIL, caption_run, photo, swept
-from test_cli import read_jsonl, refused, write_jsonl
 from test_reports import data_of
 from test_speech_report import sound
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_checkpoints import BATCH, COUNT, TOTAL, Toy, close, equal, killed_at
+from toy_run import BATCH, COUNT, TOTAL, Toy, close, equal, killed_at
 
 from mmlm import runs
 from mmlm.data import batching

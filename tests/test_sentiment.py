@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from test_cli import done, read_jsonl, refused, write_jsonl
+from cli import done, read_jsonl, refused, write_jsonl
 
 from mmlm import config as configs
 from mmlm.data import prepare

@@ -15,9 +15,9 @@ import time
 
 import numpy as np
 import pytest
+from cli import done
 from conftest import ROOT
 from killed_sweeps import SPACE, SPEC
-from test_cli import done
 from test_parallel import command, curve
 
 PROGRAMS = ('munge', 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')

@@ -7,8 +7,8 @@ import random
 import jiwer
 import numpy as np
 import pytest
+from cli import done, write_jsonl
 from test_audio import encoded, tone
-from test_cli import done, write_jsonl
 
 from mmlm.commands import inputs_of
 from mmlm.errors import UserError

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 import soundfile
+from cli import done, read_jsonl, write_jsonl
 from PIL import Image
-from test_cli import done, read_jsonl, write_jsonl
 from test_recognition import train, write
 from test_reports import EVIL, data_of
 

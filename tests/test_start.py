@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli import done, refused
+from cli import done, refused
 from test_sentiment import features_manifest
 
 from mmlm import config as configs

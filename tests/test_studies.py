@@ -7,8 +7,8 @@ import types
 
 import numpy as np
 import pytest
+from cli import done, read_jsonl, refused, write_jsonl
 from conftest import ROOT
-from test_cli import done, read_jsonl, refused, write_jsonl
 
 from mmlm import runs
 from mmlm.data.text import MASK

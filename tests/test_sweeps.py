@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from cli import done, refused
 from conftest import ROOT
 from killed_sweeps import rounds
 from optuna.trial import FixedTrial
-from test_cli import done, refused
 
 from mmlm import config as configs
 from mmlm import runs

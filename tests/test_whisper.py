@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from cli import write_jsonl
 from safetensors.numpy import save_file
 from test_audio import tone
-from test_cli import write_jsonl
 from whispers import (
   CONFIG,
   END,

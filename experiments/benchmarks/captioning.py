@@ -1,20 +1,18 @@
 """How fast captioning is: mmlm and its peers on the same sizes and the same batches, in turns within one run.
 
-  python experiments/benchmarks/captioning.py [--rounds 5] [--only train,greedy,beam,startup,pipeline] [--data_dir data]
+  python experiments/benchmarks/captioning.py [--rounds 5] [--only train,greedy,beam,startup] [--data_dir data]
 
   train     training examples a second                    against PyTorch eager
   greedy    captions a second, grid to tokens, 20 steps   against `generate` of transformers
   beam      the same with 4 beams
   startup   seconds from the start of `mmlm train` to its first step, with a cold and a warm compilation cache
-  pipeline  examples a second that the input pipeline gives, against those that the train step takes
 
 Sizes: 'flickr8k' is configs/captioning/flickr8k.py; 'large' has 3 layers, D 512, 8 heads and 8,000 words over a
 grid of 49 places. Everything is float32; weights are random, and the end token is forbidden until the last step,
-on both sides. The peers stand in peer_captioning.py. `startup` and `pipeline` use real data, and take Flickr8k only if
-it lies prepared, with its grids, in --data_dir.
+on both sides. The peers stand in peer_captioning.py. `startup` uses real data, and takes Flickr8k only if it lies prepared, with its
+grids, in --data_dir.
 """
 
-import collections
 import functools
 import os
 import pathlib
@@ -27,7 +25,6 @@ import numpy as np
 from common import ROOT, STEPS, Generator, Trainer, check_parameters, config_of, examples, in_turns, main, row
 
 from mmlm.data.batching import TrainPlan, pad
-from mmlm.data.pipeline import stream
 from mmlm.data.tokenizers import EOS
 from mmlm.experiment import Experiment
 from mmlm.models.multimodal import build_model
@@ -40,7 +37,6 @@ GOALS = {
   'greedy': 'none',
   'beam': 'ratio 2, better 5',
   'startup': 'warm under 15 s',
-  'pipeline': 'ratio 2',
 }
 # Overrides of configs/captioning/flickr8k.py, and words in the vocabulary (2,550 stand 5 times in its captions).
 SIZES = {
@@ -100,7 +96,7 @@ def real_configs(options) -> dict:
     return found
   if list(options.data_dir.glob('flickr8k/*/dataset_info.json')) and list(options.data_dir.glob('features/*.npy')):
     return found | {'flickr8k': str(FLICKR8K)}
-  print(f'flickr8k is not prepared in {options.data_dir}, with its grids: left out of startup and pipeline')
+  print(f'flickr8k is not prepared in {options.data_dir}, with its grids: left out of startup')
   return found
 
 
@@ -136,39 +132,11 @@ def startup(options) -> list[dict]:
   return rows
 
 
-def pipeline(options) -> list[dict]:
-  """Each side alone has the whole machine, as loading and training have when they are measured against each other."""
-  rows = []
-  for name, spec in real_configs(options).items():
-    with tempfile.TemporaryDirectory() as folder:
-      config = config_of(spec, {'data.dir': str(options.data_dir)})
-      experiment, size = Experiment(config, folder), config.train.batch_size
-      table = experiment.table('train', with_targets=True)
-      plan = TrainPlan(table.lengths, size, experiment.buckets, config.seed)
-      loader = experiment.loader('train', table, size, train=True)
-      number = min(plan.steps_per_epoch, 100)
-
-      with stream(plan, loader, 0, min(number, 8)) as some:
-        batches = list(some)
-      trainer = Trainer(config, experiment.model, batches[0], plan.steps_per_epoch)
-      load = functools.partial(drain, plan, loader, number, config.data.workers)
-      loaded = sum(len(plan[i].indices) for i in range(number))
-      sides = {'pipeline': (load, loaded), 'train step': (functools.partial(trainer, batches), examples(batches))}
-      rows.append(row('pipeline', name, 'examples/s', in_turns(sides, options.rounds), GOALS['pipeline']))
-  return rows
-
-
-def drain(plan, loader, number: int, workers: int):
-  with stream(plan, loader, 0, number, workers) as batches:
-    collections.deque(batches, maxlen=0)
-
-
 BENCHMARKS = {
   'train': lambda options: against_peer('train', options),
   'greedy': lambda options: against_peer('greedy', options),
   'beam': lambda options: against_peer('beam', options),
   'startup': startup,
-  'pipeline': pipeline,
 }
 
 
