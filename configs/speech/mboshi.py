@@ -55,8 +55,10 @@ def sound_to_text(config, task, encoder):
   config.data.buckets = (240, 280, 320, 380, 460, 600, 1100)
   config.model.dim = 144
   config.model.dropout = 0.2
-  if task == 'multitask':
-    config.decoding.ctc_weight = 0.0  # the branch writes Mboshi
+  if task == 'recognition':
+    config.decoding.ngram, config.decoding.ngram_weight = 4, 0.3
+  else:
+    config.decoding.ctc_weight = 0.0  # of multitask the branch writes Mboshi
   config.optimizer.learning_rate = 2e-3 if encoder == 'audio_recurrent' else 5e-4
   config.optimizer.warmup = '300 steps'
   config.train.duration = '20 epochs'
