@@ -111,7 +111,9 @@ class Predictor:
     table = table.with_rows(count_rows(examples, experiment.widths, parse_ops(experiment.config.data.eval_ops)))
     longest, limit = int(np.argmax(table.lengths)), experiment.config.data.max_length
     if table.lengths[longest] > limit:
-      raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} tokens, the model reads {limit} at most.')
+      column = max(table.lengths_of, key=lambda column: table.lengths_of[column][longest])
+      unit = f'rows of {column} features' if column in table.rows else 'tokens'
+      raise UserError(f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} {unit}, the model reads {limit} at most (data.max_length). Cut it.')
     loader = self._loader(examples, table)
     return [row for rows in self.evaluator.predict(self.params, loader, self.buckets) for row in rows]
 

@@ -287,6 +287,9 @@ def test_a_run_of_ours_writes_the_same_files(tmp_path):
     assert found['text'] == text and found['duration'] == 0.2 and f'{paths[i]}:' in said
     assert (tmp_path / 'out' / f'{i}.srt').read_text() == (f'1\n00:00:00,000 --> 00:00:00,200\n{text}\n\n' if text else '')
   assert '--language: only a Whisper has this' in refused('transcribe', paths[0], '--model', tmp_path / 'run', '--language=en')
+  long = sound(tmp_path / 'long.wav', tone(200, 1.0))
+  says = "long.wav' has 100 rows of audio features, the model reads 60 at most (data.max_length). Cut it."
+  assert says in refused('transcribe', long, '--model', tmp_path / 'run')
 
 
 # Real weights
