@@ -5,7 +5,6 @@ import fcntl
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -52,17 +51,6 @@ class _Spoilt:
 
   def __exit__(self, *error):
     return self.inner.__exit__(*error)
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  return Toy(tmp_path_factory.mktemp('whole') / 'run').train()
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-  shutil.copytree(whole.folder, tmp_path / 'copy')
-  return tmp_path / 'copy'
 
 
 # Checksums
