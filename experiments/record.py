@@ -111,6 +111,9 @@ class Runs:
     """(split, row) of all runs, what was taken away last."""
     return sorted(set.intersection(*map(set, self.results)), key=lambda key: (key[0], 'ablation' in key[1], key[1]))
 
+  def have(self, key, metric: str) -> bool:
+    return all(results[key][0].get(metric) is not None for results in self.results)
+
   def statistics(self, key, metric: str):
     """{id: sufficient statistics of an example, summed over the seeds}."""
     total = {}
@@ -128,9 +131,9 @@ def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pa
   known = next((row for row in getattr(table, 'ROWS', {}).values() if row.label == name), None)
   for key in runs.common():
     for metric, (_, factor, published, source) in table.METRICS.items():
-      found = [results[key][0].get(metric) for results in runs.results]
-      if None in found:
+      if not runs.have(key, metric):
         continue
+      found = [results[key][0][metric] for results in runs.results]
       spread = mean_and_spread([f['value'] * factor for f in found])
       interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
       comparable = key[0] == getattr(table, 'SPLIT', key[0]) and 'shuffled' not in key[1] and 'ablation' not in key[1]
@@ -166,6 +169,8 @@ def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> lis
     if reference not in against.common():
       continue
     for metric in table.METRICS:
+      if not (runs.have(key, metric) and against.have(reference, metric)):
+        continue
       sides = runs.statistics(key, metric), against.statistics(reference, metric)
       if sides[0].keys() != sides[1].keys():
         raise UserError(f'{key[0]}: the two sides hold different examples.')

@@ -11,7 +11,7 @@ from mmlm.errors import UserError
 
 TABLE = types.SimpleNamespace(
   CONFIG='configs/a.py', DATASET='set', SPLIT='test',
-  METRICS={'bleu': ('sacreBLEU', 1, 36.0, 'someone'), 'exact_match': ('exact, %', 100, None, None)},
+  METRICS={'bleu': ('sacreBLEU', 1, 36.0, 'someone'), 'exact_match': ('exact, %', 100, None, None), 'masked_accuracy': ('of other rows', 1, None, None)},
 )  # fmt: skip
 RIGHT = [f'ein Hund läuft über die Wiese Nummer {i} .' for i in range(30)]
 
