@@ -59,7 +59,7 @@ def results_of(folder: pathlib.Path) -> dict:
     splits = '' if score['split'] == 'similarity' else f' --splits {score["split"]}'  # word vectors have none
     command = f'evaluate runs/x{splits}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
     command += ' --text_from runs/recognition/predictions/...' if score.get('text_from') else ''
-    command += ''.join(f' --config.decoding.{key}={value}' for key, value in changed(score['decoding'], config['decoding']).items())
+    command += ''.join(f' {shlex.quote(f"--config.decoding.{key}={value}")}' for key, value in changed(score['decoding'], config['decoding']).items())
     found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
   searched = TASKS[config['task']].answers == 'targets'
   as_it_is = row_name({'decoding': config['decoding'] if searched else {}, 'shuffled': False})

@@ -35,7 +35,7 @@ FOLDER = {'--folder': dict(type=pathlib.Path, default=ROOT, help='where checkpoi
 
 
 def step(options) -> list[dict]:
-  """Of blocks of a few steps, behind a checkpoint or not, in turns: a whole hundred would drift more than a checkpoint costs."""
+  """Of blocks of a few steps, behind a checkpoint or not, in turns; the writing ends within them."""
   config = config_of(f'{MULTI30K},smoke' if options.smoke else MULTI30K, SETTINGS)
   few, vocabulary = (2, 100) if options.smoke else (STEPS_BEHIND, VOCABULARY)
   table = random_table(config.data.max_length, vocabulary, 29000 if not options.smoke else 100)
