@@ -130,6 +130,10 @@ def test_reaches_are_drawn_evenly_and_end_with_the_sentence(vocabulary):
   assert batch_of(SkipGram(**SMALL), corpus, vocabulary, size=2048)['left'].ravel()[0] == 0
 
 
+def test_the_text_is_read_in_its_order(vocabulary, corpus):
+  np.testing.assert_array_equal(WindowPlan(corpus, vocabulary.counts, 0.0, 64, 0).epoch(2)[0], corpus.ids)
+
+
 def test_frequent_words_are_left_out_as_often_as_word2vec_does(vocabulary):
   corpus = vocabulary.encode(SENTENCES * 50)
   plan = WindowPlan(corpus, vocabulary.counts, 0.01, 64, 0)

@@ -76,12 +76,13 @@ def text_to_text(config):
   config.data.buckets = (32, 48, 64, 96, 160)
   config.model.dim = 192
   config.model.dropout = 0.3
+  config.model.dtype = 'bfloat16'
   config.model.shared_embeddings = True
   block = {'layers': 3, 'heads': 4, 'positions': 'sinusoidal'}
   config.model.encoders = {'text': {'name': 'text_transformer', **block}}
   config.model.head = {'name': 'transformer_decoder', **block}
   config.optimizer.learning_rate = 1e-3
-  config.train.duration = '60 epochs'
+  config.train.duration = '30 epochs'
   config.train.batch_size = 32
   config.decoding.beam_size = 8
   config.decoding.max_length = 160

@@ -36,8 +36,6 @@ def get_config(arg=''):
   args = parse_arg(arg, smoke=False, text='', cbow=False, fasttext=False, width=100, epochs=5)
   config = recipe(default_config(), args, __file__)
   config.model.head = {'name': 'cbow' if args.cbow else 'skip_gram', 'longest': 6 if args.fasttext else 0}
-  if args.fasttext:  # more words share pieces that are then added up once
-    config.model.head.unlock()['micro_batch'] = 1024
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 0.05 if args.cbow or args.fasttext else 0.025
   config.optimizer.schedule = 'linear'

@@ -15,8 +15,8 @@ _PIECES = 4096  # an update's list of pieces is as long as the next multiple: fe
 
 
 class WindowPlan:
-  """Batch number -> that number; what it holds is told by `WindowLoader`. Each epoch draws anew which frequent words are left out, and
-  in which order the sentences come.
+  """Batch number -> that number; what it holds is told by `WindowLoader`. Each epoch draws anew which frequent words are left out; the
+  sentences come in the order of the text, as word2vec's code reads it.
 
   Args:
     counts: [V].
@@ -44,13 +44,10 @@ class WindowPlan:
   def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(words [N'] that stay, how many of their sentence stand before each, and after each)."""
     rng, (ids, starts) = np.random.default_rng((self.seed, number)), self.corpus
-    order = rng.permutation(len(starts) - 1)
-    lengths = np.diff(starts)[order]
-    offsets = np.repeat(starts[order] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    ids, sentence = ids[np.arange(len(ids)) + offsets], np.repeat(np.arange(len(order)), lengths)
+    sentences = len(starts) - 1
     stay = rng.random(len(ids), np.float32) < self.stays[ids]
-    ids, sentence = ids[stay], sentence[stay]
-    last = np.cumsum(np.bincount(sentence, minlength=len(order)))  # [S] where each ends
+    ids, sentence = ids[stay], np.repeat(np.arange(sentences), np.diff(starts))[stay]
+    last = np.cumsum(np.bincount(sentence, minlength=sentences))  # [S] where each ends
     places, ends = np.arange(len(ids)), last[sentence]
     begins = np.concatenate([[0], last[:-1]])[sentence]
     reach = lambda distance: np.minimum(distance, _FARTHEST).astype(np.uint8)
