@@ -12,5 +12,6 @@ ROWS = {
   'recognition': Row(f'{CONFIG}:task=recognition', 'recognition'),
   'direct': Row(f'{CONFIG}:task=translation', 'direct'),
   'multitask': Row(f'{CONFIG}:task=multitask', 'multitask'),
+  'started': Row(f'{CONFIG}:task=multitask,start={{start}}', 'multitask, from the encoder of the recognition', start='recognition'),
   'text': Row(f'{CONFIG}:task=text', 'from the text', texts_of='recognition'),  # of recognised texts: the cascade
 }

@@ -4,6 +4,7 @@
   ./launch.sh train configs/speech/mboshi.py:task=recognition --workdir runs/mboshi
   ./launch.sh train configs/speech/mboshi.py:task=translation --workdir runs/direct       # sound to French
   ./launch.sh train configs/speech/mboshi.py:task=multitask --workdir runs/multitask      # the same, CTC learns the Mboshi text beside
+  ./launch.sh train configs/speech/mboshi.py:task=multitask,start=runs/mboshi --workdir runs/started   # from the encoder of the recognition
   ./launch.sh train configs/speech/mboshi.py:task=text --workdir runs/text                # Mboshi text to French
 
 The cascade translates what was recognised:
@@ -30,7 +31,7 @@ HEADS = {
 
 
 def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, task='recognition', encoder='audio_recurrent')
+  args = parse_arg(arg, smoke=False, task='recognition', encoder='audio_recurrent', start='')
   if args.task not in FIELDS:
     raise UserError(f'task={args.task!r}: choose one of {", ".join(FIELDS)}.')
   config = default_config()
@@ -46,6 +47,10 @@ def get_config(arg=''):
   config.train.ema_decay = 0.998
   config.decoding.max_length = 160
   config.evaluate.shuffled = False
+  if args.start:
+    config.train.start_from = args.start
+    config.train.start_rules = (('encoders_audio/.*', True), ('.*', False))
+    config.train.duration = '12 epochs'
   if args.task != 'recognition':
     config.train.monitor = 'bleu'
     config.evaluate.metrics = ('bleu', 'bleu_words', 'chrf')
