@@ -8,10 +8,12 @@ METRICS = {
   'bleu': ('sacreBLEU', 1, None, None), 'bleu_words': ('BLEU of the tokenised text', 1, None, None), 'chrf': ('chrF', 1, None, None),
   'wer': ('WER, %', 1, None, None), 'cer': ('CER, %', 1, None, None),
 }  # fmt: skip
+SPLITS = ('valid', 'test')
 ROWS = {
-  'recognition': Row(f'{CONFIG}:task=recognition', 'recognition'),
-  'direct': Row(f'{CONFIG}:task=translation', 'direct'),
-  'multitask': Row(f'{CONFIG}:task=multitask', 'multitask'),
-  'started': Row(f'{CONFIG}:task=multitask,start={{start}}', 'multitask, from the encoder of the recognition', start='recognition'),
-  'text': Row(f'{CONFIG}:task=text', 'from the text', texts_of='recognition'),  # of recognised texts: the cascade
+  'recognition': Row(f'{CONFIG}:task=recognition', 'recognition', runs=3, splits=SPLITS),
+  'direct': Row(f'{CONFIG}:task=translation', 'direct', splits=SPLITS),
+  'multitask': Row(f'{CONFIG}:task=multitask', 'multitask', splits=SPLITS),
+  'started': Row(f'{CONFIG}:task=multitask,start={{start}}', 'multitask, encoder of the recognition', splits=SPLITS, start='recognition'),
+  # Of recognised texts: the cascade.
+  'text': Row(f'{CONFIG}:task=text', 'from the text', runs=3, splits=SPLITS, texts_of='recognition', against='multitask'),
 }

@@ -160,12 +160,12 @@ def named(name: str, key: tuple) -> str:
 
 
 def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> list[dict]:
-  """Rows of `runs`, whatever was taken away from them, minus those of `against` as they are: examples are drawn together, each with its
-  sums over the seeds of its side.
+  """Rows of `runs`, whatever was taken away from them or recognised for them, minus those of `against` as they are: examples are drawn
+  together, each with its sums over the seeds of its side.
   """
   rows = []
   for key in runs.common():
-    reference = key[0], re.split('(?:^|, )(?:ablation|inputs shuffled)', key[1])[0]
+    reference = key[0], re.split('(?:^|, )(?:ablation|inputs shuffled|of recognised texts)', key[1])[0]
     if reference not in against.common():
       continue
     for metric in table.METRICS:

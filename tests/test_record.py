@@ -65,6 +65,15 @@ def test_differences_are_drawn_over_the_same_examples(tmp_path):
   assert next(row['interval'] for row in same if row['row'] == 'a, beam 5 minus itself') == [0, 0]
 
 
+def test_a_cascade_differs_from_what_reads_the_sound(tmp_path):
+  cascade, multitask = run_folder(tmp_path / 'text', 0, 3), run_folder(tmp_path / 'multitask', 0, 9)
+  score = runs.read_json(cascade / 'scores' / 'test-2-shuffled.json') | {'shuffled': False, 'text_from': 'runs/recognition/predictions/test-9.jsonl'}
+  runs.write_json(cascade / 'scores' / 'test-2-shuffled.json', score)
+  found = {row['row']: row for row in rows_of(TABLE, [cascade], 'cascade', [multitask], 'multitask') if row['metric'] == 'exact, %'}
+  assert found['cascade, beam 5 minus multitask']['ours'] == pytest.approx(20)
+  assert found['cascade, beam 5, of recognised texts minus multitask']['ours'] == pytest.approx(-70)
+
+
 def test_conditions_of_an_ablation_are_rows(tmp_path):
   folder = run_folder(tmp_path, 0, 3)
   scores = {'value': 0.4, 'low': 0.3, 'high': 0.5, 'difference': -0.1, 'p': 0.2}
