@@ -5,8 +5,7 @@ from experiments.rows import Row
 CONFIG = 'configs/speech/mboshi.py'
 DATASET = 'Mboshi-French'
 METRICS = {
-  'bleu': ('sacreBLEU', 1, None, None), 'bleu_words': ('BLEU of the tokenised text', 1, None, None), 'chrf': ('chrF', 1, None, None),
-  'wer': ('WER, %', 1, None, None), 'cer': ('CER, %', 1, None, None),
+  'bleu': ('sacreBLEU', 1, None, None), 'chrf': ('chrF', 1, None, None), 'wer': ('WER, %', 1, None, None), 'cer': ('CER, %', 1, None, None),
 }  # fmt: skip
 SPLITS = ('valid', 'test')
 ROWS = {

@@ -53,7 +53,7 @@ def get_config(arg=''):
     config.train.duration = '12 epochs'
   if args.task != 'recognition':
     config.train.monitor = 'bleu'
-    config.evaluate.metrics = ('bleu', 'bleu_words', 'chrf')
+    config.evaluate.metrics = ('bleu', 'chrf')
     config.decoding.length_penalty = 1.0
   return smoke(config) if args.smoke else config
 
