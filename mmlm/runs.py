@@ -37,8 +37,9 @@ from mmlm.errors import UserError
 
 LOCK, STATUS = '.lock', 'status.json'
 INHERITED = 'MMLM_LOCK'  # the number of an open, locked file that this process was started with
-# <split>-<step>, then -<method> when it is not the config's; what has more in its name is decoded with changed inputs.
-PREDICTIONS = re.compile(r'(?P<split>.+)-(?P<step>\d+)(?:-(?P<method>greedy|sample|beam))?')
+# <split>-<step>, then -<method> when it is not the config's and where the texts are from that were read in place of the split's (a cascade);
+# what has more in its name is decoded with changed inputs.
+PREDICTIONS = re.compile(r'(?P<split>.+?)-(?P<step>\d+)(?:-(?P<method>greedy|sample|beam))?(?:-text_from_(?P<texts>.+)(?<!-shuffled))?')
 
 
 @contextlib.contextmanager

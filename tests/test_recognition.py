@@ -160,6 +160,7 @@ def test_a_cascade_reads_what_another_run_wrote(runs):
   assert plain == cascade and len(set(changed)) == 1
   rows = read_jsonl(runs / 'text' / 'predictions' / f'good-2-text_from_{runs.parent.name}_heard.jsonl')
   assert all(row['input'] == {'text': 'abc'} and row['references'] for row in rows)
+  assert 'a - b' in done('compare', runs / 'text', runs / 'text')  # the cascades do not stand in its way
   missing = write_jsonl(runs / 'part.jsonl', read_jsonl(written)[1:])
   for argument, says in ((missing, "no text for the example 'good0'"), (runs / 'config.py', 'no predictions file'), (runs / 'gone', 'No such file')):
     assert says in refused('evaluate', runs / 'text', '--text_from', argument)

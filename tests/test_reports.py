@@ -159,6 +159,7 @@ def test_the_model_is_asked_about_a_third_each_of_the_best_the_worst_and_others(
   (['test-a-5', 'test-a-20', 'test-a-20-greedy', 'test-a-30-shuffled'], ['test-a-20']),
   (['test-a-5', 'test-a-20-greedy', 'test-a-20-greedy-shuffled'], ['test-a-20-greedy']),
   (['test-a-100', 'test-a-20', 'test-2014-7-sample'], ['test-2014-7-sample', 'test-a-100']),
+  (['test-9', 'test-9-text_from_b_test-20', 'test-9-text_from_b_test-20-shuffled', 'test-7-text_from_b_test-20'], ['test-9', 'test-9-text_from_b_test-20']),
 ])  # fmt: skip
 def test_a_page_takes_the_newest_predictions_of_each_split(tmp_path, names, shown):
   for name in names:

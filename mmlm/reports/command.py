@@ -81,8 +81,8 @@ class Asked:
     """What `attention.CloserLook` finds for the predictions `ids` of a file `name`; {} with a word where the checkpoint cannot tell."""
     experiment, match = self.experiment, PREDICTIONS.fullmatch(name)
     examples = [example for example in map(self.example, ids) if example is not None]
-    if experiment.config.task not in TASKS or not experiment.modalities or not examples or match['method'] == 'sample':
-      return {}
+    if experiment.config.task not in TASKS or not experiment.modalities or not examples or match['method'] == 'sample' or match['texts']:
+      return {}  # a cascade read other texts than those of the examples
     closer = self.looks(match['method'] or '')
     try:
       found = closer(examples)

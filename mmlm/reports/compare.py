@@ -56,8 +56,9 @@ def differing(trees: dict) -> list[tuple[str, list[str]]]:
 
 
 def _by_split(folder) -> dict:
-  """{split: (file name, rows)}"""
-  return {PREDICTIONS.fullmatch(name)['split']: (name, rows) for name, rows in newest_predictions(folder).items()}
+  """{split: (file name, rows)}, without cascades."""
+  named = [(PREDICTIONS.fullmatch(name), name, rows) for name, rows in newest_predictions(folder).items()]
+  return {match['split']: (name, rows) for match, name, rows in named if not match['texts']}
 
 
 def _common(predictions: dict) -> tuple[dict, list]:

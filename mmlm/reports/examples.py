@@ -25,12 +25,13 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF')  # that browsers show
 
 
 def newest_predictions(folder) -> dict:
-  """{file name: rows} of each split's newest step, pictures not shuffled, decoded as configured if it was."""
+  """{file name: rows} of each split's newest step, pictures not shuffled, decoded as configured if it was; and so of each cascade into it."""
   newest = {}
   for path in sorted((pathlib.Path(folder) / 'predictions').glob('*.jsonl')):
     if match := PREDICTIONS.fullmatch(path.stem):
       order = int(match['step']), match['method'] is None
-      newest[match['split']] = max(newest.get(match['split'], (order, path)), (order, path))
+      read = match['split'], match['texts'] or ''
+      newest[read] = max(newest.get(read, (order, path)), (order, path))
   return {path.stem: rows for _, (_, path) in sorted(newest.items()) if (rows := read_rows(path, ('id', 'hypothesis', 'references')))}
 
 
