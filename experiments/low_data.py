@@ -12,7 +12,7 @@ METRICS = {
   'accuracy': ('accuracy, %', 100, None, None), 'masked_accuracy': ('masked words that are found, %', 100, None, None),
 }  # fmt: skip
 ROWS = {
-  'masked': Row(MASKED, 'masked words', {'train.duration': '10 epochs', 'model.dtype': 'bfloat16'}, runs=3),
+  'masked': Row(MASKED, 'masked words', {'train.duration': '10 epochs'}, runs=3),
   'random': Row(f'{CONFIG}:like={{start}},dim=128', 'from random parameters', runs=3, start='masked'),
   'pretrained': Row(f'{CONFIG}:start={{start}},dim=128', 'from masked words', runs=3, start='masked', against='random'),
 }

@@ -19,7 +19,6 @@ def transformer(config, args):
   config.data.max_length = 128
   config.evaluate.stride = 64
   config.model.dropout = 0.2
-  config.model.dtype = 'bfloat16'  # three times the matrix products a second, of CPUs that have them too
   config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'positions': 'rotary'}
   config.optimizer.warmup = '200 steps'
   config.optimizer.weight_decay = 0.1
