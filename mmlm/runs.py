@@ -42,6 +42,12 @@ INHERITED = 'MMLM_LOCK'  # the number of an open, locked file that this process 
 PREDICTIONS = re.compile(r'(?P<split>.+?)-(?P<step>\d+)(?:-(?P<method>greedy|sample|beam))?(?:-text_from_(?P<texts>.+)(?<!-shuffled))?')
 
 
+def predictions(folder) -> list[tuple[re.Match, pathlib.Path]]:
+  """What `evaluate` wrote for a run's splits as they are, without cascades: (match of PREDICTIONS, file)."""
+  named = [(PREDICTIONS.fullmatch(path.stem), path) for path in pathlib.Path(folder, 'predictions').glob('*.jsonl')]
+  return [(match, path) for match, path in named if match and not match['texts']]
+
+
 @contextlib.contextmanager
 def atomic_file(path):
   """A binary file that becomes `path` when the block ends well, and nothing otherwise (renamed in its own folder).

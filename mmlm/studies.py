@@ -63,8 +63,7 @@ def _predictions_of(place: str, split: str) -> pathlib.Path:
     return path
   if not path.is_dir():
     raise UserError(f'{place}: no such run folder or predictions file.')
-  named = [(p, runs.PREDICTIONS.fullmatch(p.stem)) for p in (path / 'predictions').glob('*.jsonl')]
-  found = [(p, match) for p, match in named if match and not match['texts'] and match['split'] == (file_name(split) if split else match['split'])]
+  found = [(p, match) for match, p in runs.predictions(path) if match['split'] == (file_name(split) if split else match['split'])]
   if not found:
     raise UserError(f'{place}: no predictions{f" of {split!r}" if split else ""}. `./launch.sh evaluate {place}` writes them.')
   if len(names := sorted({match['split'] for _, match in found})) > 1:

@@ -126,10 +126,8 @@ class Paper:
 
 def _predictions(folder: pathlib.Path, split: str) -> pathlib.Path:
   """What a run wrote for a split, as it is configured."""
-  named = [(path, run_folders.PREDICTIONS.fullmatch(path.stem)) for path in (folder / 'predictions').glob('*.jsonl')]
-  found = [
-    (int(match['step']), path) for path, match in named if match and match['split'] == file_name(split) and not match['method'] and not match['texts']
-  ]
+  named = run_folders.predictions(folder)
+  found = [(int(match['step']), path) for match, path in named if match['split'] == file_name(split) and not match['method']]
   if not found:
     raise UserError(f'{folder}: no predictions of {split}.')
   return max(found)[1]
