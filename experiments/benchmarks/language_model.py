@@ -21,7 +21,10 @@ from mmlm.models.multimodal import build_model
 
 SHAKESPEARE = f'{ROOT}/configs/language_model/tiny_shakespeare.py'
 # One rate on both sides, low enough for a start without warm-up: the speed does not depend on it.
-SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4'}
+SETTINGS = {
+  'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4',
+  'model.head.positions': 'learned',  # as those of the peer
+}  # fmt: skip
 SMOKE = {'data.max_length': '16', 'model.dim': '16', 'model.head.layers': '1', 'train.batch_size': '2'}
 VOCABULARY = 69  # of random characters: 65 and the special ones
 GOAL = 'ratio 1'

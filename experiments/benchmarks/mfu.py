@@ -27,8 +27,8 @@ from mmlm.trees import count
 
 SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4', 'model.dropout': '0.0'}
 DECODER = SETTINGS | {
-  'model.dim': '768', 'model.head.layers': '12', 'model.head.heads': '12', 'model.head.hidden_dropout': 'False', 'data.max_length': '1024',
-  'train.batch_size': '32',
+  'model.dim': '768', 'model.head.layers': '12', 'model.head.heads': '12', 'model.head.hidden_dropout': 'False', 'model.head.positions': 'learned',
+  'data.max_length': '1024', 'train.batch_size': '32',
 }  # fmt: skip
 BASE = SETTINGS | {
   'model.dim': '512', 'model.encoders.text.layers': '6', 'model.encoders.text.heads': '8', 'model.head.layers': '6', 'model.head.heads': '8',
