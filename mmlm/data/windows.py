@@ -59,7 +59,7 @@ class WindowLoader:
 
     words      [M, G, H] int32    rows of T words with the W words before and after them
     left,right [M, G, T] uint8    how many words before and after belong to the window of each: evenly drawn from 1..W, cut at the sentence's ends
-    negatives  [M, G, K] int32    words drawn by count^power, for all pairs of a row
+    negatives  [M, G, K] int32    words drawn by count^power, for all pairs of a row, stratified over the batch
   scales     [M, G, H], negative_scales [M, G, K] float32    of the words' gradients; not there where all are 1
     weight     [1] float32        words of the text that a batch stands for
     with pieces of words also
@@ -106,8 +106,11 @@ class WindowLoader:
     return batch if self.pieces is None else self._with_pieces(batch)
 
   def _drawn(self, rng, size: int) -> np.ndarray:
-    drawn = np.searchsorted(self.bounds, rng.random(size), 'right')
-    return np.minimum(drawn, len(self.bounds) - 1).astype(np.int32)  # the last bound may be a little below 1
+    """Stratified: one from each of `size` equal shares of the distribution, in random order. Each is drawn as before, but a batch holds every
+    word about as often as expected: few negatives serve many pairs, and chance in their numbers is noise in the vectors.
+    """
+    places = (rng.permutation(size) + rng.random(size)) / size
+    return np.minimum(np.searchsorted(self.bounds, places, 'right'), len(self.bounds) - 1).astype(np.int32)  # the last bound may be a little below 1
 
   def _with_pieces(self, batch: dict) -> dict:
     words = batch['words']

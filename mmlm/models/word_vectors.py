@@ -8,8 +8,8 @@ H = T + 2 W, K negatives of a row, P pieces, B pairs.
 What differs from word2vec's code, where every pair is an update by itself:
   - An update is that of all pairs of G T words together: the sum of their gradients, at the parameters before it.
     Words that stand in many of them would overshoot: their gradients are scaled down (`limit`).
-  - K negatives are drawn for a row and serve all of its pairs, each with the weight negatives / K: the expected gradient is the same, and
-    all products are matrix products. A negative that happens to be the word that is predicted counts as one.
+  - K negatives are drawn for a row, stratified over the batch, and serve all of its pairs, each with the weight negatives / K: the expected
+    gradient is the same, and all products are matrix products. A negative that happens to be the word that is predicted counts as one.
 """
 
 from dataclasses import dataclass
