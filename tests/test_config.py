@@ -93,6 +93,12 @@ def test_an_error_in_a_file_names_its_line(tmp_path, monkeypatch, line, says):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('spec, says', [('brown.py:model=gru', "model: no 'gru'"), ('text.py:model=gru', "model: no 'gru'"), ('tiny_shakespeare.py:size=tpu', "size: no 'tpu'")])
+def test_a_choice_that_a_config_does_not_have(spec, says):
+  with pytest.raises(UserError, match=f'{says}. Nearest: .* of '):
+    configs.load_config(f'configs/language_model/{spec}')
+
+
 def test_errors_of_the_file_itself(tmp_path):
   with pytest.raises(UserError, match='mine.py, line 2: SyntaxError'):
     configs.load_config(write(tmp_path, 'def get_config(:'))

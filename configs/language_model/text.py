@@ -13,6 +13,7 @@ not see each other, or `lstm`, which reads on. `gpt2=FOLDER` goes on from a GPT-
 
 from mmlm.config import default_config, parse_arg, smoke
 from mmlm.pretrained.gpt2 import gpt2_options
+from mmlm.trees import one_of
 
 MODELS = {
   'transformer': ('packed', {'name': 'transformer_decoder', 'layers': 6, 'heads': 8}),
@@ -38,7 +39,7 @@ def get_config(arg=''):
   config.task = 'language_model'
   config.data.name, config.data.fields, train, valid = splits(args)
   config.data.splits = {'train': train, 'valid': valid, 'test': (valid,)}
-  config.data.stream, head = MODELS[args.model]
+  config.data.stream, head = MODELS[one_of('model', args.model, MODELS)]
   config.data.across = False
   config.data.max_length = args.context
   config.tokenizer = {'kind': args.tokens, 'vocab_size': 8000, 'lowercase': False, 'min_frequency': 2, 'exact': True}

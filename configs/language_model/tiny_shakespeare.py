@@ -11,6 +11,7 @@ Positions are rotary, not learned as nanoGPT's: `--config.model.head.positions=l
 """
 
 from mmlm.config import default_config, parse_arg, smoke
+from mmlm.trees import one_of
 
 SIZES = {
   'cpu': {'layers': 4, 'heads': 4, 'dim': 128, 'context': 64, 'batch': 12, 'steps': 2000, 'dropout': 0.0, 'dtype': 'float32', 'ema': 0.0},
@@ -20,7 +21,7 @@ SIZES = {
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, size='cpu')
-  size, config = SIZES[args.size], default_config()
+  size, config = SIZES[one_of('size', args.size, SIZES)], default_config()
   config.task = 'language_model'
   config.data.name = 'tiny_shakespeare'
   config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('valid',)}
