@@ -3,7 +3,7 @@
 Chosen on that text, where nanoGPT's number is chosen too; the best losses of one run each, on an H100 at commit 6ee90f9, all with dropout 0.2
 and `--config.model.head.attention_dropout=0.2`:
 
-  1.498  learned positions, `scaled=False`, `hidden_dropout=False`, `--config.train.ema_decay=0`: nanoGPT's own choices
+  1.498  learned positions, `scaled=False`, `hidden_dropout=False`, `--config.train.ema_decay=0`: nanoGPT's choices, but for its random start
   1.468  rotary positions, `hidden_dropout=False`, moving average 0.999
   1.458  rotary positions, `hidden_dropout=True`, moving average 0.999: the config
 

@@ -5,7 +5,7 @@
   ./launch.sh evaluate runs/brown_lstm --splits valid,test
 
 Both have the words that stand three times or more in the training text, the others are <unk>: their perplexities compare. They are small
-(3M parameters, most of them the words), so that a core trains one in 30 to 45 minutes. `:model=transformer` reads sentences after one another in
+(3M parameters, most of them the words), so that a core trains one in less than an hour. `:model=transformer` reads sentences after one another in
 windows of 128 tokens, evaluated with half a window before each. `:averaged` gives the LSTM plain SGD, whose mean is evaluated from the
 validation on that is no better than those before (NT-ASGD); for it, and for more epochs, a wider LSTM and more dropout are usual:
 `--config.model.head.hidden_dim=650 --config.model.head.weight_drop=0.5 --config.model.dropout=0.4 --config.train.duration='40 epochs'`.

@@ -18,7 +18,7 @@ larger and has Transformer decoders.
 
 from configs.speech.keypad_tones import recipe
 from mmlm.config import default_config, parse_arg, smoke
-from mmlm.errors import UserError
+from mmlm.trees import one_of
 
 FIELDS = {
   'recognition': {'targets': 'mboshi'}, 'translation': {'targets': 'french'}, 'multitask': {'targets': 'french', 'transcript': 'mboshi'},
@@ -32,8 +32,7 @@ HEADS = {
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, task='recognition', encoder='audio_recurrent', start='')
-  if args.task not in FIELDS:
-    raise UserError(f'task={args.task!r}: choose one of {", ".join(FIELDS)}.')
+  one_of('task', args.task, FIELDS)
   config = default_config()
   config = text_to_text(config) if args.task == 'text' else sound_to_text(config, args.task, args.encoder)
   config.data.name = 'mboshi'
