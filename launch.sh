@@ -3,7 +3,7 @@
 # ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
 # ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, generate, to_gpt2, ablate, compare, similarity, vectors, plan, prepare,
 #                         report, demo, export, sweep, reproduce, runs (each with --help), or test
-# LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/slurm.py)
+# LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/cli/slurm.py)
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -41,7 +41,7 @@ if [ "${1:-}" = test ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
 case "${LAUNCHER:-}" in
-  '') exec "$here/.venv/bin/python" -m mmlm.main "$@" ;;
-  slurm) exec "$here/.venv/bin/python" -m mmlm.slurm "$@" ;;
+  '') exec "$here/.venv/bin/python" -m mmlm "$@" ;;
+  slurm) exec "$here/.venv/bin/python" -m mmlm.cli.slurm "$@" ;;
   *) echo "launch.sh: LAUNCHER=$LAUNCHER: the only one is slurm; without it the command runs here." >&2 && exit 2 ;;
 esac

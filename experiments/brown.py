@@ -12,6 +12,8 @@ DATASET = 'Brown'
 SPLIT = 'test'
 METRICS = {'perplexity_word': ('perplexity a word', 1, None, None)}
 ROWS = {
-  'transformer': Row(f'{CONFIG}:model=transformer', 'Transformer', runs=3, splits=('valid', 'test')),
+  'transformer': Row(
+    f'{CONFIG}:model=transformer', 'Transformer', runs=3, splits=('valid', 'test')
+  ),
   'lstm': Row(f'{CONFIG}:model=lstm', 'LSTM', runs=3, splits=('valid', 'test')),
 }

@@ -15,5 +15,7 @@ METRICS = {
 }
 ROWS = {
   'text': Row(CONFIG, 'text', runs=3),
-  'text_audio': Row(f'{CONFIG}:modalities=text+audio,fusion=adaptation_gate', 'text and sound', runs=3, ablate=True),
+  'text_audio': Row(
+    f'{CONFIG}:modalities=text+audio,fusion=adaptation_gate', 'text and sound', runs=3, ablate=True
+  ),
 }

@@ -12,31 +12,45 @@ import time
 
 from experiments.record import hardware
 from experiments.rows import Row
-from mmlm import commands, runs
+from mmlm.cli import commands
+from mmlm.evaluation.metrics.text_metrics import METRICS as DEFINITIONS
+from mmlm.evaluation.metrics.text_metrics import Views, score_texts
 from mmlm.evaluation.significance import mean_and_spread
-from mmlm.evaluation.text_metrics import METRICS as DEFINITIONS
-from mmlm.evaluation.text_metrics import Views, score_texts
-from mmlm.experiment import Experiment
-from mmlm.inference import decode, params_of
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.prediction import decode, params_of
 from mmlm.models.fusion import FUSIONS
+from mmlm.utils import run_dir as runs
 
 CONFIG = 'configs/sentiment/mosi_context.py'
 DATASET = 'CMU-MOSI, split of bc-LSTM'
 BC_LSTM = 'bc-LSTM, Poria et al. 2017'
-METRICS = {'accuracy': ('accuracy, %', 100, None, None), 'weighted_f1': ('weighted F1, %', 100, None, None)}
+METRICS = {
+  'accuracy': ('accuracy, %', 100, None, None),
+  'weighted_f1': ('weighted F1, %', 100, None, None),
+}
 PUBLISHED = {'text+audio+video': 80.3}
 MODALITIES = ('text', 'audio', 'video')
-SUBSETS = ['+'.join(subset) for size in (3, 2, 1) for subset in itertools.combinations(MODALITIES, size)]
+SUBSETS = [
+  '+'.join(subset) for size in (3, 2, 1) for subset in itertools.combinations(MODALITIES, size)
+]
 CELLS = [*itertools.product(sorted(FUSIONS), SUBSETS)]
-ROWS = {f'{fusion}-{subset}': Row(f'{CONFIG}:fusion={fusion},modalities={subset}', f'{fusion}, {subset}', runs=5) for fusion, subset in CELLS}
+ROWS = {
+  f'{fusion}-{subset}': Row(
+    f'{CONFIG}:fusion={fusion},modalities={subset}', f'{fusion}, {subset}', runs=5
+  )
+  for fusion, subset in CELLS
+}
 
 
 def measure(row: str, paper) -> list[dict]:
   """What `./launch.sh reproduce` records of a row."""
   fusion, _, subset = row.partition('-')
-  spec, data_dir = ROWS[row].spec, paper.settings['data.dir']
+  spec = ROWS[row].spec
+  data_dir = paper.settings['data.dir']
   began = time.monotonic()
-  experiments = [_trained(spec, paper.folder / f'{row}-{seed}', seed, data_dir) for seed in range(paper.count(row))]
+  experiments = []
+  for seed in range(paper.count(row)):
+    experiments.append(_trained(spec, paper.folder / f'{row}-{seed}', seed, data_dir))
   seconds = time.monotonic() - began
   first = experiments[0]
   evaluator, (split,) = first.evaluator(), first.splits('test')
@@ -47,21 +61,39 @@ def measure(row: str, paper) -> list[dict]:
     answers = decode(first, evaluator, params, split)
     runs.write_jsonl(experiment.folder / 'predictions' / f'{split}-{step}.jsonl', answers)
     found.append(score_texts(Views(answers), METRICS, 1))
-  told, rows = commands.environment(), []
+  told = commands.environment()
+  rows = []
   for metric, (title, factor, _, _) in METRICS.items():
     spread = mean_and_spread([scores[metric]['value'] * factor for scores in found])
-    published = PUBLISHED.get(subset) if metric == 'accuracy' else None
-    rows.append({
-      'row': f'{fusion}, {subset}', 'dataset': DATASET, 'split': split, 'metric': title, 'definition': DEFINITIONS[metric].definition,
-      'published': published, 'source': BC_LSTM if published else None, 'ours': spread['mean'], 'spread': spread['sd'],
-      'n': spread['n'], 'interval': None if spread['low'] is None else [spread['low'], spread['high']], 'config': CONFIG,
-      'command': f'./launch.sh reproduce experiments/mosi_fusions.py --rows {row}', 'commit': told['commit'] or 'unknown',
-      'hardware': hardware(told), 'seconds': seconds,
-    })  # fmt: skip
+    if metric == 'accuracy':
+      published = PUBLISHED.get(subset)
+    else:
+      published = None
+    rows.append(
+      {
+        'row': f'{fusion}, {subset}',
+        'dataset': DATASET,
+        'split': split,
+        'metric': title,
+        'definition': DEFINITIONS[metric].definition,
+        'published': published,
+        'source': BC_LSTM if published else None,
+        'ours': spread['mean'],
+        'spread': spread['sd'],
+        'n': spread['n'],
+        'interval': None if spread['low'] is None else [spread['low'], spread['high']],
+        'config': CONFIG,
+        'command': f'./launch.sh reproduce experiments/mosi_fusions.py --rows {row}',
+        'commit': told['commit'] or 'unknown',
+        'hardware': hardware(told),
+        'seconds': seconds,
+      }
+    )
   return rows
 
 
 def _trained(spec: str, folder: pathlib.Path, seed: int, data_dir: str) -> Experiment:
-  commands.train(spec, str(folder), {'data.dir': data_dir, 'seed': str(seed), 'parallel.strategy': 'jit'})
+  commands.train(
+    spec, str(folder), {'data.dir': data_dir, 'seed': str(seed), 'parallel.strategy': 'jit'}
+  )
   return Experiment.of_run(folder, {})
-

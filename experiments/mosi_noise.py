@@ -18,28 +18,52 @@ import tempfile
 import jax
 import numpy as np
 
-from mmlm import commands
+from mmlm.cli import commands
 from mmlm.data import batching
-from mmlm.errors import UserError
 from mmlm.evaluation.significance import mean_and_spread
-from mmlm.experiment import Experiment
-from mmlm.inference import params_of
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.prediction import params_of
+from mmlm.utils.errors import UserError
 
 CONFIG = 'configs/sentiment/mosi_context.py'
 ENDS = (0, 10, 20, 30, 41, 52)  # of the folds of 'train'
-FOLDS = [('train', 'valid')] + [(f'train[:{a}]+train[{b}:]+valid', f'train[{a}:{b}]') for a, b in zip(ENDS, ENDS[1:])]  # learned, held out
+FOLDS = [('train', 'valid')] + [
+  (
+    f'train[:{a}]+train[{b}:]+valid',
+    f'train[{a}:{b}]',
+  )
+  for a, b in zip(ENDS, ENDS[1:])
+]  # learned, held out
 LEARNED = ('text', 'video')  # features that were learned with the labels of the training videos
 DRAWS = 20
 
 
 def held_out_accuracy(spec: str, overrides: dict[str, str], seeds: int, folds: int) -> list[float]:
   """Accuracy in percent on all held-out videos, of each seed, with as much noise as in training where features were learned."""
-  return [100 * np.divide(*np.sum([_of_fold(spec, overrides, *fold, seed) for fold in FOLDS[:folds]], 0)) for seed in range(seeds)]
+  result = []
+  for seed in range(seeds):
+    result.append(
+      100
+      * np.divide(
+        *np.sum(
+          [_of_fold(spec, overrides, *fold, seed) for fold in FOLDS[:folds]],
+          0,
+        )
+      )
+    )
+  return result
 
 
-def _of_fold(spec: str, overrides: dict[str, str], learned: str, held_out: str, seed: int) -> tuple[float, int]:
+def _of_fold(
+  spec: str, overrides: dict[str, str], learned: str, held_out: str, seed: int
+) -> tuple[float, int]:
   """How many utterances of a fold are right, the mean of all draws, and of how many."""
-  overrides = overrides | {'data.splits.train': learned, 'data.splits.valid': held_out, 'seed': str(seed), 'parallel.strategy': 'jit'}
+  overrides = overrides | {
+    'data.splits.train': learned,
+    'data.splits.valid': held_out,
+    'seed': str(seed),
+    'parallel.strategy': 'jit',
+  }
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place, 'run')
     with contextlib.redirect_stdout(io.StringIO()):
@@ -47,10 +71,21 @@ def _of_fold(spec: str, overrides: dict[str, str], learned: str, held_out: str, 
     experiment = Experiment.of_run(folder, {})
     table = experiment.table(held_out, True)
     loader = experiment.loader(held_out, table, len(table.ids))
-    batch = loader(0, batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], len(table.ids)))
+    batch = loader(
+      0, batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], len(table.ids))
+    )
     params = params_of(experiment, loader)[0]
-  answer = jax.jit(lambda params, batch: experiment.task.answer(experiment.model, params, batch, None, None)['outputs'])
-  share = np.mean([_share_right(answer(params, noisy), batch) for noisy in _draws(batch, experiment.config, params)])
+  answer = jax.jit(
+    lambda params, batch: experiment.task.answer(experiment.model, params, batch, None, None)[
+      'outputs'
+    ]
+  )
+  share = np.mean(
+    [
+      _share_right(answer(params, noisy), batch)
+      for noisy in _draws(batch, experiment.config, params)
+    ]
+  )
   utterances = int(batch['label_mask'].sum())
   return share * utterances, utterances
 
@@ -65,8 +100,12 @@ def _draws(batch: dict, config, params: dict):
   for _ in range(DRAWS):
     noisy = dict(batch)
     for modality in (m for m in LEARNED if m in config.model.encoders):
-      spread = config.model.encoders[modality].noise * np.asarray(params[f'encoders_{modality}']['normalization']['deviation'])
-      noisy[modality] = batch[modality] + (spread * random.normal(size=batch[modality].shape)).astype(np.float32)
+      spread = config.model.encoders[modality].noise * np.asarray(
+        params[f'encoders_{modality}']['normalization']['deviation']
+      )
+      noisy[modality] = batch[modality] + (
+        spread * random.normal(size=batch[modality].shape)
+      ).astype(np.float32)
     yield noisy
 
 
@@ -78,10 +117,14 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--modalities', default='text+audio+video')
   parser.add_argument('--fusion', default='late')
-  parser.add_argument('--noise', default='', help='of every modality but audio, one run each; else that of the config')
+  parser.add_argument(
+    '--noise', default='', help='of every modality but audio, one run each; else that of the config'
+  )
   parser.add_argument('--set', action='append', default=[], type=_setting, metavar='KEY=VALUE')
   parser.add_argument('--seeds', type=int, default=2)
   parser.add_argument('--folds', type=int, default=len(FOLDS))
@@ -92,9 +135,17 @@ def main():
     overrides = dict(arguments.set) | {'data.dir': arguments.data_dir}
     noised = [modality for modality in arguments.modalities.split('+') if modality in LEARNED]
     for noise in arguments.noise.split(',') if arguments.noise else ['']:
-      levels = {f'model.encoders.{modality}.noise': noise for modality in noised} if noise else {}
-      spread = mean_and_spread(held_out_accuracy(spec, overrides | levels, arguments.seeds, arguments.folds))
-      print(f'{arguments.modalities}, noise {noise or "of the config"}: {spread["mean"]:.2f} +- {spread["sd"] or 0:.2f}', flush=True)
+      if noise:
+        levels = {f'model.encoders.{modality}.noise': noise for modality in noised}
+      else:
+        levels = {}
+      spread = mean_and_spread(
+        held_out_accuracy(spec, overrides | levels, arguments.seeds, arguments.folds)
+      )
+      print(
+        f'{arguments.modalities}, noise {noise or "of the config"}: {spread["mean"]:.2f} +- {spread["sd"] or 0:.2f}',
+        flush=True,
+      )
   except UserError as error:
     print(f'mosi_noise: {error}', file=sys.stderr)
     sys.exit(2)

@@ -12,4 +12,7 @@ METRICS = {
   'ter': ('TER', 1, None, None),
 }
 TESTS = 'test_2016', 'test_2017', 'test_coco', 'valid'
-ROWS = {'pre_norm': Row(CONFIG, splits=TESTS), 'annealed': Row(f'{CONFIG}:annealed', 'annealed, 40 epochs', splits=TESTS)}
+ROWS = {
+  'pre_norm': Row(CONFIG, splits=TESTS),
+  'annealed': Row(f'{CONFIG}:annealed', 'annealed, 40 epochs', splits=TESTS),
+}

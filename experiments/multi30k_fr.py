@@ -6,5 +6,7 @@ from experiments.rows import Row
 CONFIG = 'configs/translation/multi30k.py:target=fr'
 DATASET = 'Multi30k en-fr'
 SPLIT = 'test_2016'
-METRICS = multi30k_de.METRICS | {'bleu_words': ('BLEU as published', 1, 61.80, 'Transformer-Tiny, Wu et al. 2021 (as reported)')}
+METRICS = multi30k_de.METRICS | {
+  'bleu_words': ('BLEU as published', 1, 61.80, 'Transformer-Tiny, Wu et al. 2021 (as reported)')
+}
 ROWS = {'annealed': Row(f'{CONFIG},annealed', splits=multi30k_de.TESTS)}

@@ -11,5 +11,13 @@ ROWS = {
   'base': Row(f'{CONFIG}:modalities=text', 'text alone, 30 epochs', runs=3),
   'text': Row(f'{CONFIG}:modalities=text,start={{start}}', 'text alone', runs=3, start='base'),
 } | {
-  fusion: Row(f'{CONFIG}:fusion={fusion},start={{start}}', fusion, runs=3, start='base', against='text', ablate=True) for fusion in FUSIONS
-}  # fmt: skip
+  fusion: Row(
+    f'{CONFIG}:fusion={fusion},start={{start}}',
+    fusion,
+    runs=3,
+    start='base',
+    against='text',
+    ablate=True,
+  )
+  for fusion in FUSIONS
+}

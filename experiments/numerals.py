@@ -8,4 +8,4 @@ METRICS = {'exact_match': ('exact, %', 100, None, None), 'chrf': ('chrF', 1, Non
 FUSIONS = 'concatenation', 'gated', 'selective', 'bottleneck', 'resampler'
 ROWS = {fusion: Row(f'{CONFIG}:fusion={fusion}', fusion, ablate=True) for fusion in FUSIONS} | {
   'text': Row(f'{CONFIG}:modalities=text', 'text alone'),
-}  # fmt: skip
+}

@@ -19,12 +19,12 @@ import shlex
 import sys
 
 from experiments.tables import add_rows, write_tables
-from mmlm.errors import UserError
+from mmlm.evaluation.metrics.text_metrics import METRICS, Views
 from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
-from mmlm.evaluation.similarity import definition_of
-from mmlm.evaluation.text_metrics import METRICS, Views
-from mmlm.runs import read_json, read_jsonl
 from mmlm.tasks import TASKS
+from mmlm.utils.errors import UserError
+from mmlm.utils.run_dir import read_json, read_jsonl
+from mmlm.word_vectors.similarity import definition_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,53 +38,97 @@ def load_table(name: str):
 def row_name(score: dict) -> str:
   """What tells one row from another: how it was decoded (labels are not), of which texts, and whether the inputs were shuffled."""
   decoding = score['decoding']
-  name = f'beam {decoding["beam_size"]}' if decoding.get('method') == 'beam' else decoding.get('method', '')
-  name = name or ', '.join(f'{key} {decoding[key]}' for key in ('stride', 'lanes') if key in decoding)  # of running text
-  ngram = f'{decoding["ngram"]}-gram {decoding["ngram_weight"]}' if decoding.get('ngram_weight') else ''
-  texts = 'of recognised texts' if score.get('text_from') else ''
-  return ', '.join(filter(None, (name, ngram, texts, 'inputs shuffled' if score['shuffled'] else '')))
+  if decoding.get('method') == 'beam':
+    name = f'beam {decoding["beam_size"]}'
+  else:
+    name = decoding.get('method', '')
+  name = name or ', '.join(
+    f'{key} {decoding[key]}' for key in ('stride', 'lanes') if key in decoding
+  )  # of running text
+  if decoding.get('ngram_weight'):
+    ngram = f'{decoding["ngram"]}-gram {decoding["ngram_weight"]}'
+  else:
+    ngram = ''
+  if score.get('text_from'):
+    texts = 'of recognised texts'
+  else:
+    texts = ''
+  return ', '.join(
+    filter(None, (name, ngram, texts, 'inputs shuffled' if score['shuffled'] else ''))
+  )
 
 
 def hardware(environment: dict) -> str:
   devices = environment['devices']
-  count = environment['cpu_count'] if devices['platform'] == 'cpu' else devices['count']
-  return f'{count} CPU cores ({platform.machine()})' if devices['platform'] == 'cpu' else f'{count} x {devices["kind"]}'
+  if devices['platform'] == 'cpu':
+    count = environment['cpu_count']
+  else:
+    count = devices['count']
+  if devices['platform'] == 'cpu':
+    return f'{count} CPU cores ({platform.machine()})'
+  return f'{count} x {devices["kind"]}'
 
 
 def results_of(folder: pathlib.Path) -> dict:
   """{(split, row): (scores, the command that made them, their predictions file)} of the newest step of each."""
-  config, found = read_json(folder / 'config.json'), {}
+  config = read_json(folder / 'config.json')
+  found = {}
   for path in sorted((folder / 'scores').glob('*.json'), key=lambda path: read_json(path)['step']):
     score = read_json(path)
-    splits = '' if score['split'] == 'similarity' else f' --splits {score["split"]}'  # word vectors have none
-    command = f'evaluate runs/x{splits}' + (' --greedy' if score['decoding'].get('method') == 'greedy' else '')
+    # word vectors have none
+    if score['split'] == 'similarity':
+      splits = ''
+    else:
+      splits = f' --splits {score["split"]}'
+    command = f'evaluate runs/x{splits}' + (
+      ' --greedy' if score['decoding'].get('method') == 'greedy' else ''
+    )
     command += ' --text_from runs/recognition/predictions/...' if score.get('text_from') else ''
-    command += ''.join(f' {shlex.quote(f"--config.decoding.{key}={value}")}' for key, value in changed(score['decoding'], config['decoding']).items())
-    found[score['split'], row_name(score)] = score['scores'], command, folder / 'predictions' / f'{path.stem}.jsonl'
+    command += ''.join(
+      f' {shlex.quote(f"--config.decoding.{key}={value}")}'
+      for key, value in changed(score['decoding'], config['decoding']).items()
+    )
+    found[score['split'], row_name(score)] = (
+      score['scores'],
+      command,
+      folder / 'predictions' / f'{path.stem}.jsonl',
+    )
   searched = TASKS[config['task']].answers == 'targets'
   as_it_is = row_name({'decoding': config['decoding'] if searched else {}, 'shuffled': False})
   for path in sorted((folder / 'ablation').glob('*.json')):
     ablation = read_json(path)
     for row in ablation['rows'][1:]:
       key = ablation['split'], ', '.join(filter(None, (as_it_is, 'ablation', row['condition'])))
-      found[key] = row, f'ablate runs/x --splits {ablation["split"]}', folder / 'predictions' / row['predictions']
+      found[key] = (
+        row,
+        f'ablate runs/x --splits {ablation["split"]}',
+        folder / 'predictions' / row['predictions'],
+      )
   return found
 
 
 def changed(decoding: dict, configured: dict) -> dict:
   """The options of a search that `evaluate` was given otherwise than the run has them; the method is told by its flag."""
-  return {key: value for key, value in decoding.items() if key != 'method' and configured.get(key, value) != value}
+  result = {}
+  for key, value in decoding.items():
+    if key != 'method' and configured.get(key, value) != value:
+      result[key] = value
+  return result
 
 
 def trained_with(command: str) -> str:
   """The config and the flags of a `train` command, without seed and places; '' for another command."""
   words = shlex.split(re.sub(r'\s--(workdir|config\.data\.dir|config\.seed)[ =]\S+', '', command))
-  return shlex.join(words[words.index('train') + 1:]) if 'train' in words else ''
+  if 'train' in words:
+    return shlex.join(words[words.index('train') + 1 :])
+  return ''
 
 
 def _numbered(spec: str, folds: bool) -> str:
   """The arguments of a config without what tells its runs apart: the number of a fold, or of the run that each seed starts from."""
-  return re.sub(r'(fold=)\d+' if folds else r'((?:start|like)=[^,\s]*?)\d+(?=[,\s]|$)', r'\1K', spec)
+  return re.sub(
+    r'(fold=)\d+' if folds else r'((?:start|like)=[^,\s]*?)\d+(?=[,\s]|$)', r'\1K', spec
+  )
 
 
 class Runs:
@@ -92,13 +136,23 @@ class Runs:
 
   def __init__(self, folders: list[pathlib.Path], table):
     self.environments = [read_json(folder / 'environment.json') for folder in folders]
-    folds, default = getattr(table, 'FOLDS', ''), table.CONFIG
+    folds = getattr(table, 'FOLDS', '')
+    default = table.CONFIG
     self.results = [results_of(folder) for folder in folders]
     configs = [read_json(folder / 'config.json') for folder in folders]
     self.seeds = ''.join(f' --config.seed={config["seed"]}' for config in configs)
     if folds:  # each fold's config names its own split
-      without = lambda command: re.sub(r' --splits \S+', '', command)
-      self.results = [{(folds, row): (scores, without(command), path) for (_, row), (scores, command, path) in found.items()} for found in self.results]
+
+      def without(command):
+        return re.sub(r' --splits \S+', '', command)
+
+      self.results = [
+        {
+          (folds, row): (scores, without(command), path)
+          for (_, row), (scores, command, path) in found.items()
+        }
+        for found in self.results
+      ]
       self.seeds = ''
     self.language = configs[0]['data']['languages']['target']
     self.seconds = sum(training_seconds(folder) for folder in folders) / len(folders)
@@ -109,7 +163,10 @@ class Runs:
 
   def common(self) -> list:
     """(split, row) of all runs, what was taken away last."""
-    return sorted(set.intersection(*map(set, self.results)), key=lambda key: (key[0], 'ablation' in key[1], key[1]))
+    return sorted(
+      set.intersection(*map(set, self.results)),
+      key=lambda key: (key[0], 'ablation' in key[1], key[1]),
+    )
 
   def have(self, key, metric: str) -> bool:
     return all(results[key][0].get(metric) is not None for results in self.results)
@@ -124,7 +181,13 @@ class Runs:
     return total
 
 
-def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pathlib.Path] = (), other: str = '') -> list[dict]:
+def rows_of(
+  table,
+  folders: list[pathlib.Path],
+  name: str = '',
+  against: list[pathlib.Path] = (),
+  other: str = '',
+) -> list[dict]:
   """One row a metric for each (split, row) that all runs have; with `against`, the differences from these runs beside them."""
   runs = Runs(folders, table)
   rows = []
@@ -135,24 +198,45 @@ def rows_of(table, folders: list[pathlib.Path], name: str = '', against: list[pa
         continue
       found = [results[key][0][metric] for results in runs.results]
       spread = mean_and_spread([f['value'] * factor for f in found])
-      interval = (found[0]['low'] * factor, found[0]['high'] * factor) if len(found) == 1 else (spread['low'], spread['high'])
-      comparable = key[0] == getattr(table, 'SPLIT', key[0]) and 'shuffled' not in key[1] and 'ablation' not in key[1]
+      if len(found) == 1:
+        interval = (found[0]['low'] * factor, found[0]['high'] * factor)
+      else:
+        interval = (spread['low'], spread['high'])
+      comparable = (
+        key[0] == getattr(table, 'SPLIT', key[0])
+        and 'shuffled' not in key[1]
+        and 'ablation' not in key[1]
+      )
       comparable = comparable and (known is None or known.comparable)
-      rows.append(_row(table, runs, key, name, metric) | {
-        'published': published if comparable else None, 'source': source if comparable else None,
-        'ours': spread['mean'], 'spread': spread['sd'], 'n': spread['n'], 'interval': list(interval),
-      })  # fmt: skip
+      rows.append(
+        _row(table, runs, key, name, metric)
+        | {
+          'published': published if comparable else None,
+          'source': source if comparable else None,
+          'ours': spread['mean'],
+          'spread': spread['sd'],
+          'n': spread['n'],
+          'interval': list(interval),
+        }
+      )
   return rows + (_differences(table, runs, Runs(against, table), name, other) if against else [])
 
 
 def _row(table, runs: Runs, key, name: str, metric: str) -> dict:
-  environment, spec = runs.environments[0], runs.spec
+  environment = runs.environments[0]
+  spec = runs.spec
   return {
-    'row': named(name, key), 'dataset': table.DATASET, 'split': key[0], 'metric': table.METRICS[metric][0],
-    'definition': METRICS[metric].definition if metric in METRICS else definition_of(metric), 'config': spec.split()[0],
+    'row': named(name, key),
+    'dataset': table.DATASET,
+    'split': key[0],
+    'metric': table.METRICS[metric][0],
+    'definition': METRICS[metric].definition if metric in METRICS else definition_of(metric),
+    'config': spec.split()[0],
     'command': f'./launch.sh train {spec} --workdir runs/x{runs.seeds} && ./launch.sh {runs.results[0][key][1]}',
-    'commit': environment['commit'], 'hardware': hardware(environment), 'seconds': runs.seconds,
-  }  # fmt: skip
+    'commit': environment['commit'],
+    'hardware': hardware(environment),
+    'seconds': runs.seconds,
+  }
 
 
 def named(name: str, key: tuple) -> str:
@@ -165,7 +249,10 @@ def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> lis
   """
   rows = []
   for key in runs.common():
-    reference = key[0], re.split('(?:^|, )(?:ablation|inputs shuffled|of recognised texts)', key[1])[0]
+    reference = (
+      key[0],
+      re.split('(?:^|, )(?:ablation|inputs shuffled|of recognised texts)', key[1])[0],
+    )
     if reference not in against.common():
       continue
     for metric in table.METRICS:
@@ -175,11 +262,21 @@ def _differences(table, runs: Runs, against: Runs, name: str, other: str) -> lis
       if sides[0].keys() != sides[1].keys():
         raise UserError(f'{key[0]}: the two sides hold different examples.')
       factor = table.METRICS[metric][1]
-      found = paired_bootstrap(*([side[i] for i in sides[0]] for side in sides), METRICS[metric].value)
-      rows.append(_row(table, runs, key, name, metric) | {
-        'row': f'{named(name, key)} minus {other}', 'published': None, 'source': None, 'spread': None,
-        'n': len(runs.results), 'ours': found['difference'] * factor, 'interval': [bound * factor for bound in found['difference_interval']],
-      })  # fmt: skip
+      found = paired_bootstrap(
+        *([side[i] for i in sides[0]] for side in sides), METRICS[metric].value
+      )
+      rows.append(
+        _row(table, runs, key, name, metric)
+        | {
+          'row': f'{named(name, key)} minus {other}',
+          'published': None,
+          'source': None,
+          'spread': None,
+          'n': len(runs.results),
+          'ours': found['difference'] * factor,
+          'interval': [bound * factor for bound in found['difference_interval']],
+        }
+      )
   return rows
 
 
@@ -189,15 +286,27 @@ def training_seconds(folder: pathlib.Path) -> float:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('table')
   parser.add_argument('runs', nargs='+', type=pathlib.Path)
-  parser.add_argument('--name', default='', help='stands in front of the rows: which variant of the config it is')
-  parser.add_argument('--against', nargs='+', type=pathlib.Path, default=[], help='runs of another variant')
+  parser.add_argument(
+    '--name', default='', help='stands in front of the rows: which variant of the config it is'
+  )
+  parser.add_argument(
+    '--against', nargs='+', type=pathlib.Path, default=[], help='runs of another variant'
+  )
   parser.add_argument('--against_name', default='text only', help='what to call them')
   arguments = parser.parse_args()
   try:
-    rows = rows_of(load_table(arguments.table), arguments.runs, arguments.name, arguments.against, arguments.against_name)
+    rows = rows_of(
+      load_table(arguments.table),
+      arguments.runs,
+      arguments.name,
+      arguments.against,
+      arguments.against_name,
+    )
     if not rows:
       raise UserError('the runs have no score file in common: ./launch.sh evaluate them first.')
     add_rows(ROOT / 'experiments' / 'results' / f'{arguments.table}.json', rows)

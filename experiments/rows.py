@@ -8,7 +8,7 @@ import pathlib
 import runpy
 from dataclasses import dataclass, field
 
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Row:
   comparable: bool = True  # the published numbers of METRICS are of such a system
   start: str = ''  # the row whose runs these start from
   against: str = ''  # the row that differences are taken from
-  texts_of: str = ''  # is also evaluated with what the runs of that row wrote, in place of the texts (a cascade)
+  texts_of: str = (
+    ''  # is also evaluated with what the runs of that row wrote, in place of the texts (a cascade)
+  )
 
 
 def rows_of_table(path) -> tuple[dict, dict[str, Row]]:
@@ -38,20 +40,33 @@ def rows_of_table(path) -> tuple[dict, dict[str, Row]]:
   table = runpy.run_path(str(path))
   rows = table.get('ROWS', {})
   for name, row in rows.items():
-    if bad := [other for other in (row.start, row.against, row.texts_of) if other and other not in rows]:
-      raise UserError(f'{path}: the row {name!r} names {bad[0]!r}, which is none of {", ".join(rows)}.')
+    if bad := [
+      other for other in (row.start, row.against, row.texts_of) if other and other not in rows
+    ]:
+      raise UserError(
+        f'{path}: the row {name!r} names {bad[0]!r}, which is none of {", ".join(rows)}.'
+      )
   return table, rows
 
 
 def rows_of_tables(root) -> dict[str, tuple[dict, dict[str, Row]]]:
   """{table: (what it defines, its rows)} of the tables that have any."""
   files = sorted(pathlib.Path(root, 'experiments').glob('*.py'))
-  return {path.stem: rows_of_table(path) for path in files if '\nROWS = ' in path.read_text(encoding='utf-8')}
+  result = {}
+  for path in files:
+    if '\nROWS = ' in path.read_text(encoding='utf-8'):
+      result[path.stem] = rows_of_table(path)
+  return result
 
 
 def measured(row: Row, rows: dict[str, Row], results: list[dict]) -> int:
   """How many runs the results of a row are of; 0 = it was never measured."""
   labels = sorted((other.label for other in rows.values()), key=len, reverse=True)
-  belongs = lambda text, label: not label or text == label or text.startswith(f'{label}, ')
-  label_of = lambda text: next((label for label in labels if belongs(text, label)), None)
+
+  def belongs(text, label):
+    return not label or text == label or text.startswith(f'{label}, ')
+
+  def label_of(text):
+    return next((label for label in labels if belongs(text, label)), None)
+
   return min((found['n'] for found in results if label_of(found['row']) == row.label), default=0)

@@ -11,16 +11,23 @@ import re
 import sys
 
 from experiments.rows import measured, rows_of_tables
-from mmlm.errors import UserError
-from mmlm.evaluation.text_metrics import METRICS
-from mmlm.runs import read_json, write_atomic, write_json
+from mmlm.evaluation.metrics.text_metrics import METRICS
 from mmlm.training.checkpoints import higher_is_better
+from mmlm.utils.errors import UserError
+from mmlm.utils.run_dir import read_json, write_atomic, write_json
 
-_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+
+def _number(v):
+  return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+
+
 _TEXT = 'a text', lambda v: isinstance(v, str) and bool(v)
 _NUMBER = 'a number', _number
 _COUNT = 'a whole number above 0', lambda v: type(v) is int and v > 0
-_INTERVAL = '[low, high]', lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(_number, v))
+_INTERVAL = (
+  '[low, high]',
+  lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(_number, v)),
+)
 
 
 def _optional(kind):
@@ -29,10 +36,22 @@ def _optional(kind):
 
 # `n` counts runs (seeds): `ours` is their mean, `spread` their standard deviation. `interval` is at 95 %.
 KEYS = {
-  'row': _TEXT, 'dataset': _TEXT, 'split': _TEXT, 'metric': _TEXT, 'definition': _TEXT,
-  'published': _optional(_NUMBER), 'source': _optional(_TEXT),
-  'ours': _NUMBER, 'spread': _optional(_NUMBER), 'n': _COUNT, 'interval': _optional(_INTERVAL),
-  'config': _TEXT, 'command': _TEXT, 'commit': _TEXT, 'hardware': _TEXT, 'seconds': _NUMBER,
+  'row': _TEXT,
+  'dataset': _TEXT,
+  'split': _TEXT,
+  'metric': _TEXT,
+  'definition': _TEXT,
+  'published': _optional(_NUMBER),
+  'source': _optional(_TEXT),
+  'ours': _NUMBER,
+  'spread': _optional(_NUMBER),
+  'n': _COUNT,
+  'interval': _optional(_INTERVAL),
+  'config': _TEXT,
+  'command': _TEXT,
+  'commit': _TEXT,
+  'hardware': _TEXT,
+  'seconds': _NUMBER,
 }
 _IDENTITY = ('row', 'dataset', 'split', 'metric')
 _HEAD = """# Measured results
@@ -62,8 +81,13 @@ def check_rows(path, rows) -> list:
 def add_rows(path, rows):
   """Adds rows to a results file; one with the same row, dataset, split and metric is replaced."""
   path = pathlib.Path(path)
-  identity = lambda row: tuple(row[key] for key in _IDENTITY)
-  merged = {identity(row): row for row in check_rows(path, read_json(path) if path.exists() else [])}
+
+  def identity(row):
+    return tuple(row[key] for key in _IDENTITY)
+
+  merged = {
+    identity(row): row for row in check_rows(path, read_json(path) if path.exists() else [])
+  }
   merged.update({identity(row): row for row in check_rows('new rows', list(rows))})
   write_json(path, list(merged.values()))
 
@@ -75,18 +99,26 @@ def _format(value, like=None) -> str:
 
 
 def _duration(seconds) -> str:
-  return next(f'{seconds / unit:.1f} {name}' for unit, name in ((3600, 'h'), (60, 'min'), (1, 's'))
-              if seconds >= unit or unit == 1)
+  return next(
+    f'{seconds / unit:.1f} {name}'
+    for unit, name in ((3600, 'h'), (60, 'min'), (1, 's'))
+    if seconds >= unit or unit == 1
+  )
 
 
 def _table(header, rows) -> str:
-  escape = lambda cell: str(cell).replace('|', '\\|').replace('\n', ' ')
+  def escape(cell):
+    return str(cell).replace('|', '\\|').replace('\n', ' ')
+
   lines = [header, ['---'] * len(header), *rows]
   return ''.join('| ' + ' | '.join(map(escape, line)) + ' |\n' for line in lines)
 
 
 def _ours(row) -> str:
-  spread = '' if row['spread'] is None else f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
+  if row['spread'] is None:
+    spread = ''
+  else:
+    spread = f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
   return _format(row['ours']) + spread
 
 
@@ -106,26 +138,50 @@ def mark(row) -> str:
   if low <= row['published'] <= high:
     return 'reproduced'
   key = next((key for key, metric in METRICS.items() if metric.definition == row['definition']), '')
-  return 'beaten' if (row['ours'] > row['published']) == higher_is_better(key) else 'below'
+  if (row['ours'] > row['published']) == higher_is_better(key):
+    return 'beaten'
+  return 'below'
 
 
 def _not_run(table: dict, rows: dict, results: list) -> list:
   """Lines of `result_table` for the rows of a table that were never measured."""
-  key, (title, _, published, source) = next(((k, m) for k, m in table['METRICS'].items() if m[2] is not None), next(iter(table['METRICS'].items())))
-  told = lambda row: f'{published:g} ({source})' if published is not None and row.comparable else ''
+  key, (title, _, published, source) = next(
+    ((k, m) for k, m in table['METRICS'].items() if m[2] is not None),
+    next(iter(table['METRICS'].items())),
+  )
+
+  def told(row):
+    if published is not None and row.comparable:
+      return f'{published:g} ({source})'
+    return ''
+
   data = f'{table["DATASET"]} {table.get("FOLDS") or table.get("SPLIT", "")}'.strip()
-  return [[row.label or name, data, title, told(row), '', '', 'not run'] for name, row in rows.items() if not measured(row, rows, results)]
+  return [
+    [row.label or name, data, title, told(row), '', '', 'not run']
+    for name, row in rows.items()
+    if not measured(row, rows, results)
+  ]
 
 
 def result_table(rows, not_run=()) -> str:
   """Markdown: what was published beside what was measured."""
   lines = []
   for row in rows:
-    published = '' if row['published'] is None else f'{row["published"]:g}'
-    source = f' ({row["source"]})' if published and row['source'] else ''
+    if row['published'] is None:
+      published = ''
+    else:
+      published = f'{row["published"]:g}'
+    if published and row['source']:
+      source = f' ({row["source"]})'
+    else:
+      source = ''
     data = f'{row["dataset"]} {row["split"]}'
-    lines.append([row['row'], data, row['metric'], published + source, _ours(row), _interval(row), mark(row)])
-  return _table(['', 'data', 'metric', 'published', 'ours', '95 % interval', 'mark'], [*lines, *not_run])
+    lines.append(
+      [row['row'], data, row['metric'], published + source, _ours(row), _interval(row), mark(row)]
+    )
+  return _table(
+    ['', 'data', 'metric', 'published', 'ours', '95 % interval', 'mark'], [*lines, *not_run]
+  )
 
 
 def summary_table(rows) -> str:
@@ -134,35 +190,68 @@ def summary_table(rows) -> str:
   lines = {}
   for row in rows:
     if row['published'] is not None:
-      lines.setdefault((row['source'] or 'published', row['dataset'], row['split']), {})[row['metric']] = f'{row["published"]:g}'
+      lines.setdefault((row['source'] or 'published', row['dataset'], row['split']), {})[
+        row['metric']
+      ] = f'{row["published"]:g}'
   for row in rows:
     text = _ours(row) + (f' [{_interval(row)}]' if row['interval'] else '')
-    lines.setdefault((f'ours, {row["row"]}', row['dataset'], row['split']), {})[row['metric']] = text
-  return _table(['', 'data', *metrics], [[who, f'{data} {split}', *(line.get(m, '') for m in metrics)]
-                                         for (who, data, split), line in lines.items()])  # fmt: skip
+    lines.setdefault(
+      (f'ours, {row["row"]}', row['dataset'], row['split']),
+      {},
+    )[row['metric']] = text
+  return _table(
+    ['', 'data', *metrics],
+    [
+      [who, f'{data} {split}', *(line.get(m, '') for m in metrics)]
+      for (who, data, split), line in lines.items()
+    ],
+  )
 
 
 def grid_table(rows) -> str:
   """Markdown of rows named 'system' or 'system, variant': a line for each system, a column a variant, with the first metric."""
-  cells, published, metric = {}, {}, rows[0]['metric']
+  cells = {}
+  published = {}
+  metric = rows[0]['metric']
   for row in rows:
     if row['metric'] == metric:
       system, _, variant = row['row'].partition(', ')
       variant = variant.removeprefix('ablation, ') or 'as it is'
       cells.setdefault(system, {})[variant] = _ours(row)
-      published |= {variant: f'{row["published"]:g} ({row["source"]})'} if row['published'] is not None else {}
+      published |= (
+        {variant: f'{row["published"]:g} ({row["source"]})'} if row['published'] is not None else {}
+      )
   variants = list(dict.fromkeys(variant for found in cells.values() for variant in found))
-  told = [['published', *(published.get(variant, '') for variant in variants)]] if published else []
-  return _table([metric, *variants], told + [[system, *(found.get(v, '') for v in variants)] for system, found in sorted(cells.items())])
+  if published:
+    told = [['published', *(published.get(variant, '') for variant in variants)]]
+  else:
+    told = []
+  return _table(
+    [metric, *variants],
+    told
+    + [[system, *(found.get(v, '') for v in variants)] for system, found in sorted(cells.items())],
+  )
 
 
 _BLOCKS = {'results': summary_table, 'grid': grid_table}
 
 
 def _origin_table(rows) -> str:
-  lines = [[row['row'], f'`{row["config"]}`', f'`{row["command"]}`', row['commit'][:13], row['hardware'],
-            _duration(row['seconds'])] for row in rows]
-  return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines)))
+  lines = []
+  for row in rows:
+    lines.append(
+      [
+        row['row'],
+        f'`{row["config"]}`',
+        f'`{row["command"]}`',
+        row['commit'][:13],
+        row['hardware'],
+        _duration(row['seconds']),
+      ]
+    )
+  return _table(
+    ['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines))
+  )
 
 
 def results_page(results: dict, tables: dict | None = None) -> str:
@@ -171,10 +260,19 @@ def results_page(results: dict, tables: dict | None = None) -> str:
   tables = tables or {}
   for name in sorted(results.keys() | tables.keys()):
     rows = results.get(name, [])
-    not_run = _not_run(*tables[name], rows) if name in tables else []
+    if name in tables:
+      not_run = _not_run(*tables[name], rows)
+    else:
+      not_run = []
     definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
-    origin = f'\n{"".join(definitions)}\n{_origin_table(rows)}' if rows else ''
-    missing = f'\n`./launch.sh reproduce experiments/{name}.py` runs what was not run.\n' if not_run else ''
+    if rows:
+      origin = f'\n{"".join(definitions)}\n{_origin_table(rows)}'
+    else:
+      origin = ''
+    if not_run:
+      missing = f'\n`./launch.sh reproduce experiments/{name}.py` runs what was not run.\n'
+    else:
+      missing = ''
     parts.append(f'\n## {name}\n\n{result_table(rows, not_run)}{origin}{missing}')
   return ''.join(parts)
 
@@ -182,12 +280,18 @@ def results_page(results: dict, tables: dict | None = None) -> str:
 def _fill(text: str, results: dict, path) -> str:
   """`text` with a table in each block from `<!-- results:NAME -->`, or grid:NAME, to `<!-- /results -->`."""
   blocks = _BLOCK.findall(text)
-  if not len(blocks) == len(re.findall('<!-- (?:results|grid):', text)) == text.count('<!-- /results -->'):
+  if (
+    not len(blocks)
+    == len(re.findall('<!-- (?:results|grid):', text))
+    == text.count('<!-- /results -->')
+  ):
     raise UserError(f'{path}: each <!-- results:NAME --> needs its own <!-- /results --> below it.')
   for _, kind, name, _ in blocks:
     if name not in results:
       raise UserError(f'{path}: the block {kind}:{name} has no experiments/results/{name}.json.')
-  return _BLOCK.sub(lambda match: f'{match[1]}\n{_BLOCKS[match[2]](results[match[3]])}\n{match[4]}', text)
+  return _BLOCK.sub(
+    lambda match: f'{match[1]}\n{_BLOCKS[match[2]](results[match[3]])}\n{match[4]}', text
+  )
 
 
 def write_tables(root):

@@ -4,12 +4,17 @@ import importlib
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'mmlm-tests-jax-cache'))
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # Compiling is most of the time of a test, and models here are small.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'mmlm-tests-jax-cache')
+)
+os.environ.setdefault(
+  'JAX_DISABLE_MOST_OPTIMIZATIONS', '1'
+)  # Compiling is most of the time of a test, and models here are small.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
@@ -17,10 +22,16 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Tests of one room use helpers of another.
+sys.path += [str(folder) for folder in sorted((ROOT / 'tests').iterdir()) if folder.is_dir()]
 
 
 def pytest_addoption(parser):
-  parser.addoption('--parity', action='store_true', help='run only the tests that compare with other software; it must be installed')
+  parser.addoption(
+    '--parity',
+    action='store_true',
+    help='run only the tests that compare with other software; it must be installed',
+  )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -38,7 +49,9 @@ def pytest_configure(config):
 @pytest.fixture(scope='session')
 def peer(pytestconfig):
   """name -> a module of other software; where it is not installed the test is skipped, but with --parity it fails."""
-  return importlib.import_module if pytestconfig.getoption('--parity') else pytest.importorskip
+  if pytestconfig.getoption('--parity'):
+    return importlib.import_module
+  return pytest.importorskip
 
 
 @pytest.fixture(scope='session')

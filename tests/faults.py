@@ -28,14 +28,22 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mmlm.runs import LOCK, is_locked  # noqa: E402
+from mmlm.utils.run_dir import LOCK, is_locked  # noqa: E402
 
 CONFIG = 'configs/sentiment/generated.py:smoke,modalities=text'
-STEPS, EVERY = 12, 2
+STEPS = 12
+EVERY = 2
 SETTINGS = {
-  'train.duration': f'{STEPS} steps', 'train.log_every': '1 steps', 'train.eval_every': f'{EVERY} steps', 'train.keep_latest': 2,
-  'train.monitor': 'loss', 'data.max_valid_examples': 16, 'evaluate.shuffled': False, 'evaluate.bootstrap_samples': 5, 'parallel.strategy': 'jit',
-}  # fmt: skip
+  'train.duration': f'{STEPS} steps',
+  'train.log_every': '1 steps',
+  'train.eval_every': f'{EVERY} steps',
+  'train.keep_latest': 2,
+  'train.monitor': 'loss',
+  'data.max_valid_examples': 16,
+  'evaluate.shuffled': False,
+  'evaluate.bootstrap_samples': 5,
+  'parallel.strategy': 'jit',
+}
 TIMES = ('seconds', 'examples_per_second')
 PATIENCE = 1800  # seconds that a command may take
 LOST = 240  # that a process may take to see that another is gone
@@ -50,10 +58,17 @@ class Place:
   """Where it happens: prepared data, compiled programs, and the undisturbed run."""
 
   def __init__(self, folder: pathlib.Path, config: str):
-    self.folder, self.config, self.mark = folder, config, uuid.uuid4().hex
-    cache = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    self.folder = folder
+    self.config = config
+    self.mark = uuid.uuid4().hex
+    cache = {
+      'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
     cpu = {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')}
-    self.environment = os.environ | {MARK: self.mark, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'} | cache | cpu
+    self.environment = (
+      os.environ | {MARK: self.mark, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'} | cache | cpu
+    )
     self._wanted = {}
     self.whole = self.undisturbed(1)
 
@@ -78,7 +93,10 @@ class Place:
     found = {}
     for entry in pathlib.Path('/proc').glob('[0-9]*'):
       try:
-        if f'{MARK}={self.mark}'.encode() in (entry / 'environ').read_bytes() and (entry / 'stat').read_text().rpartition(')')[2].split()[0] != 'Z':
+        if (
+          f'{MARK}={self.mark}'.encode() in (entry / 'environ').read_bytes()
+          and (entry / 'stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+        ):
           found[int(entry.name)] = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
       except OSError:  # it has ended, or belongs to another user
         continue
@@ -89,15 +107,27 @@ class Run:
   """A run folder and the two commands that make it complete; `processes` that train it together, of one device each."""
 
   def __init__(self, place: Place, folder: pathlib.Path, processes: int = 1):
-    self.place, self.folder, self.processes, self.said = place, folder, processes, ''
+    self.place = place
+    self.folder = folder
+    self.processes = processes
+    self.said = ''
 
   def start(self, *argv, workers: int = 0) -> subprocess.Popen:
     settings = SETTINGS | {'data.dir': self.place.folder / 'data', 'data.workers': workers}
     settings |= {} if self.processes == 1 else {'parallel.strategy': 'mesh'}
-    words = [f'--config.{key}={value}' for key, value in settings.items()] if argv[0] == 'train' else []
+    if argv[0] == 'train':
+      words = [f'--config.{key}={value}' for key, value in settings.items()]
+    else:
+      words = []
     with open(self.place.folder / 'said', 'ab' if self.processes > 1 else 'wb') as out:
-      return subprocess.Popen([sys.executable, '-m', 'mmlm.main', *map(str, argv), *words], cwd=ROOT, env=self.place.environment,
-                              stdout=out, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+      return subprocess.Popen(
+        [sys.executable, '-m', 'mmlm', *map(str, argv), *words],
+        cwd=ROOT,
+        env=self.place.environment,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
 
   def start_training(self, workers: int = 0) -> subprocess.Popen:
     return self.start('train', self.place.config, '--workdir', self.folder, workers=workers)
@@ -108,7 +138,10 @@ class Run:
       free.bind(('127.0.0.1', 0))
       meeting = f'--coordinator=127.0.0.1:{free.getsockname()[1]}', f'--processes={self.processes}'
     train = 'train', self.place.config, '--workdir', self.folder, *meeting
-    return [self.start(*train, f'--process={i}', '--config.parallel.mesh=data=-1') for i in range(self.processes)]
+    result = []
+    for i in range(self.processes):
+      result.append(self.start(*train, f'--process={i}', '--config.parallel.mesh=data=-1'))
+    return result
 
   def end(self, process: subprocess.Popen, *allowed: int, patience: float = PATIENCE) -> int:
     """Waits for a command, which must end with one of the codes (of none: with any but 0); returns it."""
@@ -131,10 +164,14 @@ class Run:
 
   def lines(self) -> int:
     path = self.folder / 'metrics.jsonl'
-    return path.read_bytes().count(b'\n') if path.exists() else 0
+    if path.exists():
+      return path.read_bytes().count(b'\n')
+    return 0
 
   def steps(self) -> list[int]:
-    return sorted(int(p.name) for p in (self.folder / 'checkpoints').glob('[0-9]*') if p.name.isdigit())
+    return sorted(
+      int(p.name) for p in (self.folder / 'checkpoints').glob('[0-9]*') if p.name.isdigit()
+    )
 
   def until(self, process: subprocess.Popen, reached) -> None:
     """Waits until `reached()`, or the process has ended."""
@@ -155,39 +192,66 @@ def arrays(folder: pathlib.Path) -> dict:
   import orbax.checkpoint as ocp
 
   items = [item for item in ('params', 'ema', 'rest') if (folder / item).is_dir()]
-  trees, reader = {}, ocp.PyTreeCheckpointer()
+  trees = {}
+  reader = ocp.PyTreeCheckpointer()
   for item in items:  # as numpy's: what several processes saved names devices that this one lacks
-    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / item).item_metadata.tree)
+    plain = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+      reader.metadata(folder / item).item_metadata.tree,
+    )
     trees[item] = reader.restore(folder / item, ocp.args.PyTreeRestore(restore_args=plain))
-  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
+  result = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+    result[jax.tree_util.keystr(path)] = np.asarray(leaf)
+  return result
 
 
 def contents(folder: pathlib.Path) -> dict:
   """{what: value} of everything that must be the same."""
   rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  found = {'metrics.jsonl': [{key: value for key, value in row.items() if key not in TIMES} for row in rows]}
+  found = {
+    'metrics.jsonl': [
+      {key: value for key, value in row.items() if key not in TIMES} for row in rows
+    ]
+  }
   steps = sorted(int(p.name) for p in (folder / 'checkpoints').iterdir() if p.name.isdigit())
   for step in steps:
     found[f'checkpoint {step}'] = arrays(folder / 'checkpoints' / str(step))
-    found[f'meta of {step}'] = json.loads((folder / 'checkpoints' / str(step) / 'meta' / 'metadata').read_text())
+    found[f'meta of {step}'] = json.loads(
+      (folder / 'checkpoints' / str(step) / 'meta' / 'metadata').read_text()
+    )
   found |= {f'predictions/{p.name}': p.read_bytes() for p in (folder / 'predictions').iterdir()}
   scores = {f'scores/{p.name}': json.loads(p.read_text()) for p in (folder / 'scores').iterdir()}
-  return found | {name: {key: value for key, value in score.items() if key not in TIMES} for name, score in scores.items()}
+  return found | {
+    name: {key: value for key, value in score.items() if key not in TIMES}
+    for name, score in scores.items()
+  }
 
 
 def differing(got: dict, wanted: dict) -> list[str]:
   """Names of what two runs do not have in common, bit for bit."""
-  same = lambda a, b: (
-    a.keys() == b.keys() and all(same(a[key], b[key]) for key in a) if isinstance(a, dict) and isinstance(b, dict)
-    else a.dtype == b.dtype and a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else a == b
-  )  # fmt: skip
-  return [name for name in sorted(got.keys() | wanted.keys()) if name not in got or name not in wanted or not same(got[name], wanted[name])]
+
+  def same(a, b):
+    if isinstance(a, dict) and isinstance(b, dict):
+      return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray):
+      return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return a == b
+
+  result = []
+  for name in sorted(got.keys() | wanted.keys()):
+    if name not in got or name not in wanted or not same(got[name], wanted[name]):
+      result.append(name)
+  return result
 
 
 def left_behind(run: Run) -> list[str]:
   """Temporary files in the folder, and processes, which have a moment to end. The lock of a run belongs to its folder."""
   own = run.folder / LOCK
-  files = [str(p) for p in run.folder.rglob('*') if p.name.startswith('.') and p != own or 'orbax-checkpoint-tmp' in p.name]
+  files = []
+  for p in run.folder.rglob('*'):
+    if p.name.startswith('.') and p != own or 'orbax-checkpoint-tmp' in p.name:
+      files.append(str(p))
   for _ in range(100):
     if not (alive := run.place.processes()):
       break
@@ -200,7 +264,8 @@ def left_behind(run: Run) -> list[str]:
 
 
 def kill_in_training(run: Run, rng: random.Random) -> str:
-  process, lines = run.start_training(rng.randint(0, 1)), rng.randint(0, STEPS)
+  process = run.start_training(rng.randint(0, 1))
+  lines = rng.randint(0, STEPS)
   run.until(process, lambda: run.lines() >= lines)
   time.sleep(rng.uniform(0, 0.3))
   process.kill()
@@ -210,11 +275,16 @@ def kill_in_training(run: Run, rng: random.Random) -> str:
 
 def kill_in_checkpointing(run: Run, rng: random.Random) -> str:
   """As soon as a name appears, or goes, in the folder of checkpoints."""
-  process, place, seen = run.start_training(), run.folder / 'checkpoints', []
+  process = run.start_training()
+  place = run.folder / 'checkpoints'
+  seen = []
   changes = rng.randint(1, 3 * STEPS // EVERY)
 
   def changed():
-    names = sorted(os.listdir(place)) if place.is_dir() else []
+    if place.is_dir():
+      names = sorted(os.listdir(place))
+    else:
+      names = []
     if names != (seen[-1] if seen else []):
       seen.append(names)
     return len(seen) >= changes
@@ -228,7 +298,8 @@ def kill_in_checkpointing(run: Run, rng: random.Random) -> str:
 
 def kill_in_evaluation(run: Run, rng: random.Random) -> str:
   run.train()
-  process, seconds = run.start('evaluate', run.folder), rng.uniform(0, run.place.evaluation_seconds)
+  process = run.start('evaluate', run.folder)
+  seconds = rng.uniform(0, run.place.evaluation_seconds)
   began = time.monotonic()
   run.until(process, lambda: time.monotonic() - began > seconds)
   process.kill()
@@ -238,7 +309,8 @@ def kill_in_evaluation(run: Run, rng: random.Random) -> str:
 
 def preempted(run: Run, rng: random.Random) -> str:
   """SIGTERM to every process of the job, as a scheduler sends it."""
-  process, lines = run.start_training(rng.randint(0, 1)), rng.randint(1, STEPS)
+  process = run.start_training(rng.randint(0, 1))
+  lines = rng.randint(1, STEPS)
   run.until(process, lambda: run.lines() >= lines)
   os.killpg(process.pid, signal.SIGTERM)
   code = run.end(process, 75, 0)
@@ -246,8 +318,12 @@ def preempted(run: Run, rng: random.Random) -> str:
 
 
 def kill_a_loader(run: Run, rng: random.Random) -> str:
-  process, lines = run.start_training(1), rng.randint(1, STEPS // 2)
-  loaders = lambda: [number for number, line in run.place.processes().items() if 'spawn_main' in line]
+  process = run.start_training(1)
+  lines = rng.randint(1, STEPS // 2)
+
+  def loaders():
+    return [number for number, line in run.place.processes().items() if 'spawn_main' in line]
+
   run.until(process, lambda: run.lines() >= lines and loaders())
   for number in loaders():
     os.kill(number, signal.SIGKILL)
@@ -288,7 +364,8 @@ def truncated_file(run: Run, rng: random.Random) -> str:
 def flipped_byte(run: Run, rng: random.Random) -> str:
   def harm(file):
     data = bytearray(file.read_bytes())
-    place, bits = rng.randrange(len(data)), rng.randint(1, 255)
+    place = rng.randrange(len(data))
+    bits = rng.randint(1, 255)
     data[place] ^= bits
     file.write_bytes(data)
     return f'byte {place} changed'
@@ -303,7 +380,9 @@ def full_disk(run: Run, rng: random.Random) -> str:
   used = sum(p.stat().st_size for p in run.place.whole.folder.rglob('*') if p.is_file())
   size = max(1 << 16, int(used * rng.uniform(0.1, 0.9)))
   run.folder.mkdir()
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', run.folder], capture_output=True).returncode:
+  if subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', run.folder], capture_output=True
+  ).returncode:
     raise NotRun('mounting a tmpfs is not allowed')
   try:
     code = run.end(run.start_training(), 2, 0)
@@ -321,7 +400,9 @@ def kill_a_peer(run: Run, rng: random.Random) -> str:
   run.processes = 2
   wanted = run.place.wanted(2)
   (run.place.folder / 'said').unlink()
-  pair, victim, lines = run.start_together(), rng.randint(0, 1), rng.randint(0, STEPS)
+  pair = run.start_together()
+  victim = rng.randint(0, 1)
+  lines = rng.randint(0, STEPS)
   run.until(pair[victim], lambda: run.lines() >= lines)
   pair[victim].kill()
   killed = run.end(pair[victim], -signal.SIGKILL, 0)
@@ -334,10 +415,20 @@ def kill_a_peer(run: Run, rng: random.Random) -> str:
   return f'process {victim} after {run.lines()} lines of {len(wanted["metrics.jsonl"])}, the other ended with {code}'
 
 
-FAULTS = {fault.__name__: fault for fault in (
-  kill_in_training, kill_in_checkpointing, kill_in_evaluation, preempted, kill_a_loader, truncated_file, flipped_byte, full_disk,
-  kill_a_peer,
-)}  # fmt: skip
+FAULTS = {
+  fault.__name__: fault
+  for fault in (
+    kill_in_training,
+    kill_in_checkpointing,
+    kill_in_evaluation,
+    preempted,
+    kill_a_loader,
+    truncated_file,
+    flipped_byte,
+    full_disk,
+    kill_a_peer,
+  )
+}
 
 
 def finish(run: Run):
@@ -352,7 +443,8 @@ def finish(run: Run):
 
 def one_round(place: Place, name: str, seed: int) -> tuple[str, str]:
   """('ok', 'failed' or 'not run', what happened)."""
-  run, rng = Run(place, place.folder / f'{name}-{seed}'), random.Random(seed)
+  run = Run(place, place.folder / f'{name}-{seed}')
+  rng = random.Random(seed)
   try:
     told = FAULTS[name](run, rng)
     if run.folder.exists() and any(run.folder.iterdir()) or name != 'full_disk':
@@ -360,30 +452,44 @@ def one_round(place: Place, name: str, seed: int) -> tuple[str, str]:
   except NotRun as reason:
     return 'not run', str(reason)
   except Exception as error:
-    return 'failed', f'{error}\n{"" if isinstance(error, AssertionError) else traceback.format_exc()}folder: {run.folder}'
+    return (
+      'failed',
+      f'{error}\n{"" if isinstance(error, AssertionError) else traceback.format_exc()}folder: {run.folder}',
+    )
   shutil.rmtree(run.folder, ignore_errors=True)
   return 'ok', told
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--rounds', type=int, default=50)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--only', default=','.join(FAULTS), help=f'some of {", ".join(FAULTS)}, with commas')
-  parser.add_argument('--config', default=CONFIG, help=f'any config with a smoke form (default {CONFIG})')
+  parser.add_argument(
+    '--only', default=','.join(FAULTS), help=f'some of {", ".join(FAULTS)}, with commas'
+  )
+  parser.add_argument(
+    '--config', default=CONFIG, help=f'any config with a smoke form (default {CONFIG})'
+  )
   options = parser.parse_args(argv)
   names = options.only.split(',')
   if unknown := set(names) - set(FAULTS):
     parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(FAULTS)}')
-  folder, counts = pathlib.Path(tempfile.mkdtemp(prefix='mmlm-faults-')), {'ok': 0, 'failed': 0, 'not run': 0}
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='mmlm-faults-'))
+  counts = {'ok': 0, 'failed': 0, 'not run': 0}
   began = time.monotonic()
   place = Place(folder, options.config)
   print(f'undisturbed run: {time.monotonic() - began:.0f} s', flush=True)
   for number in range(options.rounds):
-    began, name = time.monotonic(), names[number % len(names)]
+    began = time.monotonic()
+    name = names[number % len(names)]
     result, told = one_round(place, name, options.seed + number)
     counts[result] += 1
-    print(f'round {number + 1:>3}/{options.rounds}  {name:<22} {result:<8} {time.monotonic() - began:4.0f} s  {told}', flush=True)
+    print(
+      f'round {number + 1:>3}/{options.rounds}  {name:<22} {result:<8} {time.monotonic() - began:4.0f} s  {told}',
+      flush=True,
+    )
   print(', '.join(f'{count} {result}' for result, count in counts.items()))
   if not counts['failed']:
     shutil.rmtree(folder)

@@ -42,12 +42,22 @@ with open(folder.parent.parent / "starts.txt", "a") as file: file.write(f"end {f
 def sweep(folder: pathlib.Path, real: bool) -> None:
   """The sweep itself, in this process."""
   sys.path.insert(0, str(ROOT))
-  from mmlm import main
+  from mmlm.cli import main
   from mmlm.sweeps import executors
 
   if not real:
-    command = lambda self, run: [sys.executable, '-c', STAND_IN, str(run.folder), run.settings['optimizer.learning_rate']]
-    executors.Processes.command, executors.POLL = command, 0.02
+
+    def command(self, run):
+      return [
+        sys.executable,
+        '-c',
+        STAND_IN,
+        str(run.folder),
+        run.settings['optimizer.learning_rate'],
+      ]
+
+    executors.Processes.command = command
+    executors.POLL = 0.02
   (folder.parent / 'space.py').write_text(SPACE)
   data = f'--config.data.dir={folder.parent / "data"}'
   sys.argv = [
@@ -73,21 +83,39 @@ def ended(folder: pathlib.Path) -> dict:
 
 
 def start(folder: pathlib.Path, real: bool, seconds: float) -> subprocess.Popen:
-  words = [sys.executable, '-m', 'tests.killed_sweeps', '--sweep', str(folder), *(['--real'] if real else [])]
+  words = [
+    sys.executable,
+    '-m',
+    'tests.killed_sweeps',
+    '--sweep',
+    str(folder),
+    *(['--real'] if real else []),
+  ]
   environment = os.environ | {'STAND_IN': str(seconds), 'PYTHONPATH': str(ROOT)}
   return subprocess.Popen(
-    words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    words,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
   )
 
 
 def children_of(process: subprocess.Popen) -> list[int]:
   """Process ids of the trials that a sweep has started."""
   tasks = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
-  return [int(word) for word in tasks.read_text().split()] if tasks.exists() else []
+  if tasks.exists():
+    return [int(word) for word in tasks.read_text().split()]
+  return []
 
 
 def kill(process: subprocess.Popen, with_trials: bool) -> None:
-  children = children_of(process) if with_trials else []
+  if with_trials:
+    children = children_of(process)
+  else:
+    children = []
   for number in (process.pid, *children):
     try:
       os.kill(number, signal.SIGKILL)
@@ -96,21 +124,28 @@ def kill(process: subprocess.Popen, with_trials: bool) -> None:
   process.wait()
 
 
-def rounds(folder: pathlib.Path, count: int, real: bool = False, seconds: float = 1.0, seed: int = 0) -> int:
+def rounds(
+  folder: pathlib.Path, count: int, real: bool = False, seconds: float = 1.0, seed: int = 0
+) -> int:
   """Kills living sweeps so many times, one sweep after another, each until it ends; a kill that came too late is none.
 
   Returns how many trials ended; AssertionError where one was lost or ran twice.
   """
-  generator, left, trials = random.Random(seed), count, 0
+  generator = random.Random(seed)
+  left = count
+  trials = 0
   while left:
     one = folder / f'sweep_{trials}'
     one.parent.mkdir(parents=True, exist_ok=True)
     landed, before = killed(one, left, real, seconds, generator)
-    left, trials = left - landed, trials + len(finished(one, before, real, seconds))
+    left = left - landed
+    trials = trials + len(finished(one, before, real, seconds))
   return trials
 
 
-def killed(folder: pathlib.Path, count: int, real: bool, seconds: float, generator: random.Random) -> tuple[int, dict]:
+def killed(
+  folder: pathlib.Path, count: int, real: bool, seconds: float, generator: random.Random
+) -> tuple[int, dict]:
   """(how many kills hit a living sweep, what `ended` told after the last): stops after `count`, or when the sweep has ended by itself."""
   before: dict = {}
   for number in range(count):
@@ -137,9 +172,12 @@ def finished(folder: pathlib.Path, before: dict, real: bool, seconds: float) -> 
   process = start(folder, real, seconds)
   _, said = process.communicate()
   assert process.returncode == 0, said
-  after, results = ended(folder), json.loads((folder / 'results.json').read_text())
+  after = ended(folder)
+  results = json.loads((folder / 'results.json').read_text())
   assert all(after.get(run) == when for run, when in before.items()), (before, after)
-  assert [row['trial'] for row in results] == list(range(6)) and all(row['state'] == 'complete' for row in results), results
+  assert [row['trial'] for row in results] == list(range(6)) and all(
+    row['state'] == 'complete' for row in results
+  ), results
   if not real:
     lines = (folder / 'starts.txt').read_text().splitlines()
     for run in after:
@@ -152,7 +190,9 @@ def finished(folder: pathlib.Path, before: dict, real: bool, seconds: float) -> 
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--rounds', type=int, default=10)
   parser.add_argument('--real', action='store_true')
   parser.add_argument('--seed', type=int, default=0)
@@ -162,7 +202,13 @@ def main():
     sweep(arguments.sweep, arguments.real)
     return
   with tempfile.TemporaryDirectory() as folder:
-    trials = rounds(pathlib.Path(folder), arguments.rounds, arguments.real, 15.0 if arguments.real else 1.0, arguments.seed)
+    trials = rounds(
+      pathlib.Path(folder),
+      arguments.rounds,
+      arguments.real,
+      15.0 if arguments.real else 1.0,
+      arguments.seed,
+    )
   print(f'{arguments.rounds} kills, {trials} trials: nothing lost, nothing run twice.')
 
 

@@ -19,22 +19,35 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mmlm import config as configs
-from mmlm.experiment import Experiment
-from mmlm.setup import training_parts
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.training import training_parts
 from mmlm.training.step import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = (
-  'configs/captioning/unicode_pictures.py', 'configs/translation/numerals.py', 'configs/sentiment/generated.py', 'configs/speech/keypad_tones.py',
-  'configs/speech/mboshi.py:task=multitask', 'configs/captioning/flickr8k.py', 'configs/sentiment/mosi_context.py', 'configs/translation/multi30k_rnn.py',
-)  # fmt: skip
+  'configs/captioning/unicode_pictures.py',
+  'configs/translation/numerals.py',
+  'configs/sentiment/generated.py',
+  'configs/speech/keypad_tones.py',
+  'configs/speech/mboshi.py:task=multitask',
+  'configs/captioning/flickr8k.py',
+  'configs/sentiment/mosi_context.py',
+  'configs/translation/multi30k_rnn.py',
+)
 WAYS = {
   'jit': {'parallel.strategy': 'jit'},
   'pmap': {'parallel.strategy': 'pmap'},
   'data=8': {'parallel.strategy': 'mesh', 'parallel.mesh': 'data=8'},
   'data=2,fsdp=4': {'parallel.strategy': 'mesh', 'parallel.mesh': 'data=2,fsdp=4'},
-  'tensor=2': {'parallel.strategy': 'mesh', 'parallel.mesh': 'data=-1,tensor=2', 'parallel.sequence': 'True'},
-  'data=2,fsdp=2,tensor=2': {'parallel.strategy': 'mesh', 'parallel.mesh': 'data=2,fsdp=2,tensor=2'},
+  'tensor=2': {
+    'parallel.strategy': 'mesh',
+    'parallel.mesh': 'data=-1,tensor=2',
+    'parallel.sequence': 'True',
+  },
+  'data=2,fsdp=2,tensor=2': {
+    'parallel.strategy': 'mesh',
+    'parallel.mesh': 'data=2,fsdp=2,tensor=2',
+  },
 }
 # No dropout, and steps that change the loss from the first on.
 SAME = {'optimizer.warmup': '2 steps', 'train.batch_size': '16', 'evaluate.batch_size': '16'}
@@ -44,13 +57,22 @@ def trained(spec: str, folder, settings: dict, steps: int):
   """(experiment, losses of the first steps, parameters on the host, bytes of parameters on the first device)."""
   path, _, arg = spec.partition(':')
   config = configs.load_config(f'{ROOT / path}:{",".join(filter(None, ["smoke", arg]))}')
-  rates = {key for key, value in flatten_dict(config.to_dict(), sep='.').items() if isinstance(value, float)}
-  drops = {key: '0.0' for key in rates if key.endswith(('dropout', 'weight_drop'))}  # pmap draws by device
+  rates = {
+    key
+    for key, value in flatten_dict(config.to_dict(), sep='.').items()
+    if isinstance(value, float)
+  }
+  drops = {
+    key: '0.0' for key in rates if key.endswith(('dropout', 'weight_drop'))
+  }  # pmap draws by device
   experiment = Experiment(configs.override(config, drops | SAME | settings), folder)
   parts, state = training_parts(experiment, *experiment.splits('train'))
-  options, parallel = parts.options, experiment.parallel
-  step, state = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate), parallel.place(state)
-  losses, start = [], jax.device_get(parallel.unreplicate(state.params))
+  options = parts.options
+  parallel = experiment.parallel
+  step = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate)
+  state = parallel.place(state)
+  losses = []
+  start = jax.device_get(parallel.unreplicate(state.params))
   with parts.stream(0, steps) as batches:
     for batch in batches:
       state, metrics = step(state, batch)
@@ -65,15 +87,35 @@ def trained(spec: str, folder, settings: dict, steps: int):
 def answers(experiment, params, examples: int = 16) -> list:
   """What a trained model answers for the first examples of its validation split, with scores."""
   (split, *_) = experiment.splits('valid')
-  loader = experiment.loader(split, experiment.table(split, False, examples), experiment.config.evaluate.batch_size)
-  return experiment.evaluator().predict(experiment.parallel.place(experiment.weights(params)), loader, experiment.buckets)
+  loader = experiment.loader(
+    split, experiment.table(split, False, examples), experiment.config.evaluate.batch_size
+  )
+  return experiment.evaluator().predict(
+    experiment.parallel.place(experiment.weights(params)), loader, experiment.buckets
+  )
 
 
 def difference(mine: list, theirs: list) -> float:
   """The largest of scores, probabilities and numbers; infinite where a hypothesis differs."""
-  pairs = [(a, b) for left, right in zip(mine, theirs, strict=True) for a, b in zip(left, right, strict=True)]
-  numbers = lambda row: [row['score'], *(score for _, score in row.get('n_best', ())), *row.get('probabilities', {}).values()]
-  words = lambda row: [row['id'], *(text for text, _ in row.get('n_best', ())), *([] if _is_number(row['hypothesis']) else [row['hypothesis']])]
+  pairs = []
+  for left, right in zip(mine, theirs, strict=True):
+    for a, b in zip(left, right, strict=True):
+      pairs.append((a, b))
+
+  def numbers(row):
+    return [
+      row['score'],
+      *(score for _, score in row.get('n_best', ())),
+      *row.get('probabilities', {}).values(),
+    ]
+
+  def words(row):
+    return [
+      row['id'],
+      *(text for text, _ in row.get('n_best', ())),
+      *([] if _is_number(row['hypothesis']) else [row['hypothesis']]),
+    ]
+
   if any(words(a) != words(b) for a, b in pairs):
     return np.inf
   return max(abs(x - y) for a, b in pairs for x, y in zip(numbers(a), numbers(b), strict=True))
@@ -84,7 +126,9 @@ def _is_number(text: str) -> bool:
   return text.replace('.', '').replace('-', '').isdigit()
 
 
-def compared(spec: str, folder, settings: dict, steps: int, ways=tuple(WAYS), answering=tuple(WAYS)) -> dict:
+def compared(
+  spec: str, folder, settings: dict, steps: int, ways=tuple(WAYS), answering=tuple(WAYS)
+) -> dict:
   """{way: (largest difference of a loss, of a score, bytes of parameters a device)} against jit; its losses stand under 'losses'.
 
   `answering`: the ways whose answers are compared too; 0 stands for the others.
@@ -94,7 +138,10 @@ def compared(spec: str, folder, settings: dict, steps: int, ways=tuple(WAYS), an
   found = {'losses': losses, 'jit': (0.0, 0.0, held)}
   for way in ways[1:]:
     experiment, mine, _, held = trained(spec, folder, settings | WAYS[way], steps)
-    score = difference(answers(experiment, params), expected) if way in answering else 0.0
+    if way in answering:
+      score = difference(answers(experiment, params), expected)
+    else:
+      score = 0.0
     found[way] = np.abs(mine - losses).max(), score, held
   return found
 
@@ -103,14 +150,20 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('configs', nargs='*', default=CONFIGS)
   parser.add_argument('--steps', type=int, default=20)
-  given, worst = parser.parse_args(), 0.0
+  given = parser.parse_args()
+  worst = 0.0
   with tempfile.TemporaryDirectory() as folder:
     for number, spec in enumerate(given.configs):
-      found = compared(spec, pathlib.Path(folder) / f'run_{number}', {'data.dir': f'{folder}/data'}, given.steps)
+      found = compared(
+        spec, pathlib.Path(folder) / f'run_{number}', {'data.dir': f'{folder}/data'}, given.steps
+      )
       losses = found.pop('losses')
       print(f'{spec}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {given.steps} steps')
       for way, (loss, score, held) in found.items():
-        print(f'  {way:<14} loss differs by {loss:.1e}, scores by {score:.1e}, {held:>9,} bytes of parameters a device', flush=True)
+        print(
+          f'  {way:<14} loss differs by {loss:.1e}, scores by {score:.1e}, {held:>9,} bytes of parameters a device',
+          flush=True,
+        )
         worst = max(worst, loss, score)
   print('The same to 1e-5.' if worst < 1e-5 else f'NOT the same: {worst:.1e}.')
   return int(worst >= 1e-5)

@@ -13,14 +13,16 @@ import optax
 from PIL import Image
 
 from mmlm.data import batching
-from mmlm.data.ops import parse_ops
 from mmlm.data.pipeline import Loader, Table, stream
+from mmlm.data.transforms.ops import parse_ops
 from mmlm.parallel import Parallel
 from mmlm.training import loop
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.step import StepOptions, TrainState, initial_state
 
-COUNT, BATCH, TOTAL = 20, 8, 10
+COUNT = 20
+BATCH = 8
+TOTAL = 10
 TIMES = ('seconds', 'examples_per_second')
 
 
@@ -50,24 +52,53 @@ def one_loss(params):
 class Toy:
   """A run of the toy in `folder`; every part can be replaced."""
 
-  def __init__(self, folder, strategy='jit', noise=True, workers=0, validate=one_loss, at=lambda number: None, bad=None,
-               monitor='loss', keep=(2, 1), patience=0, ema=0.9, total=TOTAL):  # fmt: skip
-    self.folder, self.parallel = pathlib.Path(folder), Parallel(strategy)
+  def __init__(
+    self,
+    folder,
+    strategy='jit',
+    noise=True,
+    workers=0,
+    validate=one_loss,
+    at=lambda number: None,
+    bad=None,
+    monitor='loss',
+    keep=(2, 1),
+    patience=0,
+    ema=0.9,
+    total=TOTAL,
+  ):
+    self.folder = pathlib.Path(folder)
+    self.parallel = Parallel(strategy)
     self.source = [{'id': f'e{i}', 'image': png(i), 'targets': ('',)} for i in range(COUNT)]
-    table = Table([e['id'] for e in self.source], np.arange(COUNT), [[i % 7] for i in range(COUNT)], [[]] * COUNT)
+    table = Table(
+      [e['id'] for e in self.source],
+      np.arange(COUNT),
+      [[i % 7] for i in range(COUNT)],
+      [[]] * COUNT,
+    )
     ops = parse_ops(('decode("L")', 'random_crop(4, 1)', 'normalize("half")'))
     self.loader = Loader(self.source, table, ('image',), ops, BATCH)
     self.plan = batching.TrainPlan(table.lengths, BATCH, (2,), seed=1)
-    self.monitor, self.keep, self.workers, self.at, self.bad = monitor, keep, workers, at, bad
+    self.monitor = monitor
+    self.keep = keep
+    self.workers = workers
+    self.at = at
+    self.bad = bad
     options = StepOptions(optax.adam(0.1), toy_loss(noise), ema_decay=ema)
     self.state = initial_state({'w': jnp.zeros(16), 'b': jnp.zeros(())}, options, seed=3)
     self.parts = loop.Parts(
-      options=options, learning_rate=lambda step: 0.1, stream=self.stream, validate=validate,
-      ids=lambda number: [table.ids[i] for i in self.plan[number].indices], schedule=loop.Schedule(total, 2, 3, patience),
-    )  # fmt: skip
+      options=options,
+      learning_rate=lambda step: 0.1,
+      stream=self.stream,
+      validate=validate,
+      ids=lambda number: [table.ids[i] for i in self.plan[number].indices],
+      schedule=loop.Schedule(total, 2, 3, patience),
+    )
 
   def stream(self, start, stop):
-    return _Watched(stream(self.plan, self.loader, start, stop, self.workers), start, self.at, self.bad)
+    return _Watched(
+      stream(self.plan, self.loader, start, stop, self.workers), start, self.at, self.bad
+    )
 
   def checkpoints(self, writing=True):
     return Checkpoints(self.folder / 'checkpoints', self.monitor, *self.keep, writing=writing)
@@ -99,7 +130,10 @@ class _Watched:
   """Batches of a stream; calls `at(number)` before each, and makes the pictures of batch `bad` infinite."""
 
   def __init__(self, inner, number, at, bad):
-    self.inner, self.number, self.at, self.bad = inner, number, at, bad
+    self.inner = inner
+    self.number = number
+    self.at = at
+    self.bad = bad
 
   def __enter__(self):
     return self._batches(self.inner.__enter__())
@@ -122,11 +156,17 @@ def equal(left, right):
 
 
 def close(left, right, tolerance):
-  return jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=tolerance, atol=tolerance), left, right))
+  return jax.tree.all(
+    jax.tree.map(lambda a, b: np.allclose(a, b, rtol=tolerance, atol=tolerance), left, right)
+  )
 
 
 def tree(folder):
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+  result = {}
+  for p in sorted(folder.rglob('*')):
+    if p.is_file():
+      result[str(p.relative_to(folder))] = p.read_bytes()
+  return result
 
 
 def fill(folder, scores, **options):
@@ -134,7 +174,11 @@ def fill(folder, scores, **options):
   checkpoints = Checkpoints(folder, **options)
   for step, score in enumerate(scores, 1):
     params = {'w': jnp.full(3, float(step))}
-    checkpoints.save(TrainState(jnp.array(step), params, (), (), jnp.zeros(2, jnp.uint32)), {}, {options.get('monitor', 'loss'): score})
+    checkpoints.save(
+      TrainState(jnp.array(step), params, (), (), jnp.zeros(2, jnp.uint32)),
+      {},
+      {options.get('monitor', 'loss'): score},
+    )
   checkpoints.close()
   return Checkpoints(folder, **options, writing=False)
 

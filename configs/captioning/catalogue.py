@@ -11,11 +11,20 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(
-    arg, smoke=False, name='coco_captions/2014', id='', image='image', targets='captions/text',
-    train='train', valid='val', test='test',
-  )  # fmt: skip
+    arg,
+    smoke=False,
+    name='coco_captions/2014',
+    id='',
+    image='image',
+    targets='captions/text',
+    train='train',
+    valid='val',
+    test='test',
+  )
   config = recipe(default_config())
   config.data.name = args.name
-  config.data.fields = {'image': args.image, 'targets': args.targets} | ({'id': args.id} if args.id else {})
+  config.data.fields = {'image': args.image, 'targets': args.targets} | (
+    {'id': args.id} if args.id else {}
+  )
   config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
   return smoke(config) if args.smoke else config

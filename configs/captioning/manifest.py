@@ -14,5 +14,9 @@ def get_config(arg=''):
   args = parse_arg(arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='')
   config = recipe(default_config())
   config.data.name = 'manifest'
-  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
+  config.data.splits = {
+    'train': args.train,
+    'valid': args.valid,
+    'test': (args.test or args.valid,),
+  }
   return smoke(config) if args.smoke else config

@@ -13,7 +13,11 @@ def get_config(arg=''):
   args = parse_arg(arg, smoke=False)
   config = default_config()
   config.data.name = 'unicode_pictures'
-  config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('test_faces', 'test_characters')}
+  config.data.splits = {
+    'train': 'train',
+    'valid': 'valid',
+    'test': ('test_faces', 'test_characters'),
+  }
   config.data.train_ops = ('decode("L")', 'random_crop(32, 1)', 'normalize("half")')
   config.data.eval_ops = ('decode("L")', 'normalize("half")')
   config.data.max_length = 14

@@ -12,7 +12,7 @@ validation on that is no better than those before (NT-ASGD); for it, and for mor
 """
 
 from mmlm.config import default_config, parse_arg, smoke
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 
 def transformer(config, args):
@@ -20,7 +20,12 @@ def transformer(config, args):
   config.data.max_length = 128
   config.evaluate.stride = 64
   config.model.dropout = 0.2
-  config.model.head = {'name': 'transformer_decoder', 'layers': 2, 'heads': 4, 'positions': 'rotary'}
+  config.model.head = {
+    'name': 'transformer_decoder',
+    'layers': 2,
+    'heads': 4,
+    'positions': 'rotary',
+  }
   config.optimizer.warmup = '200 steps'
   config.optimizer.weight_decay = 0.1
   config.train.batch_size = 32
@@ -31,7 +36,13 @@ def lstm(config, args):
   config.data.max_length = 70
   config.evaluate.batch_size = 10
   config.model.dropout = 0.1  # six epochs leave little to overfit
-  config.model.head = {'name': 'lstm', 'layers': 2, 'hidden_dim': 256, 'weight_drop': 0.0, 'embedding_dropout': 0.0}
+  config.model.head = {
+    'name': 'lstm',
+    'layers': 2,
+    'hidden_dim': 256,
+    'weight_drop': 0.0,
+    'embedding_dropout': 0.0,
+  }
   config.optimizer.learning_rate = 1e-2
   config.train.batch_size = 40
   if args.averaged:
@@ -52,7 +63,13 @@ def get_config(arg=''):
   config = default_config()
   config.task = 'language_model'
   config.data.name = 'brown'
-  config.tokenizer = {'kind': 'word', 'vocab_size': 50000, 'lowercase': False, 'min_frequency': 3, 'exact': True}
+  config.tokenizer = {
+    'kind': 'word',
+    'vocab_size': 50000,
+    'lowercase': False,
+    'min_frequency': 3,
+    'exact': True,
+  }
   config.model.dim = 128
   config.optimizer.learning_rate = 2e-3
   config.train.label_smoothing = 0.0

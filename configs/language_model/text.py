@@ -13,7 +13,7 @@ not see each other, or `lstm`, which reads on. `gpt2=FOLDER` goes on from a GPT-
 
 from mmlm.config import default_config, parse_arg, smoke
 from mmlm.pretrained.gpt2 import gpt2_options
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 MODELS = {
   'transformer': ('packed', {'name': 'transformer_decoder', 'layers': 6, 'heads': 8}),
@@ -27,14 +27,27 @@ def splits(args):
     return args.set, {'targets': args.field}, args.text, args.valid
   if args.text.endswith('.jsonl'):
     return 'manifest', {}, args.text, args.valid
-  parts = (args.text, args.valid) if args.valid else (f'{args.text}[:90%]', f'{args.text}[90%:]')
+  if args.valid:
+    parts = (args.text, args.valid)
+  else:
+    parts = (f'{args.text}[:90%]', f'{args.text}[90%:]')
   return 'text', {'documents': args.documents}, *parts
 
 
 def get_config(arg=''):
   args = parse_arg(
-    arg, smoke=False, text='text.txt', valid='', documents='file', set='', field='text', tokens='bpe', model='transformer', context=256, gpt2=''
-  )  # fmt: skip
+    arg,
+    smoke=False,
+    text='text.txt',
+    valid='',
+    documents='file',
+    set='',
+    field='text',
+    tokens='bpe',
+    model='transformer',
+    context=256,
+    gpt2='',
+  )
   config = default_config()
   config.task = 'language_model'
   config.data.name, config.data.fields, train, valid = splits(args)
@@ -42,7 +55,13 @@ def get_config(arg=''):
   config.data.stream, head = MODELS[one_of('model', args.model, MODELS)]
   config.data.across = False
   config.data.max_length = args.context
-  config.tokenizer = {'kind': args.tokens, 'vocab_size': 8000, 'lowercase': False, 'min_frequency': 2, 'exact': True}
+  config.tokenizer = {
+    'kind': args.tokens,
+    'vocab_size': 8000,
+    'lowercase': False,
+    'min_frequency': 2,
+    'exact': True,
+  }
   config.model.dim = 256
   config.model.dropout = 0.2
   config.model.head = head
@@ -57,7 +76,8 @@ def get_config(arg=''):
     config.model.head, sizes = gpt2_options(args.gpt2)
     config.model.dim = sizes['dim']
     config.data.max_length = sizes['max_length']
-    config.tokenizer.kind, config.tokenizer.source = 'gpt2', args.gpt2
+    config.tokenizer.kind = 'gpt2'
+    config.tokenizer.source = args.gpt2
     config.optimizer.learning_rate = 3e-5
     config.optimizer.rate_rules = (('.*/tokens/bias', 0.0), ('.*', 1.0))
   return smoke(config) if args.smoke else config

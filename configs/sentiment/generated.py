@@ -18,7 +18,13 @@ def get_config(arg=''):
   config.data.fields = {name: name for name in ('id', 'label', *args.modalities.split('+'))}
   config.data.train_ops = config.data.eval_ops = ("decode('L')", "normalize('half')")
   config.data.max_length = 16
-  config.tokenizer = {'kind': 'word', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'word',
+    'source': '',
+    'vocab_size': 200,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.model.dim = 64
   encoders = {
     'text': {'name': 'text_transformer', 'layers': 1, 'heads': 4},
@@ -29,7 +35,11 @@ def get_config(arg=''):
   if 'text' not in config.model.encoders:
     config.tokenizer.kind = 'none'
   config.model.fusion = {'name': args.fusion}
-  config.model.head = {'name': 'classifier', 'hidden': 64, 'classes': ('negative', 'neutral', 'positive')}
+  config.model.head = {
+    'name': 'classifier',
+    'hidden': 64,
+    'classes': ('negative', 'neutral', 'positive'),
+  }
   config.optimizer.learning_rate = 2e-3
   config.train.duration = '8 epochs'
   config.train.batch_size = 100

@@ -17,15 +17,33 @@ def get_config(arg=''):
   config = default_config()
   config.task = 'classification'
   config.data.name = 'sst2'
-  config.data.splits = {'train': f'train[:{args.percent}%]', 'valid': 'dev', 'test': ('test', 'dev')}
+  config.data.splits = {
+    'train': f'train[:{args.percent}%]',
+    'valid': 'dev',
+    'test': ('test', 'dev'),
+  }
   config.data.max_length = 64
   config.data.buckets = (8, 12, 16, 24, 32, 48, 64)
-  config.tokenizer = {'kind': 'bpe', 'vocab_size': 8000, 'lowercase': True, 'min_frequency': 2, 'mask': True}
+  config.tokenizer = {
+    'kind': 'bpe',
+    'vocab_size': 8000,
+    'lowercase': True,
+    'min_frequency': 2,
+    'mask': True,
+  }
   if run := args.start or args.like:
-    config.tokenizer.kind, config.tokenizer.source = 'run', run
+    config.tokenizer.kind = 'run'
+    config.tokenizer.source = run
   config.model.dim = args.dim
   config.model.encoders = {
-    'text': {'name': 'bert', 'width': args.dim, 'layers': args.layers, 'heads': args.dim // 64 or 1, 'ffn_dim': 4 * args.dim, 'max_positions': 64}
+    'text': {
+      'name': 'bert',
+      'width': args.dim,
+      'layers': args.layers,
+      'heads': args.dim // 64 or 1,
+      'ffn_dim': 4 * args.dim,
+      'max_positions': 64,
+    }
   }
   config.model.head = {'name': 'classifier', 'pool': 'mean', 'classes': ('negative', 'positive')}
   config.optimizer.learning_rate = 3e-4

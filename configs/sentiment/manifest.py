@@ -13,23 +13,51 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(
-    arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='', audio=0, video=0, fusion='gated', classes='negative+positive', bert='',
-  )  # fmt: skip
+    arg,
+    smoke=False,
+    train='train.jsonl',
+    valid='valid.jsonl',
+    test='',
+    audio=0,
+    video=0,
+    fusion='gated',
+    classes='negative+positive',
+    bert='',
+  )
   config = default_config()
   config.model.dim = 128
   config.model.encoders = {'text': {'name': 'text_transformer', 'layers': 2}}
   config.optimizer.learning_rate = 5e-4
-  config.tokenizer = {'kind': 'bpe', 'source': '', 'vocab_size': 8000, 'lowercase': True, 'min_frequency': 2}
+  config.tokenizer = {
+    'kind': 'bpe',
+    'source': '',
+    'vocab_size': 8000,
+    'lowercase': True,
+    'min_frequency': 2,
+  }
   if args.bert:
     config = recipe(config, args.bert, args.smoke)
     config.optimizer.learning_rate = 5e-5
   config.task = 'classification'
   config.data.name = 'manifest'
-  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
+  config.data.splits = {
+    'train': args.train,
+    'valid': args.valid,
+    'test': (args.test or args.valid,),
+  }
   config.data.train_ops = config.data.eval_ops = (f'log_mel({args.audio})',) if args.audio else ()
-  config.data.max_length = 1000 if args.audio or args.video else 128  # rows of features; ten seconds of sound
-  config.data.buckets = (8, 16, 24, 32, 48, 64, 128) + ((250, 500, 1000) if config.data.max_length > 128 else ())
-  features = {modality: {'name': 'feature_recurrent', 'width': args[modality], 'normalize': True} for modality in ('audio', 'video') if args[modality]}
+  # rows of features; ten seconds of sound
+  if args.audio or args.video:
+    config.data.max_length = 1000
+  else:
+    config.data.max_length = 128
+  config.data.buckets = (8, 16, 24, 32, 48, 64, 128) + (
+    (250, 500, 1000) if config.data.max_length > 128 else ()
+  )
+  features = {}
+  for modality in ('audio', 'video'):
+    if args[modality]:
+      features[modality] = {'name': 'feature_recurrent', 'width': args[modality], 'normalize': True}
   config.model.encoders = {**config.model.encoders, **features}
   config.model.fusion = {'name': args.fusion if features else 'concatenation'}
   config.model.head = {'name': 'classifier', 'classes': tuple(args.classes.split('+'))}

@@ -40,10 +40,18 @@ def get_config(arg=''):
   config.tokenizer.kind = 'none'
   config.model.dim = 64
   config.model.dropout = 0.0
-  config.model.encoders = {m: {'name': 'feature_recurrent', 'width': WIDTHS[m], 'normalize': True, 'noise': NOISE[m]} for m in fields}
+  config.model.encoders = {
+    m: {'name': 'feature_recurrent', 'width': WIDTHS[m], 'normalize': True, 'noise': NOISE[m]}
+    for m in fields
+  }
   config.model.fusion = {'name': args.fusion}
   config.model.context = {'name': 'feature_recurrent', 'width': config.model.dim}
-  config.model.head = {'name': 'classifier', 'pool': 'each', 'hidden': 512, 'classes': ('negative', 'positive')}
+  config.model.head = {
+    'name': 'classifier',
+    'pool': 'each',
+    'hidden': 512,
+    'classes': ('negative', 'positive'),
+  }
   config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup = '20 steps'
   config.train.duration = config.train.eval_every = '40 epochs'

@@ -16,17 +16,30 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, head='ctc', encoder='audio_recurrent', tokenizer='char')
-  layers = {} if args.encoder == 'audio_recurrent' else {'layers': 4}
-  config = recipe(default_config(), {'name': args.encoder, 'width': 39, 'planes': 3, **layers}, args.head)
+  if args.encoder == 'audio_recurrent':
+    layers = {}
+  else:
+    layers = {'layers': 4}
+  config = recipe(
+    default_config(), {'name': args.encoder, 'width': 39, 'planes': 3, **layers}, args.head
+  )
   config.data.name = 'an4'
-  config.data.train_ops = ('stretch(0.9, 1.1)', 'standardize', 'spec_augment(5, 2, 3, 2, 15)', 'deltas(2)')
+  config.data.train_ops = (
+    'stretch(0.9, 1.1)',
+    'standardize',
+    'spec_augment(5, 2, 3, 2, 15)',
+    'deltas(2)',
+  )
   config.data.eval_ops = ('standardize', 'deltas(2)')
   config.data.max_length = 720
   config.data.buckets = (120, 180, 240, 300, 360, 480, 720)
   config.tokenizer.kind = args.tokenizer
   config.model.dim = 256
   config.model.dropout = 0.3
-  config.optimizer.learning_rate = 5e-4 if args.encoder == 'conformer' else 2e-3
+  if args.encoder == 'conformer':
+    config.optimizer.learning_rate = 5e-4
+  else:
+    config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup = '600 steps'
   config.train.duration = '50 epochs'
   config.train.eval_every = '2 epochs'

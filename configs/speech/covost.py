@@ -14,11 +14,19 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, pair='fr_en', direct=False)
-  head = {'head': 'transformer_decoder'} if args.direct else {'ctc_labels': 'transcript'}
+  if args.direct:
+    head = {'head': 'transformer_decoder'}
+  else:
+    head = {'ctc_labels': 'transcript'}
   config = large(recipe(default_config(), ENCODER, layers=6, **head))
   config.task = 'speech_translation'
   config.data.name = f'covost/{args.pair}'
-  config.data.fields = {'id': 'id', 'audio': 'audio', 'targets': 'translation', 'speaker': 'speaker'} | ({} if args.direct else {'transcript': 'sentence'})
+  config.data.fields = {
+    'id': 'id',
+    'audio': 'audio',
+    'targets': 'translation',
+    'speaker': 'speaker',
+  } | ({} if args.direct else {'transcript': 'sentence'})
   config.data.splits = {'train': 'train', 'valid': 'dev', 'test': ('test',)}
   config.decoding.ctc_weight = 0.0  # the branch writes the source language
   config.tokenizer.lowercase = False

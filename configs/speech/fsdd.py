@@ -14,9 +14,18 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, head='joint', encoder='conformer')
-  config = recipe(default_config(), {'name': args.encoder, 'width': 40, 'layers': 3, 'channels': 16, 'subsampling': 2}, args.head)
+  config = recipe(
+    default_config(),
+    {'name': args.encoder, 'width': 40, 'layers': 3, 'channels': 16, 'subsampling': 2},
+    args.head,
+  )
   config.data.name = 'fsdd'
-  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(40)', 'spec_augment(2, 2, 8, 2, 10)')
+  config.data.train_ops = (
+    'decode_sound(16000)',
+    'speed',
+    'log_mel(40)',
+    'spec_augment(2, 2, 8, 2, 10)',
+  )
   config.data.eval_ops = ('decode_sound(16000)', 'log_mel(40)')
   config.data.max_length = 300
   config.data.buckets = (40, 60, 90, 300)

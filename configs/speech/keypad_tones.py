@@ -12,23 +12,43 @@ from mmlm.config import default_config, parse_arg, smoke
 def recipe(config, encoder: dict, head='joint', **options):
   """Characters out of sounds by an encoder and a head with their options: what the experiments on speech share."""
   config.task = 'recognition'
-  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'char',
+    'source': '',
+    'vocab_size': 200,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.model.encoders = {'audio': encoder}
-  positions = {'positions': 'sinusoidal'} if head in ('joint', 'transformer_decoder') else {}
+  if head in ('joint', 'transformer_decoder'):
+    positions = {'positions': 'sinusoidal'}
+  else:
+    positions = {}
   config.model.head = {'name': head, **positions, **options}
   config.train.monitor = 'cer'
   config.evaluate.shuffled = False
   config.decoding.beam_size = 8
   config.decoding.length_penalty = 0.0
-  config.decoding.ctc_weight = 0.3 if head.startswith('joint') else 0.0
+  if head.startswith('joint'):
+    config.decoding.ctc_weight = 0.3
+  else:
+    config.decoding.ctc_weight = 0.0
   return config
 
 
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, head='joint', encoder='conformer')
-  config = recipe(default_config(), {'name': args.encoder, 'width': 40, 'layers': 2, 'channels': 16, 'subsampling': 2}, args.head)
+  config = recipe(
+    default_config(),
+    {'name': args.encoder, 'width': 40, 'layers': 2, 'channels': 16, 'subsampling': 2},
+    args.head,
+  )
   config.data.name = 'keypad_tones/full'
-  config.data.train_ops = config.data.eval_ops = ('decode_sound(16000)', 'log_mel(40)', 'standardize')
+  config.data.train_ops = config.data.eval_ops = (
+    'decode_sound(16000)',
+    'log_mel(40)',
+    'standardize',
+  )
   config.data.max_length = 320
   config.data.buckets = (100, 140, 180, 220, 320)
   config.tokenizer.kind = 'word'

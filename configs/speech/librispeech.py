@@ -11,7 +11,14 @@ from configs.speech.keypad_tones import recipe
 from mmlm.config import default_config, parse_arg, smoke
 
 # The medium size of Gulati et al. (2020), table 1.
-ENCODER = {'name': 'conformer', 'width': 80, 'layers': 16, 'kernel': 31, 'channels': 128, 'remat': True}
+ENCODER = {
+  'name': 'conformer',
+  'width': 80,
+  'layers': 16,
+  'kernel': 31,
+  'channels': 128,
+  'remat': True,
+}
 
 
 def get_config(arg=''):
@@ -25,12 +32,24 @@ def get_config(arg=''):
 
 def large(config):
   """Features, tokenizer and training for corpora of a hundred hours and more."""
-  config.data.train_ops = ('decode_sound(16000)', 'speed', 'fbank(80)', 'standardize', 'spec_augment(5, 2, 27, 2, 40)')
+  config.data.train_ops = (
+    'decode_sound(16000)',
+    'speed',
+    'fbank(80)',
+    'standardize',
+    'spec_augment(5, 2, 27, 2, 40)',
+  )
   config.data.eval_ops = ('decode_sound(16000)', 'fbank(80)', 'standardize')
   config.data.max_length = 2800
   config.data.buckets = (400, 800, 1200, 1400, 1600, 1800, 2800)
   config.data.max_valid_examples = 500
-  config.tokenizer = {'kind': 'unigram', 'source': '', 'vocab_size': 1000, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'unigram',
+    'source': '',
+    'vocab_size': 1000,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.model.dim = 256
   config.model.dtype = 'bfloat16'
   config.optimizer.learning_rate = 1e-3

@@ -14,16 +14,44 @@ from mmlm.config import default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(
-    arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='', tokenizer='char', translate=False, features=0,
-  )  # fmt: skip
-  translation = {'ctc_labels': 'transcript'} if args.translate else {}
-  config = recipe(default_config(), {'name': 'conformer', 'width': args.features or 80}, **translation)
+    arg,
+    smoke=False,
+    train='train.jsonl',
+    valid='valid.jsonl',
+    test='',
+    tokenizer='char',
+    translate=False,
+    features=0,
+  )
+  if args.translate:
+    translation = {'ctc_labels': 'transcript'}
+  else:
+    translation = {}
+  config = recipe(
+    default_config(), {'name': 'conformer', 'width': args.features or 80}, **translation
+  )
   config.data.name = 'manifest'
-  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
-  sounds = () if args.features else ('decode_sound(16000)', 'log_mel(80)')
-  faster = 'stretch(0.9, 1.1)' if args.features else 'speed'
+  config.data.splits = {
+    'train': args.train,
+    'valid': args.valid,
+    'test': (args.test or args.valid,),
+  }
+  if args.features:
+    sounds = ()
+  else:
+    sounds = ('decode_sound(16000)', 'log_mel(80)')
+  if args.features:
+    faster = 'stretch(0.9, 1.1)'
+  else:
+    faster = 'speed'
   config.data.eval_ops = (*sounds, 'standardize')
-  config.data.train_ops = (*sounds[:1], faster, *sounds[1:], 'standardize', 'spec_augment(5, 2, 15, 2, 40)')
+  config.data.train_ops = (
+    *sounds[:1],
+    faster,
+    *sounds[1:],
+    'standardize',
+    'spec_augment(5, 2, 15, 2, 40)',
+  )
   config.data.max_length = 3000  # thirty seconds
   config.data.buckets = (200, 400, 600, 800, 1000, 1500, 2000, 3000)
   config.tokenizer.kind = args.tokenizer

@@ -18,15 +18,25 @@ larger and has Transformer decoders.
 
 from configs.speech.keypad_tones import recipe
 from mmlm.config import default_config, parse_arg, smoke
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 FIELDS = {
-  'recognition': {'targets': 'mboshi'}, 'translation': {'targets': 'french'}, 'multitask': {'targets': 'french', 'transcript': 'mboshi'},
+  'recognition': {'targets': 'mboshi'},
+  'translation': {'targets': 'french'},
+  'multitask': {'targets': 'french', 'transcript': 'mboshi'},
   'text': {'targets': 'french', 'text': 'mboshi'},
-}  # fmt: skip
+}
 HEADS = {
-  'recurrent': {'recognition': 'ctc', 'translation': 'recurrent_decoder', 'multitask': 'joint_recurrent'},
-  'transformer': {'recognition': 'joint', 'translation': 'transformer_decoder', 'multitask': 'joint'},
+  'recurrent': {
+    'recognition': 'ctc',
+    'translation': 'recurrent_decoder',
+    'multitask': 'joint_recurrent',
+  },
+  'transformer': {
+    'recognition': 'joint',
+    'translation': 'transformer_decoder',
+    'multitask': 'joint',
+  },
 }
 
 
@@ -34,9 +44,14 @@ def get_config(arg=''):
   args = parse_arg(arg, smoke=False, task='recognition', encoder='audio_recurrent', start='')
   one_of('task', args.task, FIELDS)
   config = default_config()
-  config = text_to_text(config) if args.task == 'text' else sound_to_text(config, args.task, args.encoder)
+  if args.task == 'text':
+    config = text_to_text(config)
+  else:
+    config = sound_to_text(config, args.task, args.encoder)
   config.data.name = 'mboshi'
-  config.data.fields = {'id': 'id', **FIELDS[args.task]} | ({} if args.task == 'text' else {'audio': 'audio', 'speaker': 'speaker'})
+  config.data.fields = {'id': 'id', **FIELDS[args.task]} | (
+    {} if args.task == 'text' else {'audio': 'audio', 'speaker': 'speaker'}
+  )
   config.model.dim = 144
   config.model.dropout = 0.2
   config.optimizer.warmup = '300 steps'
@@ -59,24 +74,46 @@ def get_config(arg=''):
 
 def sound_to_text(config, task, encoder):
   heads = HEADS['recurrent' if encoder == 'audio_recurrent' else 'transformer']
-  options = {'ctc_labels': 'transcript'} if task == 'multitask' else {}
+  if task == 'multitask':
+    options = {'ctc_labels': 'transcript'}
+  else:
+    options = {}
   config = recipe(config, {'name': encoder, 'width': 80}, heads[task], **options)
-  config.task = 'recognition' if task == 'recognition' else 'speech_translation'
-  config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(80)', 'standardize', 'spec_augment(5, 2, 15, 2, 40)')
+  if task == 'recognition':
+    config.task = 'recognition'
+  else:
+    config.task = 'speech_translation'
+  config.data.train_ops = (
+    'decode_sound(16000)',
+    'speed',
+    'log_mel(80)',
+    'standardize',
+    'spec_augment(5, 2, 15, 2, 40)',
+  )
   config.data.eval_ops = ('decode_sound(16000)', 'log_mel(80)', 'standardize')
   config.data.max_length = 1100
   config.data.buckets = (240, 280, 320, 380, 460, 600, 1100)
   if task == 'recognition':
-    config.decoding.ngram, config.decoding.ngram_weight = 4, 0.3
+    config.decoding.ngram = 4
+    config.decoding.ngram_weight = 0.3
   else:
     config.decoding.ctc_weight = 0.0  # of multitask the branch writes Mboshi
-  config.optimizer.learning_rate = 2e-3 if encoder == 'audio_recurrent' else 5e-4
+  if encoder == 'audio_recurrent':
+    config.optimizer.learning_rate = 2e-3
+  else:
+    config.optimizer.learning_rate = 5e-4
   return config
 
 
 def text_to_text(config):
   config.task = 'translation'
-  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 200, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'char',
+    'source': '',
+    'vocab_size': 200,
+    'lowercase': True,
+    'min_frequency': 1,
+  }
   config.data.max_length = 160
   config.data.buckets = (32, 48, 64, 96, 160)
   config.model.encoders = {'text': {'name': 'text_recurrent', 'layers': 3, 'cell': 'lstm'}}

@@ -13,15 +13,29 @@ from mmlm.config import chosen, default_config, parse_arg, smoke
 
 def get_config(arg=''):
   args = parse_arg(
-    arg, smoke=False, train='train.jsonl', valid='valid.jsonl', test='', source='en', target='de', moses=True,
-    fusion='gated', modalities='text+image',
-  )  # fmt: skip
+    arg,
+    smoke=False,
+    train='train.jsonl',
+    valid='valid.jsonl',
+    test='',
+    source='en',
+    target='de',
+    moses=True,
+    fusion='gated',
+    modalities='text+image',
+  )
   config = recipe(default_config(), args.source, args.target, args.moses)
   config.data.name = 'manifest'
-  config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test or args.valid,)}
+  config.data.splits = {
+    'train': args.train,
+    'valid': args.valid,
+    'test': (args.test or args.valid,),
+  }
   config.data.train_ops = ('decode', 'resize(224)', 'flip', 'normalize(0.498039, 0.501961)')
   config.data.eval_ops = ('decode', 'resize(224)', 'normalize(0.498039, 0.501961)')
-  encoders = config.model.encoders.to_dict() | {'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2}}
+  encoders = config.model.encoders.to_dict() | {
+    'image': {'name': 'efficientnet_lite0', 'grid_dropout': 0.2}
+  }
   config.model.encoders = chosen(args.modalities, encoders)
   config.model.fusion = {'name': args.fusion}
   return smoke(config) if args.smoke else config

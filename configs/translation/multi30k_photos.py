@@ -15,7 +15,15 @@ from mmlm.config import chosen, default_config, parse_arg, smoke
 
 
 def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, source='en', target='de', fusion='selective', modalities='text+image', start='')
+  args = parse_arg(
+    arg,
+    smoke=False,
+    source='en',
+    target='de',
+    fusion='selective',
+    modalities='text+image',
+    start='',
+  )
   config = recipe(default_config(), args.source, args.target)
   config.data.name = 'multi30k/photos'
   if 'image' in args.modalities:
@@ -40,9 +48,13 @@ def get_config(arg=''):
   config.train.keep_latest = config.evaluate.average = 5
   config.evaluate.reference_words = {}
   if args.start:
-    config.tokenizer.kind, config.tokenizer.source = 'run', args.start
+    config.tokenizer.kind = 'run'
+    config.tokenizer.source = args.start
     config.train.start_from = args.start
-    new = (('(fusion|encoders_image)/.*', False),) if 'image' in args.modalities else ()
+    if 'image' in args.modalities:
+      new = (('(fusion|encoders_image)/.*', False),)
+    else:
+      new = ()
     config.train.start_rules = (*new, ('.*', True))
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup = '100 steps'

@@ -1,6 +1,6 @@
 """A small pre-norm Transformer on Multi30k: 3 + 3 layers, D 256, gated feed-forward (SiLU), rotary positions.
 
-  ./launch.sh train configs/translation/multi30k_prenorm.py --workdir runs/prenorm
+./launch.sh train configs/translation/multi30k_prenorm.py --workdir runs/prenorm
 """
 
 from configs.translation.multi30k import recipe

@@ -1,6 +1,6 @@
 """A recurrent network with attention on Multi30k: bidirectional GRU encoder, LSTM decoder with input feeding (Luong et al. 2015).
 
-  ./launch.sh train configs/translation/multi30k_rnn.py --workdir runs/rnn
+./launch.sh train configs/translation/multi30k_rnn.py --workdir runs/rnn
 """
 
 from configs.translation.multi30k import recipe

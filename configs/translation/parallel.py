@@ -39,7 +39,16 @@ def recipe(config, source, target, moses):
 
 
 def get_config(arg=''):
-  args = parse_arg(arg, smoke=False, train='train', valid='valid', test='test', source='en', target='de', moses=True)
+  args = parse_arg(
+    arg,
+    smoke=False,
+    train='train',
+    valid='valid',
+    test='test',
+    source='en',
+    target='de',
+    moses=True,
+  )
   config = recipe(default_config(), args.source, args.target, args.moses)
   config.data.name = 'parallel'
   config.data.fields = {'text': args.source, 'targets': args.target}

@@ -10,7 +10,7 @@
 `:cbow` predicts each word from the mean of its window. `:fasttext` adds pieces of 3 to 6 letters (Bojanowski et al. 2017) at the rate 0.05
 that is their code's. Words are what stands between spaces, in lower case (`tokenizer.lowercase`), those with 5 or more places in the text
 (`tokenizer.min_frequency`); `data.languages.text=en` puts Moses' rules before. The settings are those that word2vec's code has by itself;
-how updates differ from it stands in mmlm/models/word_vectors.py. What is measured: experiments/benchmarks/word_vectors.py.
+how updates differ from it stands in mmlm/word_vectors/objectives.py. What is measured: experiments/benchmarks/word_vectors.py.
 """
 
 from mmlm.config import default_config, parse_arg
@@ -23,7 +23,13 @@ def recipe(config, args, file):
   config.data.name = 'text'
   config.data.fields = {'documents': 'file'}
   config.data.splits = {'train': text, 'valid': text, 'test': ()}
-  config.tokenizer = {'kind': 'word', 'source': '', 'vocab_size': 0, 'lowercase': True, 'min_frequency': 5}
+  config.tokenizer = {
+    'kind': 'word',
+    'source': '',
+    'vocab_size': 0,
+    'lowercase': True,
+    'min_frequency': 5,
+  }
   config.model.dim = args.width
   config.optimizer.warmup = '0 steps'
   config.optimizer.weight_decay = 0.0
@@ -35,9 +41,15 @@ def recipe(config, args, file):
 def get_config(arg=''):
   args = parse_arg(arg, smoke=False, text='', cbow=False, fasttext=False, width=100, epochs=5)
   config = recipe(default_config(), args, __file__)
-  config.model.head = {'name': 'cbow' if args.cbow else 'skip_gram', 'longest': 6 if args.fasttext else 0}
+  config.model.head = {
+    'name': 'cbow' if args.cbow else 'skip_gram',
+    'longest': 6 if args.fasttext else 0,
+  }
   config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.05 if args.cbow or args.fasttext else 0.025
+  if args.cbow or args.fasttext:
+    config.optimizer.learning_rate = 0.05
+  else:
+    config.optimizer.learning_rate = 0.025
   config.optimizer.schedule = 'linear'
   config.optimizer.final_fraction = 0.004
   config.train.batch_size = 16384
@@ -50,5 +62,7 @@ def smoke(config):
   config.tokenizer.min_frequency = 1
   config.model.dim = 8
   config.train.batch_size, config.model.head.unlock()['micro_batch'] = 256, 64
-  config.train.duration, config.train.log_every, config.train.eval_every = '6 steps', '2 steps', '3 steps'
+  config.train.duration = '6 steps'
+  config.train.log_every = '2 steps'
+  config.train.eval_every = '3 steps'
   return config

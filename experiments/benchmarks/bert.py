@@ -23,23 +23,41 @@ import subprocess
 import sys
 
 import numpy as np
-from common import ROOT, Trainer, check_parameters, config_of, examples, in_turns, main, row, with_folder
+from common import (
+  ROOT,
+  Trainer,
+  check_parameters,
+  config_of,
+  examples,
+  in_turns,
+  main,
+  row,
+  with_folder,
+)
 
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.tokenizers import BOS, EOS, SPECIALS
-from mmlm.experiment import Experiment
+from mmlm.data.tokenizers.tokenizer import BOS, EOS, SPECIALS
+from mmlm.experiment.experiment import Experiment
 from mmlm.parallel import Parallel, side_by_side
 from mmlm.pretrained.bert import THEIR_SPECIALS, find
 
 SST2 = f'{ROOT}/configs/sentiment/bert_sst2.py'
 # One rate on both sides; the speed does not depend on it.
 SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps'}
-SMOKE = {'data.max_length': '16', 'data.buckets': '(8, 16)', 'train.batch_size': '4', 'evaluate.batch_size': '8'}
+SMOKE = {
+  'data.max_length': '16',
+  'data.buckets': '(8, 16)',
+  'train.batch_size': '4',
+  'evaluate.batch_size': '8',
+}
 # Of the real sentences: how many there are, and their tokens at PERCENTILES, [CLS] and [SEP] included.
 NUMBERS = {'train': 67349, 'dev': 872}
 PERCENTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)
-LENGTHS = {'train': (3, 3, 4, 6, 10, 18, 27, 44, 66), 'dev': (4, 7, 12, 18, 25, 32, 40, 53, 60)}
+LENGTHS = {
+  'train': (3, 3, 4, 6, 10, 18, 27, 44, 66),
+  'dev': (4, 7, 12, 18, 25, 32, 40, 53, 60),
+}
 
 
 # Input
@@ -50,24 +68,40 @@ def random_table(split: str, number: int, longest: int, vocabulary: int) -> Tabl
   rng = np.random.default_rng(0)
   lengths = np.interp(100 * rng.random(number), PERCENTILES, LENGTHS[split])
   lengths = np.clip(np.round(lengths), 3, longest).astype(int)
-  texts = [[BOS, *rng.integers(len(SPECIALS), vocabulary, n - 2).tolist(), EOS] for n in lengths]
+  texts = [
+    [
+      BOS,
+      *rng.integers(len(SPECIALS), vocabulary, n - 2).tolist(),
+      EOS,
+    ]
+    for n in lengths
+  ]
   labels = rng.integers(2, size=(number, 1)).tolist()
-  return Table([str(i) for i in range(number)], np.arange(number), [[]] * number, texts, labels)
+  return Table(
+    [str(i) for i in range(number)],
+    np.arange(number),
+    [[]] * number,
+    texts,
+    labels,
+  )
 
 
 def prepared(options, folder: pathlib.Path) -> Experiment:
   """The experiment of the config; for --smoke with a small BERT, which is written to `folder`."""
-  spec, settings = SST2, SETTINGS | {'data.dir': str(options.data_dir)}
+  spec = SST2
+  settings = SETTINGS | {'data.dir': str(options.data_dir)}
   if options.smoke:
     from peer_bert import write_small
 
-    spec, settings = f'{SST2}:bert={write_small(folder / "bert")}', settings | SMOKE
+    spec = f'{SST2}:bert={write_small(folder / "bert")}'
+    settings = settings | SMOKE
   return Experiment(config_of(spec, settings), folder)
 
 
 def sentences(experiment: Experiment, options, split: str) -> tuple[Table, str]:
   """A split, and what is in it."""
-  longest, vocabulary = experiment.config.data.max_length, experiment.tokenizer.vocab_size
+  longest = experiment.config.data.max_length
+  vocabulary = experiment.tokenizer.vocab_size
   if options.smoke:
     return random_table(split, 50, longest, vocabulary), 'smoke'
   if not list(options.data_dir.glob('sst2/*/dataset_info.json')):
@@ -100,7 +134,11 @@ def padded_to_longest(order: np.ndarray, lengths: np.ndarray, size: int) -> list
 
 def padding(batches: list[dict]) -> float:
   """The share of the places that hold no token, in percent."""
-  return 100 * (1 - sum(batch['text_mask'].sum() for batch in batches) / sum(batch['text_mask'].size for batch in batches))
+  return 100 * (
+    1
+    - sum(batch['text_mask'].sum() for batch in batches)
+    / sum(batch['text_mask'].size for batch in batches)
+  )
 
 
 def for_peer(experiment: Experiment, params):
@@ -108,11 +146,19 @@ def for_peer(experiment: Experiment, params):
   import peer_bert
 
   folder = find(experiment.config.model.encoders.text.pretrained)
-  place = {word: i for i, word in enumerate((folder / 'vocab.txt').read_text(encoding='utf-8').split('\n'))}
-  rows = [place[word] for word in (*THEIR_SPECIALS, *experiment.tokenizer.pieces[len(THEIR_SPECIALS) :])]
+  place = {}
+  for i, word in enumerate((folder / 'vocab.txt').read_text(encoding='utf-8').split('\n')):
+    place[word] = i
+  rows = []
+  for word in (*THEIR_SPECIALS, *experiment.tokenizer.pieces[len(THEIR_SPECIALS) :]):
+    rows.append(place[word])
   head = params['head']['classes']
-  kernel, bias = (np.array(head[name]) for name in ('kernel', 'bias'))  # copies: training takes the arrays away
-  return peer_bert.Weights(str(folder), np.array(rows), kernel, bias, experiment.config.model.dropout)
+  kernel, bias = (
+    np.array(head[name]) for name in ('kernel', 'bias')
+  )  # copies: training takes the arrays away
+  return peer_bert.Weights(
+    str(folder), np.array(rows), kernel, bias, experiment.config.model.dropout
+  )
 
 
 # Ours
@@ -122,17 +168,25 @@ class Answerer:
   """The answers of `mmlm evaluate`: probabilities [N, C] of the examples of batches, one after another."""
 
   def __init__(self, experiment: Experiment, params):
-    task, model, self.params = experiment.task, experiment.model, params
-    self.answer = Parallel('jit').rows(lambda params, batch: task.answer(model, params, batch, None, None)['outputs'])
+    task = experiment.task
+    model = experiment.model
+    self.params = params
+    self.answer = Parallel('jit').rows(
+      lambda params, batch: task.answer(model, params, batch, None, None)['outputs']
+    )
 
   def __call__(self, batches: list) -> np.ndarray:
     found = side_by_side(lambda batch: self.answer(self.params, batch), batches)
-    return np.concatenate([outputs[batch['weight'] > 0, 0] for batch, outputs in zip(batches, found)])
+    return np.concatenate(
+      [outputs[batch['weight'] > 0, 0] for batch, outputs in zip(batches, found)]
+    )
 
 
 def train_alone(config, folder: pathlib.Path, steps_per_epoch: int, batches: list):
   experiment = Experiment(config, folder)
-  Trainer(config, experiment.model, batches[0], steps_per_epoch, experiment.initial_params(batches[0]))(batches)
+  Trainer(
+    config, experiment.model, batches[0], steps_per_epoch, experiment.initial_params(batches[0])
+  )(batches)
 
 
 # Benchmarks
@@ -140,11 +194,20 @@ def train_alone(config, folder: pathlib.Path, steps_per_epoch: int, batches: lis
 
 def rows_of(benchmark: str, name: str, unit: str, rates: dict, **more) -> list[dict]:
   """A row for each form in which the peer had the examples. `rates`: those of 'mmlm', and of the peer by form."""
-  return [
-    row(benchmark, f'{name}, {form}', unit, {'mmlm': rates['mmlm'], 'transformers': rates[form]}, 'ratio 1.2', **more)
-    for form in rates
-    if form != 'mmlm'
-  ]
+  result = []
+  for form in rates:
+    if form != 'mmlm':
+      result.append(
+        row(
+          benchmark,
+          f'{name}, {form}',
+          unit,
+          {'mmlm': rates['mmlm'], 'transformers': rates[form]},
+          'ratio 1.2',
+          **more,
+        )
+      )
+  return result
 
 
 def finetune(options, folder: pathlib.Path) -> list[dict]:
@@ -154,21 +217,30 @@ def finetune(options, folder: pathlib.Path) -> list[dict]:
   peer.use_all_cores()
   experiment = prepared(options, folder)
   table, name = sentences(experiment, options, 'train')
-  config, plan = experiment.config, plan_of(experiment, table)
+  config = experiment.config
+  plan = plan_of(experiment, table)
   chosen = spread(plan, 3 if options.smoke else 32)
   order = np.random.default_rng(0).permutation(np.concatenate([batch.indices for batch in chosen]))
   buckets = load(table, chosen)
   shuffled = load(table, padded_to_longest(order, table.lengths, config.train.batch_size))
   shares = {'buckets': padding(buckets), 'shuffled': padding(shuffled)}
-  print('padding: ' + ', '.join(f'{form} {share:.1f} %' for form, share in shares.items()), flush=True)
+  print(
+    'padding: ' + ', '.join(f'{form} {share:.1f} %' for form, share in shares.items()), flush=True
+  )
 
   params = experiment.initial_params(buckets[0])
-  theirs = peer.Trainer(config, peer_bert.Classifier(for_peer(experiment, params)), peer_bert.tensors)
+  theirs = peer.Trainer(
+    config, peer_bert.Classifier(for_peer(experiment, params)), peer_bert.tensors
+  )
   ours = Trainer(config, experiment.model, buckets[0], plan.steps_per_epoch, params)
   check_parameters(ours, theirs)
   runs = {'mmlm': (ours, buckets), 'buckets': (theirs, buckets), 'shuffled': (theirs, shuffled)}
-  sides = {side: (functools.partial(run, batches), examples(batches)) for side, (run, batches) in runs.items()}
-  return rows_of('finetune', name, 'examples/s', in_turns(sides, options.rounds), padding_percent=shares)
+  sides = {}
+  for side, (run, batches) in runs.items():
+    sides[side] = (functools.partial(run, batches), examples(batches))
+  return rows_of(
+    'finetune', name, 'examples/s', in_turns(sides, options.rounds), padding_percent=shares
+  )
 
 
 def inference(options, folder: pathlib.Path) -> list[dict]:
@@ -178,17 +250,25 @@ def inference(options, folder: pathlib.Path) -> list[dict]:
   peer.use_all_cores()
   experiment = prepared(options, folder)
   table, name = sentences(experiment, options, 'dev')
-  size, lengths = experiment.config.evaluate.batch_size, table.lengths
+  size = experiment.config.evaluate.batch_size
+  lengths = table.lengths
   sorted_plan = eval_plan(lengths, size, experiment.buckets)
-  by_length, as_they_come = np.concatenate([batch.indices for batch in sorted_plan]), np.arange(len(lengths))
+  by_length = np.concatenate([batch.indices for batch in sorted_plan])
+  as_they_come = np.arange(len(lengths))
   orders = {'mmlm': by_length, 'sorted': by_length, 'unsorted': as_they_come}
-  batches = {form: load(table, padded_to_longest(orders[form], lengths, size)) for form in ('sorted', 'unsorted')}
+  batches = {}
+  for form in ('sorted', 'unsorted'):
+    batches[form] = load(table, padded_to_longest(orders[form], lengths, size))
   batches['mmlm'] = load(table, sorted_plan)
 
   params = experiment.initial_params(batches['mmlm'][0])
   model = peer_bert.Classifier(for_peer(experiment, params)).eval()
   peers = functools.partial(peer_bert.probabilities, model)
-  runs = {form: functools.partial(Answerer(experiment, params) if form == 'mmlm' else peers, batches[form]) for form in orders}
+  runs = {}
+  for form in orders:
+    runs[form] = functools.partial(
+      Answerer(experiment, params) if form == 'mmlm' else peers, batches[form]
+    )
   differences = check_answers({form: run()[np.argsort(orders[form])] for form, run in runs.items()})
   rates = in_turns({form: (run, len(lengths)) for form, run in runs.items()}, options.rounds)
   return rows_of('inference', name, 'sentences/s', rates, probabilities_differ_by=differences)
@@ -199,7 +279,10 @@ def check_answers(found: dict) -> dict:
   ours = found.pop('mmlm')
   differences = {form: float(np.abs(theirs - ours).max()) for form, theirs in found.items()}
   text = ', '.join(f'{form} {difference:.1e}' for form, difference in differences.items())
-  print(f'probabilities ({ours[:, 0].min():.3f} to {ours[:, 0].max():.3f}) differ at most by: {text}', flush=True)
+  print(
+    f'probabilities ({ours[:, 0].min():.3f} to {ours[:, 0].max():.3f}) differ at most by: {text}',
+    flush=True,
+  )
   if not max(differences.values()) < 1e-3:
     raise SystemExit('both sides have the same weights, and do not give the same answers')
   return differences
@@ -226,7 +309,9 @@ def peak(module: str, arguments: tuple, folder: pathlib.Path) -> float:
   stub.write_text("raise ImportError('hidden')\n")
   env = os.environ | {'PYTHONPATH': str(stub.parent)}
   command = [sys.executable, '-c', ALONE.format(module=module), str(path)]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parent, env=env, capture_output=True, text=True)
+  done = subprocess.run(
+    command, cwd=pathlib.Path(__file__).parent, env=env, capture_output=True, text=True
+  )
   if done.returncode:
     raise SystemExit(f'{module}: training alone failed\n{done.stderr}')
   return int(re.search(r'VmHWM:\s*(\d+) kB', done.stdout)[1]) / 1024
@@ -238,11 +323,15 @@ def memory(options, folder: pathlib.Path) -> list[dict]:
     return []
   experiment = prepared(options, folder)
   table, name = sentences(experiment, options, 'train')
-  config, plan = experiment.config, plan_of(experiment, table)
+  config = experiment.config
+  plan = plan_of(experiment, table)
   widest = max((plan[i] for i in range(plan.steps_per_epoch)), key=lambda batch: batch.length)
   batches = load(table, [*spread(plan, 2 if options.smoke else 29), widest])
   weights = for_peer(experiment, experiment.initial_params(batches[0]))
-  arguments = {'bert': (config, folder, plan.steps_per_epoch, batches), 'peer_bert': (config, weights, batches)}
+  arguments = {
+    'bert': (config, folder, plan.steps_per_epoch, batches),
+    'peer_bert': (config, weights, batches),
+  }
   peaks = {module: [] for module in arguments}
   for module in list(arguments) * options.rounds:
     peaks[module].append(peak(module, arguments[module], folder))
@@ -251,4 +340,6 @@ def memory(options, folder: pathlib.Path) -> list[dict]:
 
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: with_folder(run) for run in (finetune, inference, memory)}, 'bert.json')
+  main(
+    __doc__, {run.__name__: with_folder(run) for run in (finetune, inference, memory)}, 'bert.json'
+  )

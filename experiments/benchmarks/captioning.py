@@ -22,11 +22,22 @@ import tempfile
 import time
 
 import numpy as np
-from common import ROOT, STEPS, Generator, Trainer, check_parameters, config_of, examples, in_turns, main, row
+from common import (
+  ROOT,
+  STEPS,
+  Generator,
+  Trainer,
+  check_parameters,
+  config_of,
+  examples,
+  in_turns,
+  main,
+  row,
+)
 
 from mmlm.data.batching import TrainPlan, pad
-from mmlm.data.tokenizers import EOS
-from mmlm.experiment import Experiment
+from mmlm.data.tokenizers.tokenizer import EOS
+from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import build_model
 
 GRID = (49, 1280)  # places and channels of EfficientNet-Lite0 at 224 x 224
@@ -48,7 +59,8 @@ SMOKE_SIZES = {'smoke': ({'model.dim': '32', 'train.batch_size': '8'}, 100)}
 
 def random_batches(config, vocabulary: int, number: int) -> list[dict]:
   """Random grids and words, bucketed as in training; lengths are spread like those of Flickr8k's captions."""
-  rng, size = np.random.default_rng(0), config.train.batch_size
+  rng = np.random.default_rng(0)
+  size = config.train.batch_size
   longest = config.data.max_length
   # Log-normal fit of its 40,455 captions: 12.8 tokens on average, end token included.
   lengths = np.clip(np.round(rng.lognormal(2.507, 0.307, 30000)), 2, longest).astype(int)
@@ -76,15 +88,24 @@ def against_peer(kind: str, options) -> list[dict]:
     size = Size.of(config, vocabulary, GRID)
     model = build_model(config.model, vocabulary, config.data.max_length)
     if kind == 'train':
-      ours, theirs = Trainer(config, model, batches[0], len(batches)), peer.Trainer(config, Captioner(size), tensors)
+      ours = Trainer(config, model, batches[0], len(batches))
+      theirs = peer.Trainer(config, Captioner(size), tensors)
       check_parameters(ours, theirs)
     else:
-      beams = config.decoding.beam_size if kind == 'beam' else 1
+      if kind == 'beam':
+        beams = config.decoding.beam_size
+      else:
+        beams = 1
       ours = Generator(config, model, batches[0], kind)
       theirs = generator(size, beams, STEPS, config.decoding.length_penalty)
     names = ('mmlm', 'PyTorch' if kind == 'train' else 'transformers')
-    sides = {side: (functools.partial(run, batches), examples(batches)) for side, run in zip(names, (ours, theirs))}
-    unit = 'examples/s' if kind == 'train' else 'captions/s'
+    sides = {}
+    for side, run in zip(names, (ours, theirs)):
+      sides[side] = (functools.partial(run, batches), examples(batches))
+    if kind == 'train':
+      unit = 'examples/s'
+    else:
+      unit = 'captions/s'
     rows.append(row(kind, name, unit, in_turns(sides, options.rounds), GOALS[kind]))
   return rows
 
@@ -94,7 +115,9 @@ def real_configs(options) -> dict:
   found = {'unicode_pictures': f'{PICTURES}:smoke' if options.smoke else str(PICTURES)}
   if options.smoke:
     return found
-  if list(options.data_dir.glob('flickr8k/*/dataset_info.json')) and list(options.data_dir.glob('features/*.npy')):
+  if list(options.data_dir.glob('flickr8k/*/dataset_info.json')) and list(
+    options.data_dir.glob('features/*.npy')
+  ):
     return found | {'flickr8k': str(FLICKR8K)}
   print(f'flickr8k is not prepared in {options.data_dir}, with its grids: left out of startup')
   return found
@@ -105,10 +128,17 @@ def first_step_seconds(spec: str, options, cache: str) -> float:
   with tempfile.TemporaryDirectory() as folder:
     # tensorboardX imports torch where it is installed, and mmlm does not install it: this stands in its way.
     pathlib.Path(folder, 'torch.py').write_text("raise ImportError('hidden')\n")
-    arguments = ['train', spec, '--workdir', f'{folder}/run', f'--config.data.dir={options.data_dir}']
-    command = [sys.executable, '-m', 'mmlm.main', *arguments, '--config.train.duration=1 steps']
+    arguments = [
+      'train',
+      spec,
+      '--workdir',
+      f'{folder}/run',
+      f'--config.data.dir={options.data_dir}',
+    ]
+    command = [sys.executable, '-m', 'mmlm', *arguments, '--config.train.duration=1 steps']
     env = os.environ | {'PYTHONPATH': f'{folder}:{ROOT}', 'JAX_COMPILATION_CACHE_DIR': cache}
-    began, lines = time.perf_counter(), []
+    began = time.perf_counter()
+    lines = []
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with subprocess.Popen(command, cwd=folder, env=env, **pipes) as process:
       try:
@@ -124,7 +154,9 @@ def first_step_seconds(spec: str, options, cache: str) -> float:
 def startup(options) -> list[dict]:
   rows = []
   for name, spec in real_configs(options).items():
-    Experiment(config_of(spec, {'data.dir': str(options.data_dir)}), '').source('train')  # prepares the data, not timed
+    Experiment(config_of(spec, {'data.dir': str(options.data_dir)}), '').source(
+      'train'
+    )  # prepares the data, not timed
     with tempfile.TemporaryDirectory() as cache:
       cold = [first_step_seconds(spec, options, cache)]
       warm = [first_step_seconds(spec, options, cache) for _ in range(options.rounds)]

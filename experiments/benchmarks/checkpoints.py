@@ -26,12 +26,19 @@ from mmlm.data.pipeline import Loader
 from mmlm.models.multimodal import build_model
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.step import StepOptions, initial_state
-from mmlm.trees import count
+from mmlm.utils.pytree import count
 
 VOCABULARY = 10000
-STEPS_BEHIND, EVERY = 10, 100
-LAYERS, WIDTH = 12, 1024  # 12 matrices of 4 WIDTH^2 values: 50M parameters
-FOLDER = {'--folder': dict(type=pathlib.Path, default=ROOT, help='where checkpoints are written for a while')}
+STEPS_BEHIND = 10
+EVERY = 100
+# 12 matrices of 4 WIDTH^2 values: 50M parameters
+LAYERS = 12
+WIDTH = 1024
+FOLDER = {
+  '--folder': dict(
+    type=pathlib.Path, default=ROOT, help='where checkpoints are written for a while'
+  )
+}
 
 
 def step(options) -> list[dict]:
@@ -39,10 +46,21 @@ def step(options) -> list[dict]:
   config = config_of(f'{MULTI30K},smoke' if options.smoke else MULTI30K, SETTINGS)
   few, vocabulary = (2, 100) if options.smoke else (STEPS_BEHIND, VOCABULARY)
   table = random_table(config.data.max_length, vocabulary, 29000 if not options.smoke else 100)
-  plan = TrainPlan(table.lengths, config.train.batch_size, config.data.buckets, config.seed, config.train.batch_tokens)
+  plan = TrainPlan(
+    table.lengths,
+    config.train.batch_size,
+    config.data.buckets,
+    config.seed,
+    config.train.batch_tokens,
+  )
   loader = Loader(None, table, ('text',), [], config.train.batch_size)
   batches = [loader(i, plan[i]) for i in range(few)]
-  trainer = Trainer(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], plan.steps_per_epoch)
+  trainer = Trainer(
+    config,
+    build_model(config.model, vocabulary, config.data.max_length),
+    batches[0],
+    plan.steps_per_epoch,
+  )
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
     checkpoints = Checkpoints(folder)
 
@@ -57,16 +75,37 @@ def step(options) -> list[dict]:
   # Of the two blocks of each round, which stand beside each other in time.
   costs = [few / slower - few / faster for slower, faster in zip(*rates.values())]
   hundred = EVERY * statistics.median(1 / rate for rate in rates['without'])
-  found = row('step', f'{count(trainer.state) / 1e6:.1f}M values', 'steps/s', rates, 'ratio of 100 steps 0.98', steps=few)
-  cost = {'seconds_of_a_checkpoint': summary(costs), 'ratio_of_100_steps': hundred / (hundred + statistics.median(costs))}
-  print(f'a checkpoint costs {statistics.median(costs):.2f} s [{min(costs):.2f}, {max(costs):.2f}], 100 steps {hundred:.1f} s: '
-        f'ratio {cost["ratio_of_100_steps"]:.3f}', flush=True)  # fmt: skip
+  found = row(
+    'step',
+    f'{count(trainer.state) / 1e6:.1f}M values',
+    'steps/s',
+    rates,
+    'ratio of 100 steps 0.98',
+    steps=few,
+  )
+  cost = {
+    'seconds_of_a_checkpoint': summary(costs),
+    'ratio_of_100_steps': hundred / (hundred + statistics.median(costs)),
+  }
+  print(
+    f'a checkpoint costs {statistics.median(costs):.2f} s [{min(costs):.2f}, {max(costs):.2f}], 100 steps {hundred:.1f} s: '
+    f'ratio {cost["ratio_of_100_steps"]:.3f}',
+    flush=True,
+  )
   return [found | cost]
 
 
 def blocking(options) -> list[dict]:
   width = 64 if options.smoke else WIDTH
-  params = {f'layer_{i}': {'kernel': jnp.full((width, 4 * width), 1.0 + i)} for i in range(LAYERS)}
+  params = {
+    f'layer_{i}': {
+      'kernel': jnp.full(
+        (width, 4 * width),
+        1.0 + i,
+      )
+    }
+    for i in range(LAYERS)
+  }
   state = initial_state(params, StepOptions(optax.adam(1e-3), None), 0)
   change = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
   seconds = {'blocking': [], 'written': [], 'restored': []}
@@ -88,7 +127,10 @@ def blocking(options) -> list[dict]:
   about = {'benchmark': 'blocking', 'parameters': parameters, 'unit': 's'}
   rows = [{**about, 'what': name, **summary(values[1:])} for name, values in seconds.items()]
   for found in rows:
-    print(f'{parameters / 1e6:.1f}M parameters, {found["what"]:<9} {found["median"]:.3f} s [{found["low"]:.3f}, {found["high"]:.3f}]', flush=True)
+    print(
+      f'{parameters / 1e6:.1f}M parameters, {found["what"]:<9} {found["median"]:.3f} s [{found["low"]:.3f}, {found["high"]:.3f}]',
+      flush=True,
+    )
   return rows
 
 

@@ -15,17 +15,17 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from mmlm.commands import environment  # noqa: E402
+from mmlm.cli.commands import environment  # noqa: E402
 from mmlm.config import load_config, override, to_steps  # noqa: E402
-from mmlm.data.tokenizers import BOS, EOS, PAD  # noqa: E402
+from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
-from mmlm.errors import UserError  # noqa: E402
 from mmlm.parallel import Parallel, side_by_side  # noqa: E402
-from mmlm.runs import write_json  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
 from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
 from mmlm.training.step import StepOptions, initial_state, train_step  # noqa: E402
-from mmlm.trees import count  # noqa: E402
+from mmlm.utils.errors import UserError  # noqa: E402
+from mmlm.utils.pytree import count  # noqa: E402
+from mmlm.utils.run_dir import write_json  # noqa: E402
 
 STEPS = 20  # of decoding
 
@@ -39,15 +39,24 @@ def config_of(spec, settings: dict):
 
 def initial_params(model, batch: dict):
   row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
-  return jax.jit(model.init)({'params': jax.random.key(0)}, row, jnp.asarray(row['target']))['params']
+  return jax.jit(model.init)(
+    {'params': jax.random.key(0)},
+    row,
+    jnp.asarray(row['target']),
+  )['params']
 
 
 class Trainer:
   """The train step as `mmlm train` compiles it; `params` to start from, or random ones."""
 
   def __init__(self, config, model, batch: dict, steps_per_epoch: int, params=None):
-    size, smoothing, task = config.train.batch_size, config.train.label_smoothing, TASKS[config.task]
-    params = initial_params(model, batch) if params is None else params
+    size = config.train.batch_size
+    smoothing = config.train.label_smoothing
+    task = TASKS[config.task]
+    if params is None:
+      params = initial_params(model, batch)
+    else:
+      params = params
     total = to_steps(config.train.duration, 'train.duration', size, steps_per_epoch)
     rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
 
@@ -72,17 +81,28 @@ class Generator:
 
   def __init__(self, config, model, batch: dict, method: str):
     self.params = initial_params(model, batch)
-    task, rng = TASKS[config.task], jax.random.key(0)
+    task = TASKS[config.task]
+    rng = jax.random.key(0)
     options = SearchOptions(
-      method, max_length=STEPS, min_length=STEPS, beam_size=config.decoding.beam_size,
-      length_penalty=config.decoding.length_penalty, pad_id=PAD, bos_id=BOS, eos_id=EOS,
-    )  # fmt: skip
-    self.generate = Parallel('jit').rows(lambda params, batch: task.generate(model, params, batch, options, rng)._asdict())
+      method,
+      max_length=STEPS,
+      min_length=STEPS,
+      beam_size=config.decoding.beam_size,
+      length_penalty=config.decoding.length_penalty,
+      pad_id=PAD,
+      bos_id=BOS,
+      eos_id=EOS,
+    )
+    self.generate = Parallel('jit').rows(
+      lambda params, batch: task.generate(model, params, batch, options, rng)._asdict()
+    )
 
   def __call__(self, batches: list) -> list:
     """Tokens [n, STEPS] of the examples of each batch."""
     tokens = []
-    for batch, found in zip(batches, side_by_side(lambda batch: self.generate(self.params, batch), batches)):
+    for batch, found in zip(
+      batches, side_by_side(lambda batch: self.generate(self.params, batch), batches)
+    ):
       real = batch['weight'] > 0
       if not (found['lengths'][real] == STEPS).all():
         raise SystemExit('a hypothesis does not have all steps')
@@ -120,7 +140,12 @@ def in_turns(sides: dict, rounds: int, warm: bool = True) -> dict:
 
 
 def summary(values: list) -> dict:
-  return {'median': statistics.median(values), 'low': min(values), 'high': max(values), 'all': values}
+  return {
+    'median': statistics.median(values),
+    'low': min(values),
+    'high': max(values),
+    'all': values,
+  }
 
 
 def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) -> dict:
@@ -128,10 +153,26 @@ def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) ->
   sides = {name: summary(values) for name, values in rates.items()}
   first, *others = sides
   ratios = {name: sides[first]['median'] / sides[name]['median'] for name in others}
-  text = '   '.join(f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items())
-  ratio = f'   ratio {", ".join(f"{ratio:.2f}" for ratio in ratios.values())}' if ratios else ''
-  print(f'{benchmark:<9} {size:<17} {text}  {unit}{ratio}   (goal: {goal})', flush=True)
-  return {'benchmark': benchmark, 'size': size, 'unit': unit, 'sides': sides, 'ratios': ratios, 'goal': goal, **more}
+  text = '   '.join(
+    f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items()
+  )
+  if ratios:
+    ratio = f'   ratio {", ".join(f"{ratio:.2f}" for ratio in ratios.values())}'
+  else:
+    ratio = ''
+  print(
+    f'{benchmark:<9} {size:<17} {text}  {unit}{ratio}   (goal: {goal})',
+    flush=True,
+  )
+  return {
+    'benchmark': benchmark,
+    'size': size,
+    'unit': unit,
+    'sides': sides,
+    'ratios': ratios,
+    'goal': goal,
+    **more,
+  }
 
 
 # Command line
@@ -153,22 +194,39 @@ def with_folder(benchmark):
 def machine() -> dict:
   """Environment of the run, with the processor's name and the versions of the peers."""
   found = environment()
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
-  found['processor'] = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
+  if os.path.exists('/proc/cpuinfo'):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  else:
+    lines = []
+  found['processor'] = next(
+    (line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None
+  )
   for name in ('torch', 'transformers', 'ctranslate2'):
     if name in sys.modules:
       found['versions'][name] = sys.modules[name].__version__
   return found
 
 
-def main(description: str, benchmarks: dict, output: str, flags: dict | None = None, default: tuple = ()):
+def main(
+  description: str, benchmarks: dict, output: str, flags: dict | None = None, default: tuple = ()
+):
   """Runs {name: options -> rows}, all (or `default`) or those of --only. `output`: the file beside this one; `flags`: more of them."""
-  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--rounds', type=int, default=5, help='measurements of each side (default 5)')
-  parser.add_argument('--only', default=','.join(default or benchmarks), help=f'some of {", ".join(benchmarks)}, with commas')
-  parser.add_argument('--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)')
+  parser.add_argument(
+    '--only',
+    default=','.join(default or benchmarks),
+    help=f'some of {", ".join(benchmarks)}, with commas',
+  )
+  parser.add_argument(
+    '--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)'
+  )
   output = pathlib.Path(__file__).with_name(output)
-  parser.add_argument('--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark')
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark'
+  )
   parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
   for name, settings in (flags or {}).items():
     parser.add_argument(name, **settings)

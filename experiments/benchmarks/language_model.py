@@ -15,17 +15,24 @@ import tempfile
 import numpy as np
 from common import ROOT, Trainer, check_parameters, config_of, in_turns, main, row
 
-from mmlm.data.streams import RandomWindows, RunningText, StreamLoader
-from mmlm.experiment import Experiment
+from mmlm.data.running_text import RandomWindows, RunningText, StreamLoader
+from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import build_model
 
 SHAKESPEARE = f'{ROOT}/configs/language_model/tiny_shakespeare.py'
 # One rate on both sides, low enough for a start without warm-up: the speed does not depend on it.
 SETTINGS = {
-  'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4',
+  'optimizer.schedule': 'constant',
+  'optimizer.warmup': '0 steps',
+  'optimizer.learning_rate': '1e-4',
   'model.head.positions': 'learned',  # as those of the peer
-}  # fmt: skip
-SMOKE = {'data.max_length': '16', 'model.dim': '16', 'model.head.layers': '1', 'train.batch_size': '2'}
+}
+SMOKE = {
+  'data.max_length': '16',
+  'model.dim': '16',
+  'model.head.layers': '1',
+  'train.batch_size': '2',
+}
 VOCABULARY = 69  # of random characters: 65 and the special ones
 GOAL = 'ratio 1'
 
@@ -38,7 +45,11 @@ def text_of(config, options) -> tuple[RunningText, int, str]:
       return experiment.running_text('train'), experiment.tokenizer.vocab_size, 'tiny_shakespeare'
   size = 1000 if options.smoke else 1003854
   tokens = np.random.default_rng(0).integers(4, VOCABULARY, size).astype(np.int32)
-  return RunningText('random', ['random'], [''], np.array([0, size]), tokens, np.arange(size)), VOCABULARY, 'smoke' if options.smoke else 'random'
+  return (
+    RunningText('random', ['random'], [''], np.array([0, size]), tokens, np.arange(size)),
+    VOCABULARY,
+    'smoke' if options.smoke else 'random',
+  )
 
 
 def train(options) -> list[dict]:
@@ -46,12 +57,19 @@ def train(options) -> list[dict]:
   from peer_language_model import Decoder, Size, tensors
 
   peer.use_all_cores()
-  config = config_of(SHAKESPEARE, SETTINGS | {'data.dir': str(options.data_dir)} | (SMOKE if options.smoke else {}))
+  config = config_of(
+    SHAKESPEARE, SETTINGS | {'data.dir': str(options.data_dir)} | (SMOKE if options.smoke else {})
+  )
   text, vocabulary, name = text_of(config, options)
   plan = RandomWindows(text, config.data.max_length, config.train.batch_size, config.seed)
   loader = StreamLoader(text, plan)
   batches = [loader(number, plan[number]) for number in range(3 if options.smoke else 200)]
-  ours = Trainer(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], plan.steps_per_epoch)
+  ours = Trainer(
+    config,
+    build_model(config.model, vocabulary, config.data.max_length),
+    batches[0],
+    plan.steps_per_epoch,
+  )
   theirs = peer.Trainer(config, Decoder(Size.of(config, vocabulary)), tensors)
   check_parameters(ours, theirs)
   theirs.model.load(ours.state.params)
@@ -59,7 +77,9 @@ def train(options) -> list[dict]:
   ours.state, metrics = ours.step(ours.state, batches[0])
   if abs(float(metrics['loss']) - loss) > 1e-3:
     raise SystemExit(f'with the same weights the losses are {float(metrics["loss"])} and {loss}')
-  sides = {side: (functools.partial(run, batches), len(batches)) for side, run in (('mmlm', ours), ('PyTorch', theirs))}
+  sides = {}
+  for side, run in (('mmlm', ours), ('PyTorch', theirs)):
+    sides[side] = (functools.partial(run, batches), len(batches))
   return [row('train', name, 'steps/s', in_turns(sides, options.rounds), GOAL)]
 
 

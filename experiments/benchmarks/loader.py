@@ -15,8 +15,8 @@ from common import ROOT, Trainer, config_of, examples, in_turns, main, row
 
 from mmlm.data.batching import TrainPlan
 from mmlm.data.pipeline import stream
-from mmlm.errors import UserError
-from mmlm.experiment import Experiment
+from mmlm.experiment.experiment import Experiment
+from mmlm.utils.errors import UserError
 
 GOAL = 'ratio 2'
 SPECS = {
@@ -26,11 +26,16 @@ SPECS = {
 
 
 def loading(kind: str, options) -> list[dict]:
-  specs = [f'{spec}:smoke' for spec in SPECS[kind][:1]] if options.smoke else SPECS[kind]
+  if options.smoke:
+    specs = [f'{spec}:smoke' for spec in SPECS[kind][:1]]
+  else:
+    specs = SPECS[kind]
   rows = []
   for spec in specs:
     with tempfile.TemporaryDirectory() as folder:
-      experiment = Experiment(config_of(ROOT / 'configs' / spec, {'data.dir': str(options.data_dir)}), folder)
+      experiment = Experiment(
+        config_of(ROOT / 'configs' / spec, {'data.dir': str(options.data_dir)}), folder
+      )
       try:
         table = experiment.table('train', with_targets=True, train=True)
       except UserError as error:
@@ -42,14 +47,23 @@ def loading(kind: str, options) -> list[dict]:
 
 def against_step(experiment, table, options) -> dict:
   config = experiment.config
-  plan = TrainPlan(table.lengths, config.train.batch_size, experiment.buckets, config.seed, config.train.batch_tokens)
+  plan = TrainPlan(
+    table.lengths,
+    config.train.batch_size,
+    experiment.buckets,
+    config.seed,
+    config.train.batch_tokens,
+  )
   loader = experiment.loader('train', table, config.train.batch_size, train=True)
   number = min(plan.steps_per_epoch, options.batches)
   with stream(plan, loader, 0, number) as some:
     batches = list(some)
   trainer = Trainer(config, experiment.model, batches[0], plan.steps_per_epoch)
   load = functools.partial(drain, plan, loader, number, config.data.workers)
-  sides = {'loader': (load, examples(batches)), 'train step': (functools.partial(trainer, batches), examples(batches))}
+  sides = {
+    'loader': (load, examples(batches)),
+    'train step': (functools.partial(trainer, batches), examples(batches)),
+  }
   return in_turns(sides, options.rounds)
 
 

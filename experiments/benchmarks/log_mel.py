@@ -20,7 +20,13 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 from common import main, summary  # noqa: E402
 
-from mmlm.data.audio import RATE, decode_audio, kaldi_fbank, log_mel_spectrogram, mel_filters  # noqa: E402
+from mmlm.data.transforms.audio import (  # noqa: E402
+  RATE,
+  decode_audio,
+  kaldi_fbank,
+  log_mel_spectrogram,
+  mel_filters,
+)  # noqa: E402
 from mmlm.models.log_mel import log_mel  # noqa: E402
 
 FORMS = {'WAV': 'PCM_16', 'FLAC': 'PCM_16', 'OGG': 'OPUS', 'MP3': None}
@@ -35,14 +41,27 @@ def measured(name: str, what, seconds: float, options) -> dict:
     what()
     rates.append(seconds / (time.process_time() - began))
   found = summary(rates)
-  print(f'{name:<32} {found["median"]:8.0f} [{found["low"]:.0f}, {found["high"]:.0f}] times real time', flush=True)
+  print(
+    f'{name:<32} {found["median"]:8.0f} [{found["low"]:.0f}, {found["high"]:.0f}] times real time',
+    flush=True,
+  )
   return {'benchmark': name, 'unit': 'seconds of sound / second of one core', **found}
 
 
 def features(options) -> list[dict]:
   count, seconds = (2, 2) if options.smoke else (30, 10)
-  sounds = (np.random.default_rng(0).normal(size=(count, seconds * RATE)) / 10).astype(np.float32)
-  step = jax.jit(lambda samples: log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0])
+  sounds = (
+    np.random.default_rng(0).normal(
+      size=(
+        count,
+        seconds * RATE,
+      )
+    )
+    / 10
+  ).astype(np.float32)
+  step = jax.jit(
+    lambda samples: log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0]
+  )
   sides = {
     'log-mel, loader (numpy)': lambda: [log_mel_spectrogram(sound) for sound in sounds],
     'log-mel, step (jax)': lambda: step(sounds).block_until_ready(),
@@ -59,10 +78,21 @@ def decoding(options) -> list[dict]:
       if form == 'OGG' and rate == 44100:
         rate = 48000  # Opus has no other
       file = io.BytesIO()
-      soundfile.write(file, np.random.default_rng(0).normal(size=seconds * rate) / 10, rate, format=form, subtype=kind)
+      soundfile.write(
+        file,
+        np.random.default_rng(0).normal(size=seconds * rate) / 10,
+        rate,
+        format=form,
+        subtype=kind,
+      )
       data = file.getvalue()
-      decode = lambda data=data: [decode_audio(data) for _ in range(count)]
-      rows.append(measured(f'decoding {form} of {rate} Hz to 16 kHz', decode, count * seconds, options))
+
+      def decode(data=data):
+        return [decode_audio(data) for _ in range(count)]
+
+      rows.append(
+        measured(f'decoding {form} of {rate} Hz to 16 kHz', decode, count * seconds, options)
+      )
   return rows
 
 

@@ -20,43 +20,79 @@ from translation import random_table
 
 from mmlm.data.batching import TrainPlan
 from mmlm.data.pipeline import Loader
-from mmlm.data.streams import RandomWindows, RunningText, StreamLoader
+from mmlm.data.running_text import RandomWindows, RunningText, StreamLoader
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import peak_flops
-from mmlm.trees import count
+from mmlm.utils.pytree import count
 
-SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4', 'model.dropout': '0.0'}
+SETTINGS = {
+  'optimizer.schedule': 'constant',
+  'optimizer.warmup': '0 steps',
+  'optimizer.learning_rate': '1e-4',
+  'model.dropout': '0.0',
+}
 DECODER = SETTINGS | {
-  'model.dim': '768', 'model.head.layers': '12', 'model.head.heads': '12', 'model.head.hidden_dropout': 'False', 'model.head.positions': 'learned',
-  'data.max_length': '1024', 'train.batch_size': '32',
-}  # fmt: skip
+  'model.dim': '768',
+  'model.head.layers': '12',
+  'model.head.heads': '12',
+  'model.head.hidden_dropout': 'False',
+  'model.head.positions': 'learned',
+  'data.max_length': '1024',
+  'train.batch_size': '32',
+}
 BASE = SETTINGS | {
-  'model.dim': '512', 'model.encoders.text.layers': '6', 'model.encoders.text.heads': '8', 'model.head.layers': '6', 'model.head.heads': '8',
-  'train.batch_tokens': '32768', 'train.ema_decay': '0.0',
-}  # fmt: skip
-TINY = {'model.dim': '32', 'model.head.heads': '4', 'train.batch_size': '8', 'train.batch_tokens': '0'}
+  'model.dim': '512',
+  'model.encoders.text.layers': '6',
+  'model.encoders.text.heads': '8',
+  'model.head.layers': '6',
+  'model.head.heads': '8',
+  'train.batch_tokens': '32768',
+  'train.ema_decay': '0.0',
+}
+TINY = {
+  'model.dim': '32',
+  'model.head.heads': '4',
+  'train.batch_size': '8',
+  'train.batch_tokens': '0',
+}
 
 
 def configured(spec: str, settings: dict, options):
-  half = {} if jax.default_backend() == 'cpu' else {'model.dtype': 'bfloat16'}
+  if jax.default_backend() == 'cpu':
+    half = {}
+  else:
+    half = {'model.dtype': 'bfloat16'}
   return config_of(f'{ROOT}/configs/{spec}', settings | half | (TINY if options.smoke else {}))
 
 
 def decoder(options) -> list[dict]:
-  config = configured('language_model/tiny_shakespeare.py', DECODER | ({'data.max_length': '32'} if options.smoke else {}), options)
+  config = configured(
+    'language_model/tiny_shakespeare.py',
+    DECODER | ({'data.max_length': '32'} if options.smoke else {}),
+    options,
+  )
   length, vocabulary = (10_000, 100) if options.smoke else (2_000_000, 50_304)
   tokens = np.random.default_rng(0).integers(4, vocabulary, length).astype(np.int32)
   text = RunningText('random', ['random'], [''], np.array([0, length]), tokens, np.arange(length))
   plan = RandomWindows(text, config.data.max_length, config.train.batch_size, 0)
   loader = StreamLoader(text, plan)
-  return measured('decoder', config, vocabulary, [loader(i, plan[i]) for i in range(20)], plan.steps_per_epoch, options)
+  return measured(
+    'decoder',
+    config,
+    vocabulary,
+    [loader(i, plan[i]) for i in range(20)],
+    plan.steps_per_epoch,
+    options,
+  )
 
 
 def translation(options) -> list[dict]:
   config = configured('translation/parallel.py:moses=False', BASE, options)
   vocabulary, pairs = (100, 200) if options.smoke else (32_000, 29_000)
   table = random_table(config.data.max_length, vocabulary, pairs)
-  plan = TrainPlan(table.lengths, config.train.batch_size, config.data.buckets, 0, config.train.batch_tokens)
+  plan = TrainPlan(
+    table.lengths, config.train.batch_size, config.data.buckets, 0, config.train.batch_tokens
+  )
   loader = Loader(None, table, ('text',), [], config.train.batch_size)
   batches = commonest([loader(i, plan[i]) for i in range(plan.steps_per_epoch)])
   return measured('translation', config, vocabulary, batches, plan.steps_per_epoch, options)
@@ -64,26 +100,52 @@ def translation(options) -> list[dict]:
 
 def commonest(batches: list, shapes: int = 2, each: int = 8) -> list:
   """Batches of the shapes that come most often: each shape is a program, and compiling all of them says nothing."""
-  shape = lambda batch: (batch['text'].shape, batch['target'].shape)
+
+  def shape(batch):
+    return (batch['text'].shape, batch['target'].shape)
+
   chosen = dict(collections.Counter(map(shape, batches)).most_common(shapes))
   return [batch for one in chosen for batch in [b for b in batches if shape(b) == one][:each]]
 
 
-def measured(name: str, config, vocabulary: int, batches: list, steps_per_epoch: int, options) -> list[dict]:
+def measured(
+  name: str, config, vocabulary: int, batches: list, steps_per_epoch: int, options
+) -> list[dict]:
   """Tokens a second and MFU over these batches."""
-  trainer = Trainer(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], steps_per_epoch)
+  trainer = Trainer(
+    config,
+    build_model(config.model, vocabulary, config.data.max_length),
+    batches[0],
+    steps_per_epoch,
+  )
   flops = 0.0
   for batch in batches:  # compiles
     trainer([batch])
     flops += trainer.step.cost.flops
   amount = sum(int(batch['target_mask'].sum()) for batch in batches)
-  (rates,) = in_turns({'mmlm': (functools.partial(trainer, batches), amount)}, options.rounds).values()
+  (rates,) = in_turns(
+    {'mmlm': (functools.partial(trainer, batches), amount)}, options.rounds
+  ).values()
   peak = peak_flops()
-  shares = [flops * rate / amount / (peak * jax.device_count()) for rate in rates] if peak else None
+  if peak:
+    shares = [flops * rate / amount / (peak * jax.device_count()) for rate in rates]
+  else:
+    shares = None
   size = f'{count(trainer.state.params) / 1e6:.0f}M values'
-  said = f'MFU {100 * float(np.median(shares)):.1f} %' if shares else f'{flops * np.median(rates) / amount / 1e12:.3f} TFLOP/s, no peak known'
-  print(f'{name}: {config.model.dtype}, {len(batches)} batches, {said}', flush=True)
-  more = {'dtype': config.model.dtype, 'flops_a_step': flops / len(batches), 'peak': peak, 'mfu': shares}
+  if shares:
+    said = f'MFU {100 * float(np.median(shares)):.1f} %'
+  else:
+    said = f'{flops * np.median(rates) / amount / 1e12:.3f} TFLOP/s, no peak known'
+  print(
+    f'{name}: {config.model.dtype}, {len(batches)} batches, {said}',
+    flush=True,
+  )
+  more = {
+    'dtype': config.model.dtype,
+    'flops_a_step': flops / len(batches),
+    'peak': peak,
+    'mfu': shares,
+  }
   return [row(name, size, 'target tokens/s', {'mmlm': rates}, 'none set', **more)]
 
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PAD, BOS, EOS = 0, 1, 2
+PAD = 0
+BOS = 1
+EOS = 2
 NORM_EPSILON = 1e-6  # flax's
 
 
@@ -35,20 +37,29 @@ class Trainer:
   """
 
   def __init__(self, config, model: nn.Module, read):
-    self.config, self.model, self.read = config, model.train(), read
+    self.config = config
+    self.model = model.train()
+    self.read = read
     self.parameters = list(self.model.parameters())
     c = config.optimizer
     groups = [
       {'params': [p for p in self.parameters if p.ndim > 1], 'weight_decay': c.weight_decay},
       {'params': [p for p in self.parameters if p.ndim == 1], 'weight_decay': 0.0},
     ]
-    self.optimizer = torch.optim.AdamW(groups, c.learning_rate, (c.beta1, c.beta2), c.epsilon, fused=True)
-    self.average = [p.detach().clone() for p in self.parameters] if config.train.ema_decay else []
+    self.optimizer = torch.optim.AdamW(
+      groups, c.learning_rate, (c.beta1, c.beta2), c.epsilon, fused=True
+    )
+    if config.train.ema_decay:
+      self.average = [p.detach().clone() for p in self.parameters]
+    else:
+      self.average = []
 
   def loss(self, batch: dict):
     *inputs, target = self.read(batch)
     logits = self.model(*inputs)
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.config.train.label_smoothing)
+    return F.cross_entropy(
+      logits.flatten(0, 1), target.flatten(), label_smoothing=self.config.train.label_smoothing
+    )
 
   def __call__(self, batches: list):
     for batch in batches:
@@ -56,10 +67,14 @@ class Trainer:
       loss = self.loss(batch)
       loss.backward()
       if self.config.optimizer.clip_norm:
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm, foreach=True)
+        torch.nn.utils.clip_grad_norm_(
+          self.parameters, self.config.optimizer.clip_norm, foreach=True
+        )
       self.optimizer.step()
       if self.average:
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.config.train.ema_decay)
+        torch._foreach_lerp_(
+          self.average, [p.detach() for p in self.parameters], 1 - self.config.train.ema_decay
+        )
     if not loss.isfinite():
       raise SystemExit('the loss of the peer is not finite')
 
@@ -68,8 +83,11 @@ class Generator:
   """`generate` of transformers, forced to `steps` steps. `read`: batch -> what it takes."""
 
   def __init__(self, model, read, beams: int, steps: int, length_penalty: float):
-    self.model, self.read = model, read
-    self.options = dict(num_beams=beams, do_sample=False, min_new_tokens=steps, max_new_tokens=steps, use_cache=True)
+    self.model = model
+    self.read = read
+    self.options = dict(
+      num_beams=beams, do_sample=False, min_new_tokens=steps, max_new_tokens=steps, use_cache=True
+    )
     if beams > 1:
       self.options['length_penalty'] = length_penalty
 

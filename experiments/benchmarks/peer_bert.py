@@ -36,8 +36,11 @@ class Classifier(nn.Module):
   def __init__(self, weights: Weights):
     super().__init__()
     rates = {'hidden_dropout_prob': weights.dropout, 'attention_probs_dropout_prob': 0.0}
-    self.bert = BertModel.from_pretrained(weights.folder, add_pooling_layer=False, dtype=torch.float32, **rates)
-    self.dropout, self.head = nn.Dropout(weights.dropout), nn.Linear(*weights.kernel.shape)
+    self.bert = BertModel.from_pretrained(
+      weights.folder, add_pooling_layer=False, dtype=torch.float32, **rates
+    )
+    self.dropout = nn.Dropout(weights.dropout)
+    self.head = nn.Linear(*weights.kernel.shape)
     self._as_in_mmlm(weights)
 
   @torch.no_grad()
@@ -45,7 +48,8 @@ class Classifier(nn.Module):
     self.head.weight.copy_(torch.tensor(weights.kernel.T))
     self.head.bias.copy_(torch.tensor(weights.bias))
     embeddings = self.bert.embeddings
-    words, types = embeddings.word_embeddings, embeddings.token_type_embeddings
+    words = embeddings.word_embeddings
+    types = embeddings.token_type_embeddings
     words.weight.copy_(words.weight[torch.from_numpy(weights.rows)])
     # mmlm's positions hold the vector of the one segment. Here it is added to them too; the table is left, and learns nothing.
     embeddings.position_embeddings.weight += types.weight[0]
@@ -63,7 +67,9 @@ class Classifier(nn.Module):
 def inputs(batch: dict) -> tuple:
   """A batch of mmlm's -> tokens and mask; rows that only fill a batch are left out."""
   real = batch['weight'] > 0
-  return torch.from_numpy(batch['text'][real]).long(), torch.from_numpy(batch['text_mask'][real]).long()
+  return torch.from_numpy(batch['text'][real]).long(), torch.from_numpy(
+    batch['text_mask'][real]
+  ).long()
 
 
 def tensors(batch: dict) -> tuple:
@@ -84,8 +90,21 @@ def train_alone(config, weights: Weights, batches: list):
 
 def write_small(folder: pathlib.Path) -> str:
   """A BERT of random weights, as transformers writes it; its special words stand where mmlm has others."""
-  words = ['[PAD]', *(f'[unused{i}]' for i in range(60)), '[UNK]', '[CLS]', '[SEP]', *(f'w{i}' for i in range(36))]
-  sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=16)
+  words = [
+    '[PAD]',
+    *(f'[unused{i}]' for i in range(60)),
+    '[UNK]',
+    '[CLS]',
+    '[SEP]',
+    *(f'w{i}' for i in range(36)),
+  ]
+  sizes = dict(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=16,
+  )
   BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
   (folder / 'vocab.txt').write_text('\n'.join(words) + '\n', encoding='utf-8')
   return str(folder)

@@ -30,13 +30,30 @@ class Size(NamedTuple):
   @classmethod
   def of(cls, config, vocabulary: int, grid: tuple) -> 'Size':
     """The sizes of a completed config of mmlm; `grid` is (places, channels)."""
-    encoder, head = config.model.encoders.image, config.model.head
-    if (head.kv_heads, head.ffn_dim, head.gated, head.pre_norm, head.tied) != (0, 0, False, True, True):
-      raise SystemExit('the peer knows pre-norm blocks, tied embeddings, a feed-forward width of 4 D and plain heads')
+    encoder = config.model.encoders.image
+    head = config.model.head
+    if (head.kv_heads, head.ffn_dim, head.gated, head.pre_norm, head.tied) != (
+      0,
+      0,
+      False,
+      True,
+      True,
+    ):
+      raise SystemExit(
+        'the peer knows pre-norm blocks, tied embeddings, a feed-forward width of 4 D and plain heads'
+      )
     return cls(
-      *reversed(grid), config.model.dim, encoder.layers, encoder.heads, head.layers, head.heads, vocabulary,
-      config.data.max_length, config.model.dropout, encoder.grid_dropout,
-    )  # fmt: skip
+      *reversed(grid),
+      config.model.dim,
+      encoder.layers,
+      encoder.heads,
+      head.layers,
+      head.heads,
+      vocabulary,
+      config.data.max_length,
+      config.model.dropout,
+      encoder.grid_dropout,
+    )
 
 
 class Captioner(nn.Module):
@@ -46,20 +63,32 @@ class Captioner(nn.Module):
     super().__init__()
     dim = size.dim
     shared = dict(
-      dim_feedforward=4 * dim, dropout=size.dropout, activation=functools.partial(F.gelu, approximate='tanh'),
-      batch_first=True, norm_first=True, layer_norm_eps=NORM_EPSILON,
-    )  # fmt: skip
+      dim_feedforward=4 * dim,
+      dropout=size.dropout,
+      activation=functools.partial(F.gelu, approximate='tanh'),
+      batch_first=True,
+      norm_first=True,
+      layer_norm_eps=NORM_EPSILON,
+    )
     norm = functools.partial(nn.LayerNorm, eps=NORM_EPSILON)
-    self.grid_dropout, self.dropout = nn.Dropout(size.grid_dropout), nn.Dropout(size.dropout)
-    self.grid_norm, self.projection = norm(size.channels), nn.Linear(size.channels, dim)
+    self.grid_dropout = nn.Dropout(size.grid_dropout)
+    self.dropout = nn.Dropout(size.dropout)
+    self.grid_norm = norm(size.channels)
+    self.projection = nn.Linear(size.channels, dim)
     self.places = nn.Parameter(0.02 * torch.randn(size.places, dim))
-    encoder = [nn.TransformerEncoderLayer(dim, size.encoder_heads, **shared) for _ in range(size.encoder_layers)]
-    self.encoder, self.encoder_norm = nn.ModuleList(encoder), norm(dim)
+    encoder = []
+    for _ in range(size.encoder_layers):
+      encoder.append(nn.TransformerEncoderLayer(dim, size.encoder_heads, **shared))
+    self.encoder = nn.ModuleList(encoder)
+    self.encoder_norm = norm(dim)
     self.tokens = nn.Embedding(size.vocabulary, dim)
     nn.init.normal_(self.tokens.weight, std=dim**-0.5)
     self.positions = nn.Parameter(0.02 * torch.randn(size.max_length, dim))
-    decoder = [nn.TransformerDecoderLayer(dim, size.decoder_heads, **shared) for _ in range(size.decoder_layers)]
-    self.decoder, self.decoder_norm = nn.ModuleList(decoder), norm(dim)
+    decoder = []
+    for _ in range(size.decoder_layers):
+      decoder.append(nn.TransformerDecoderLayer(dim, size.decoder_heads, **shared))
+    self.decoder = nn.ModuleList(decoder)
+    self.decoder_norm = norm(dim)
     drop_nothing_in_attention(self)
 
   def encode(self, grid):
@@ -70,7 +99,8 @@ class Captioner(nn.Module):
     return self.encoder_norm(x)
 
   def forward(self, grid, inputs):
-    memory, length = self.encode(grid), inputs.shape[1]
+    memory = self.encode(grid)
+    length = inputs.shape[1]
     x = self.tokens(inputs) * self.tokens.embedding_dim**0.5 + self.positions[:length]
     x = self.dropout(x)
     mask = nn.Transformer.generate_square_subsequent_mask(length)
@@ -87,13 +117,27 @@ def tensors(batch: dict) -> tuple:
 def generator(size: Size, beams: int, steps: int, length_penalty: float) -> Generator:
   """`generate` of an MBart decoder (pre-norm, cross-attention) of the same sizes, behind the encoder of `Captioner`."""
   captioner = Captioner(size).eval()
-  model = MBartForConditionalGeneration(MBartConfig(
-    vocab_size=size.vocabulary, d_model=size.dim, max_position_embeddings=size.max_length,
-    encoder_layers=1, encoder_attention_heads=size.decoder_heads, encoder_ffn_dim=4 * size.dim,  # never called
-    decoder_layers=size.decoder_layers, decoder_attention_heads=size.decoder_heads, decoder_ffn_dim=4 * size.dim,
-    activation_function='gelu_pytorch_tanh', scale_embedding=True, tie_word_embeddings=True,
-    pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=BOS, forced_eos_token_id=None,
-  )).eval()  # fmt: skip
+  model = MBartForConditionalGeneration(
+    MBartConfig(
+      vocab_size=size.vocabulary,
+      d_model=size.dim,
+      max_position_embeddings=size.max_length,
+      encoder_layers=1,
+      encoder_attention_heads=size.decoder_heads,
+      encoder_ffn_dim=4 * size.dim,  # never called
+      decoder_layers=size.decoder_layers,
+      decoder_attention_heads=size.decoder_heads,
+      decoder_ffn_dim=4 * size.dim,
+      activation_function='gelu_pytorch_tanh',
+      scale_embedding=True,
+      tie_word_embeddings=True,
+      pad_token_id=PAD,
+      bos_token_id=BOS,
+      eos_token_id=EOS,
+      decoder_start_token_id=BOS,
+      forced_eos_token_id=None,
+    )
+  ).eval()
 
   def read(batch):
     memory = captioner.encode(torch.from_numpy(batch['image']).float())

@@ -22,13 +22,21 @@ class Size(NamedTuple):
 
   @classmethod
   def of(cls, config, vocabulary: int):
-    return cls(vocabulary, config.model.dim, config.model.head.layers, config.model.head.heads, config.data.max_length)
+    return cls(
+      vocabulary,
+      config.model.dim,
+      config.model.head.layers,
+      config.model.head.heads,
+      config.data.max_length,
+    )
 
 
 def tensors(batch: dict) -> tuple:
   """A batch of mmlm's -> inputs [B, T] and targets [B, T] (-100 where none is predicted)."""
   target = torch.from_numpy(batch['target']).long()
-  return torch.from_numpy(batch['inputs']).long(), target.masked_fill(~torch.from_numpy(batch['target_mask']), -100)
+  return torch.from_numpy(batch['inputs']).long(), target.masked_fill(
+    ~torch.from_numpy(batch['target_mask']), -100
+  )
 
 
 class Block(nn.Module):
@@ -36,12 +44,17 @@ class Block(nn.Module):
     super().__init__()
     self.heads = size.heads
     self.self_norm, self.ffn_norm = (nn.LayerNorm(size.width, NORM_EPSILON) for _ in range(2))
-    self.joined, self.out = nn.Linear(size.width, 3 * size.width), nn.Linear(size.width, size.width)
-    self.up, self.down = nn.Linear(size.width, 4 * size.width), nn.Linear(4 * size.width, size.width)
+    self.joined = nn.Linear(size.width, 3 * size.width)
+    self.out = nn.Linear(size.width, size.width)
+    self.up = nn.Linear(size.width, 4 * size.width)
+    self.down = nn.Linear(4 * size.width, size.width)
 
   def forward(self, x):
     batch, time, width = x.shape
-    split = lambda y: y.view(batch, time, self.heads, -1).transpose(1, 2)  # [B, H, T, E]
+
+    def split(y):
+      return y.view(batch, time, self.heads, -1).transpose(1, 2)  # [B, H, T, E]
+
     query, key, value = map(split, self.joined(self.self_norm(x)).split(width, -1))
     seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     x = x + self.out(seen.transpose(1, 2).reshape(x.shape))
@@ -60,7 +73,14 @@ class Decoder(nn.Module):
     self.norm = nn.LayerNorm(size.width, NORM_EPSILON)
 
   def forward(self, inputs):
-    x = F.embedding(inputs, self.table) * self.size.width**0.5 + self.positions[: inputs.shape[1]]
+    x = (
+      F.embedding(
+        inputs,
+        self.table,
+      )
+      * self.size.width**0.5
+      + self.positions[: inputs.shape[1]]
+    )
     for block in self.blocks:
       x = block(x)
     return self.norm(x) @ self.table.T
@@ -68,7 +88,10 @@ class Decoder(nn.Module):
   @torch.no_grad()
   def load(self, params: dict):
     """Takes mmlm's weights."""
-    found = {name: torch.from_numpy(np.array(leaf)) for name, leaf in flatten_dict(params['head'], sep='/').items()}
+    found = {
+      name: torch.from_numpy(np.array(leaf))
+      for name, leaf in flatten_dict(params['head'], sep='/').items()
+    }
     width = self.size.width
     self.table.copy_(found['tokens/table'])
     self.positions.copy_(found['position/positions'])
@@ -78,9 +101,15 @@ class Decoder(nn.Module):
       _norm(block.self_norm, found, f'{place}/self_norm')
       _norm(block.ffn_norm, found, f'{place}/ffn_norm')
       parts = [f'{place}/self_attention/{part}' for part in ('query', 'key', 'value')]
-      block.joined.weight.copy_(torch.cat([found[f'{part}/kernel'].reshape(width, width).T for part in parts]))
+      block.joined.weight.copy_(
+        torch.cat([found[f'{part}/kernel'].reshape(width, width).T for part in parts])
+      )
       block.joined.bias.copy_(torch.cat([found[f'{part}/bias'].reshape(width) for part in parts]))
-      for linear, name in ((block.out, 'self_attention/out'), (block.up, 'ffn/up'), (block.down, 'ffn/down')):
+      for linear, name in (
+        (block.out, 'self_attention/out'),
+        (block.up, 'ffn/up'),
+        (block.down, 'ffn/down'),
+      ):
         linear.weight.copy_(found[f'{place}/{name}/kernel'].reshape(linear.weight.shape[::-1]).T)
         linear.bias.copy_(found[f'{place}/{name}/bias'])
 

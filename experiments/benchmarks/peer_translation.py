@@ -28,16 +28,37 @@ class Size(NamedTuple):
   @classmethod
   def of(cls, config, vocabulary: int) -> 'Size':
     """The sizes of a completed config of mmlm."""
-    encoder, head = config.model.encoders.text, config.model.head
-    plain = {'activation': 'relu', 'pre_norm': False, 'hidden_dropout': False, 'positions': 'sinusoidal'}
+    encoder = config.model.encoders.text
+    head = config.model.head
+    plain = {
+      'activation': 'relu',
+      'pre_norm': False,
+      'hidden_dropout': False,
+      'positions': 'sinusoidal',
+    }
     equal = all(part[key] == value for part in (encoder, head) for key, value in plain.items())
     sizes = {(part.heads, part.ffn_dim) for part in (encoder, head)}
-    if not (equal and len(sizes) == 1 and config.model.shared_embeddings and head.tied and not head.kv_heads and not head.gated):
-      raise SystemExit('the peer knows post-norm blocks with relu, sinusoidal positions and one shared table')
+    if not (
+      equal
+      and len(sizes) == 1
+      and config.model.shared_embeddings
+      and head.tied
+      and not head.kv_heads
+      and not head.gated
+    ):
+      raise SystemExit(
+        'the peer knows post-norm blocks with relu, sinusoidal positions and one shared table'
+      )
     return cls(
-      config.model.dim, encoder.heads, encoder.ffn_dim, encoder.layers, head.layers, vocabulary,
-      config.data.max_length, config.model.dropout,
-    )  # fmt: skip
+      config.model.dim,
+      encoder.heads,
+      encoder.ffn_dim,
+      encoder.layers,
+      head.layers,
+      vocabulary,
+      config.data.max_length,
+      config.model.dropout,
+    )
 
 
 # Training
@@ -50,22 +71,32 @@ class Translator(nn.Module):
     super().__init__()
     dim = size.dim
     shared = dict(
-      dim_feedforward=size.ffn_dim, dropout=size.dropout, activation='relu', batch_first=True, norm_first=False,
+      dim_feedforward=size.ffn_dim,
+      dropout=size.dropout,
+      activation='relu',
+      batch_first=True,
+      norm_first=False,
       layer_norm_eps=NORM_EPSILON,
-    )  # fmt: skip
+    )
     self.tokens = nn.Embedding(size.vocabulary, dim)
     nn.init.normal_(self.tokens.weight, std=dim**-0.5)
     angles = torch.arange(size.max_length)[:, None] / 10000 ** (torch.arange(dim // 2) / (dim // 2))
     self.register_buffer('positions', torch.cat([angles.sin(), angles.cos()], 1))
     self.dropout = nn.Dropout(size.dropout)
-    self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(dim, size.heads, **shared) for _ in range(size.encoder_layers))
-    self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(dim, size.heads, **shared) for _ in range(size.decoder_layers))
+    self.encoder = nn.ModuleList(
+      nn.TransformerEncoderLayer(dim, size.heads, **shared) for _ in range(size.encoder_layers)
+    )
+    self.decoder = nn.ModuleList(
+      nn.TransformerDecoderLayer(dim, size.heads, **shared) for _ in range(size.decoder_layers)
+    )
     drop_nothing_in_attention(self)
     for layer in (*self.encoder, *self.decoder):
       layer.dropout = nn.Identity()  # inside the feed-forward mmlm drops nothing either
 
   def embed(self, tokens):
-    return self.dropout(self.tokens(tokens) * self.tokens.embedding_dim**0.5 + self.positions[: tokens.shape[1]])
+    return self.dropout(
+      self.tokens(tokens) * self.tokens.embedding_dim**0.5 + self.positions[: tokens.shape[1]]
+    )
 
   def forward(self, source, padding, inputs):
     memory = self.embed(source)
@@ -81,13 +112,19 @@ class Translator(nn.Module):
 def real_rows(batch: dict) -> dict:
   """Without what fills a batch."""
   real = batch['weight'] > 0
-  return batch if real.all() else {key: value[real] for key, value in batch.items()}
+  if real.all():
+    return batch
+  return {key: value[real] for key, value in batch.items()}
 
 
 def tensors(batch: dict) -> tuple:
   """A batch of mmlm's -> source, its padding, inputs, targets (-100 where there is none)."""
   batch = real_rows(batch)
-  return torch.from_numpy(batch['text']).long(), ~torch.from_numpy(batch['text_mask']), *shifted(batch)
+  return (
+    torch.from_numpy(batch['text']).long(),
+    ~torch.from_numpy(batch['text_mask']),
+    *shifted(batch),
+  )
 
 
 # Decoding
@@ -97,27 +134,53 @@ RENAMED = {
   'encoders_text/embeddings/table': 'model.shared.weight',
   r'encoders_text/transformer/block_(\d+)/': r'model.encoder.layers.\1.',
   r'head/transformer/block_(\d+)/': r'model.decoder.layers.\1.',
-  'self_attention/': 'self_attn.', 'cross_attention/': 'encoder_attn.',
-  '(q|k|v)(uery|ey|alue)/': r'\1_proj.', 'out/': 'out_proj.', 'self_norm/': 'self_attn_layer_norm.',
-  'cross_norm/': 'encoder_attn_layer_norm.', 'ffn_norm/': 'final_layer_norm.', 'ffn/up/': 'fc1.', 'ffn/down/': 'fc2.',
+  'self_attention/': 'self_attn.',
+  'cross_attention/': 'encoder_attn.',
+  '(q|k|v)(uery|ey|alue)/': r'\1_proj.',
+  'out/': 'out_proj.',
+  'self_norm/': 'self_attn_layer_norm.',
+  'cross_norm/': 'encoder_attn_layer_norm.',
+  'ffn_norm/': 'final_layer_norm.',
+  'ffn/up/': 'fc1.',
+  'ffn/down/': 'fc2.',
   '(kernel|scale)$': 'weight',
-}  # fmt: skip
+}
 
 
 def marian(params: dict, size: Size) -> MarianMTModel:
   """The Marian model with mmlm's parameters {path: array}; the start token and padding are never written, as in mmlm."""
-  model = MarianMTModel(MarianConfig(
-    vocab_size=size.vocabulary, d_model=size.dim, max_position_embeddings=size.max_length,
-    encoder_layers=size.encoder_layers, encoder_attention_heads=size.heads, encoder_ffn_dim=size.ffn_dim,
-    decoder_layers=size.decoder_layers, decoder_attention_heads=size.heads, decoder_ffn_dim=size.ffn_dim,
-    activation_function='relu', scale_embedding=True, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
-    decoder_start_token_id=BOS, forced_eos_token_id=None,
-  )).eval()  # fmt: skip
+  model = MarianMTModel(
+    MarianConfig(
+      vocab_size=size.vocabulary,
+      d_model=size.dim,
+      max_position_embeddings=size.max_length,
+      encoder_layers=size.encoder_layers,
+      encoder_attention_heads=size.heads,
+      encoder_ffn_dim=size.ffn_dim,
+      decoder_layers=size.decoder_layers,
+      decoder_attention_heads=size.heads,
+      decoder_ffn_dim=size.ffn_dim,
+      activation_function='relu',
+      scale_embedding=True,
+      pad_token_id=PAD,
+      bos_token_id=BOS,
+      eos_token_id=EOS,
+      decoder_start_token_id=BOS,
+      forced_eos_token_id=None,
+    )
+  ).eval()
   weights = {}
   for path, value in params.items():
     value = np.asarray(value)
     if path.endswith('kernel'):
-      value = (value.reshape(-1, size.dim) if '/out/' in path else value.reshape(len(value), -1)).T
+      value = (
+        value.reshape(
+          -1,
+          size.dim,
+        )
+        if '/out/' in path
+        else value.reshape(len(value), -1)
+      ).T
     for pattern, name in RENAMED.items():
       path = re.sub(pattern, name, path)
     weights[path] = torch.tensor(value.reshape(-1) if path.endswith('bias') else value)
@@ -131,21 +194,27 @@ def marian(params: dict, size: Size) -> MarianMTModel:
 def generator(model: MarianMTModel, beams: int, steps: int, length_penalty: float) -> Generator:
   def read(batch):
     batch = real_rows(batch)
-    return {'input_ids': torch.from_numpy(batch['text']).long(), 'attention_mask': torch.from_numpy(batch['text_mask'])}
+    return {
+      'input_ids': torch.from_numpy(batch['text']).long(),
+      'attention_mask': torch.from_numpy(batch['text_mask']),
+    }
 
   return Generator(model, read, beams, steps, length_penalty)
 
 
 def convert(model: MarianMTModel, folder: str):
   """Writes the model for CTranslate2, whose words are the ids as text."""
-  model.config.normalize_before = model.config.normalize_embedding = False  # what the loader asks for
+  model.config.normalize_before = model.config.normalize_embedding = (
+    False  # what the loader asks for
+  )
   # That of MBart's shape: Marian's own starts from a zero embedding in place of the start token.
   spec = BartLoader().get_model_spec(model)
   words = [str(i) for i in range(model.config.vocab_size)]
   spec.register_source_vocabulary(words)
   spec.register_target_vocabulary(words)
   spec.config.bos_token = spec.config.decoder_start_token = words[BOS]
-  spec.config.eos_token, spec.config.unk_token = words[EOS], words[EOS + 1]
+  spec.config.eos_token = words[EOS]
+  spec.config.unk_token = words[EOS + 1]
   spec.validate()
   spec.optimize()
   spec.save(folder)
@@ -154,21 +223,47 @@ def convert(model: MarianMTModel, folder: str):
 class CTranslate2:
   """The layout `workers` x `threads` of CTranslate2, float32; it gets all batches at once, and spreads them."""
 
-  def __init__(self, folder: str, workers: int, threads: int, beams: int, steps: int, length_penalty: float):
-    self.translator = ctranslate2.Translator(folder, inter_threads=workers, intra_threads=threads, compute_type='float32')
-    self.options = dict(beam_size=beams, length_penalty=length_penalty, min_decoding_length=steps, max_decoding_length=steps)
+  def __init__(
+    self, folder: str, workers: int, threads: int, beams: int, steps: int, length_penalty: float
+  ):
+    self.translator = ctranslate2.Translator(
+      folder, inter_threads=workers, intra_threads=threads, compute_type='float32'
+    )
+    self.options = dict(
+      beam_size=beams,
+      length_penalty=length_penalty,
+      min_decoding_length=steps,
+      max_decoding_length=steps,
+    )
 
   @staticmethod
   def words(batches: list) -> list:
     """The sources as CTranslate2 reads them."""
-    return [[[str(i) for i in row[mask]] for row, mask in zip(b['text'], b['text_mask']) if mask.any()] for b in batches]
+    result = []
+    for b in batches:
+      result.append(
+        [
+          [str(i) for i in row[mask]]
+          for row, mask in zip(
+            b['text'],
+            b['text_mask'],
+          )
+          if mask.any()
+        ]
+      )
+    return result
 
   def __call__(self, batches: list) -> list:
     """Of `words`: tokens [n, steps] of the examples of each batch."""
     sources = [source for batch in batches for source in batch]
     size = max(map(len, batches))
-    found = self.translator.translate_batch(sources, max_batch_size=size, batch_type='examples', **self.options)
+    found = self.translator.translate_batch(
+      sources, max_batch_size=size, batch_type='examples', **self.options
+    )
     rows = [[int(word) for word in result.hypotheses[0]] for result in found]
     if {len(row) for row in rows} != {self.options['max_decoding_length']}:
       raise SystemExit('CTranslate2 gave hypotheses of other lengths')
-    return np.split(np.array(rows), np.cumsum([len(batch) for batch in batches])[:-1])
+    return np.split(
+      np.array(rows),
+      np.cumsum([len(batch) for batch in batches])[:-1],
+    )

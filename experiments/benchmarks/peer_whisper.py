@@ -18,7 +18,7 @@ WINDOW = 480000  # samples
 
 
 def frames_of(samples: np.ndarray) -> np.ndarray:
-  from mmlm.data.audio import log_mel_spectrogram
+  from mmlm.data.transforms.audio import log_mel_spectrogram
 
   return log_mel_spectrogram(np.pad(samples, (0, WINDOW - len(samples))))
 
@@ -30,18 +30,29 @@ class CTranslate2:
     import ctranslate2
 
     self.view = ctranslate2.StorageView.from_array
-    self.model = ctranslate2.models.Whisper(folder, compute_type='float32', intra_threads=os.cpu_count())
-    self.settings, self.samples, self.together = settings, samples, together
+    self.model = ctranslate2.models.Whisper(
+      folder, compute_type='float32', intra_threads=os.cpu_count()
+    )
+    self.settings = settings
+    self.samples = samples
+    self.together = together
 
   def __call__(self, windows: list, prompts: list) -> list:
     found = []
     for i in range(0, len(windows), self.together):
       some = windows[i : i + self.together]
-      features = np.stack([frames_of(window) if self.samples else window for window in some])  # [N, S, M]
+      features = np.stack(
+        [frames_of(window) if self.samples else window for window in some]
+      )  # [N, S, M]
       answers = self.model.generate(
-        self.view(np.ascontiguousarray(features.swapaxes(1, 2))), prompts[i : i + self.together], beam_size=1, suppress_blank=True,
-        suppress_tokens=[-1], max_initial_timestamp_index=50, max_length=self.settings['max_tokens'] * 2,
-      )  # fmt: skip
+        self.view(np.ascontiguousarray(features.swapaxes(1, 2))),
+        prompts[i : i + self.together],
+        beam_size=1,
+        suppress_blank=True,
+        suppress_tokens=[-1],
+        max_initial_timestamp_index=50,
+        max_length=self.settings['max_tokens'] * 2,
+      )
       found += [answer.sequences_ids[0] for answer in answers]
     return found
 
@@ -52,11 +63,28 @@ class FasterWhisper:
   def __init__(self, folder: str, settings: dict, compute_type: str):
     import faster_whisper
 
-    self.model = faster_whisper.WhisperModel(folder, device='cpu', compute_type=compute_type, cpu_threads=os.cpu_count())
+    self.model = faster_whisper.WhisperModel(
+      folder, device='cpu', compute_type=compute_type, cpu_threads=os.cpu_count()
+    )
 
   def __call__(self, windows: list, prompts: list) -> list:
-    options = dict(language='en', beam_size=1, temperature=0.0, condition_on_previous_text=False, vad_filter=False)
-    return [[token for segment in self.model.transcribe(window, **options)[0] for token in segment.tokens] for window in windows]
+    options = dict(
+      language='en',
+      beam_size=1,
+      temperature=0.0,
+      condition_on_previous_text=False,
+      vad_filter=False,
+    )
+    result = []
+    for window in windows:
+      result.append(
+        [
+          token
+          for segment in self.model.transcribe(window, **options)[0]
+          for token in segment.tokens
+        ]
+      )
+    return result
 
 
 class Transformers:
@@ -64,40 +92,71 @@ class Transformers:
 
   def __init__(self, folder: str, settings: dict):
     import torch
-    from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, logging
+    from transformers import (
+      GenerationConfig,
+      WhisperFeatureExtractor,
+      WhisperForConditionalGeneration,
+      logging,
+    )
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count())
-    self.torch, self.extract = torch, WhisperFeatureExtractor()
+    self.torch = torch
+    self.extract = WhisperFeatureExtractor()
     self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    self.settings, end, first_time = settings, settings['end'], settings['first_time']
+    self.settings = settings
+    end = settings['end']
+    first_time = settings['first_time']
     self.model.generation_config = GenerationConfig(
-      eos_token_id=end, pad_token_id=end, decoder_start_token_id=end + 1, no_timestamps_token_id=first_time - 1,
-      suppress_tokens=settings['never'], begin_suppress_tokens=settings['not_first'], max_initial_timestamp_index=50,
-      is_multilingual=not settings['english_only'], return_timestamps=True, max_new_tokens=settings['max_tokens'],
-    )  # fmt: skip
+      eos_token_id=end,
+      pad_token_id=end,
+      decoder_start_token_id=end + 1,
+      no_timestamps_token_id=first_time - 1,
+      suppress_tokens=settings['never'],
+      begin_suppress_tokens=settings['not_first'],
+      max_initial_timestamp_index=50,
+      is_multilingual=not settings['english_only'],
+      return_timestamps=True,
+      max_new_tokens=settings['max_tokens'],
+    )
 
   def __call__(self, windows: list, prompts: list) -> list:
     from transformers import GenerationMixin
-    from transformers.generation.logits_process import LogitsProcessorList, WhisperTimeStampLogitsProcessor
+    from transformers.generation.logits_process import (
+      LogitsProcessorList,
+      WhisperTimeStampLogitsProcessor,
+    )
 
     found = []
     for window, prompt in zip(windows, prompts):
       features = self.extract(window, sampling_rate=16000, return_tensors='pt').input_features
-      rules = LogitsProcessorList([WhisperTimeStampLogitsProcessor(self.model.generation_config, begin_index=len(prompt))])
-      with self.torch.inference_mode():  # the plain search: Whisper's own `generate` would cut and merge segments
+      rules = LogitsProcessorList(
+        [WhisperTimeStampLogitsProcessor(self.model.generation_config, begin_index=len(prompt))]
+      )
+      with (
+        self.torch.inference_mode()
+      ):  # the plain search: Whisper's own `generate` would cut and merge segments
         row = GenerationMixin.generate(
-          self.model, features, decoder_input_ids=self.torch.tensor([prompt]), logits_processor=rules, do_sample=False, num_beams=1
+          self.model,
+          features,
+          decoder_input_ids=self.torch.tensor([prompt]),
+          logits_processor=rules,
+          do_sample=False,
+          num_beams=1,
         )
-      found.append([token for token in row[0, len(prompt) :].tolist() if token != self.settings['end']])
+      found.append(
+        [token for token in row[0, len(prompt) :].tolist() if token != self.settings['end']]
+      )
     return found
 
 
 SIDES = {
   'features': lambda folder, settings: CTranslate2(folder, settings, samples=False),
   'samples': lambda folder, settings: CTranslate2(folder, settings, samples=True),
-  'samples_together': lambda folder, settings: CTranslate2(folder, settings, samples=True, together=settings['batch']),
+  'samples_together': lambda folder, settings: CTranslate2(
+    folder, settings, samples=True, together=settings['batch']
+  ),
   'faster_float32': lambda folder, settings: FasterWhisper(folder, settings, 'float32'),
   'faster_int8': lambda folder, settings: FasterWhisper(folder, settings, 'int8'),
   'transformers': Transformers,
@@ -108,7 +167,10 @@ def main():
   side, folder, settings = sys.argv[1:]
   answer = SIDES[side](folder, json.loads(settings))
   names = ('torch', 'transformers', 'ctranslate2', 'faster_whisper')
-  print(json.dumps({name: sys.modules[name].__version__ for name in names if name in sys.modules}), flush=True)
+  print(
+    json.dumps({name: sys.modules[name].__version__ for name in names if name in sys.modules}),
+    flush=True,
+  )
   for line in sys.stdin:
     question = json.loads(line)
     with np.load(question['path']) as file:

@@ -13,7 +13,11 @@ import gensim
 import numpy
 from gensim.models import FastText, Word2Vec
 
-KINDS = {'skip_gram': (Word2Vec, {'sg': 1}), 'cbow': (Word2Vec, {'sg': 0}), 'fasttext': (FastText, {'sg': 1})}
+KINDS = {
+  'skip_gram': (Word2Vec, {'sg': 1}),
+  'cbow': (Word2Vec, {'sg': 0}),
+  'fasttext': (FastText, {'sg': 1}),
+}
 
 
 def main():

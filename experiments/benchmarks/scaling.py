@@ -33,23 +33,40 @@ def measured(given, counts: list[int]) -> list[dict]:
   """A row for each way and number of devices."""
   import jax
 
+  from mmlm.experiment.virtual_mesh import cost_of_step
   from mmlm.parallel.strategies import Sharded
-  from mmlm.virtual import cost_of_step
 
   options, state = decoder(given)
   rows = []
   for way in given.ways.split(','):
     for n in counts:
-      found = cost_of_step(options, state, batch(given, n), Sharded(f'{way}={n}', devices=jax.devices()[:n]))
+      found = cost_of_step(
+        options,
+        state,
+        batch(given, n),
+        Sharded(
+          f'{way}={n}',
+          devices=jax.devices()[:n],
+        ),
+      )
       sent = {kind: sent.bytes for kind, sent in found['collectives'].items()}
       row = {
-        'way': way, 'devices': n, 'parameter_bytes': 4 * found['parameters'], 'sent_bytes': sum(sent.values()), 'sent': sent,
-        'state_bytes': found['parameter_bytes'] + found['optimizer_bytes'], 'memory_bytes': found['memory'],
-        'temporary_bytes': found['cost'].temporaries, 'flops': found['cost'].flops,
-      }  # fmt: skip
+        'way': way,
+        'devices': n,
+        'parameter_bytes': 4 * found['parameters'],
+        'sent_bytes': sum(sent.values()),
+        'sent': sent,
+        'state_bytes': found['parameter_bytes'] + found['optimizer_bytes'],
+        'memory_bytes': found['memory'],
+        'temporary_bytes': found['cost'].temporaries,
+        'flops': found['cost'].flops,
+      }
       rows.append(row)
-      print(f'{way}={n}: sends {row["sent_bytes"] / row["parameter_bytes"]:.2f} times the parameters, holds {row["state_bytes"]:,} bytes of the '
-            f'state and {row["temporary_bytes"]:,} temporary ones', flush=True)  # fmt: skip
+      print(
+        f'{way}={n}: sends {row["sent_bytes"] / row["parameter_bytes"]:.2f} times the parameters, holds {row["state_bytes"]:,} bytes of the '
+        f'state and {row["temporary_bytes"]:,} temporary ones',
+        flush=True,
+      )
   return rows
 
 
@@ -63,15 +80,27 @@ def decoder(given):
   from mmlm.training.optimizers import make_optimizer, make_schedule
   from mmlm.training.step import StepOptions, initial_state
 
-  sizes = {'model.dim': given.dim, 'model.head.layers': given.layers, 'model.head.heads': max(1, given.dim // 64), 'data.max_length': given.length}
+  sizes = {
+    'model.dim': given.dim,
+    'model.head.layers': given.layers,
+    'model.head.heads': max(1, given.dim // 64),
+    'data.max_length': given.length,
+  }
   config = default_config().unlock()
   config.task = 'language_model'
   config = override(config, {key: str(value) for key, value in sizes.items()})
-  model, task = build_model(config.model, given.vocabulary, given.length), TASKS['language_model']
+  model = build_model(config.model, given.vocabulary, given.length)
+  task = TASKS['language_model']
   row = batch(given, 1)
-  params = jax.eval_shape(lambda: model.init({'params': jax.random.key(0)}, row, row['target'])['params'])
-  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000, 1, 1000), params)
-  options = StepOptions(optimizer, lambda params, batch, rng: task.loss(model, params, batch, 0.0, rng))
+  params = jax.eval_shape(
+    lambda: model.init({'params': jax.random.key(0)}, row, row['target'])['params']
+  )
+  optimizer = make_optimizer(
+    config.optimizer, make_schedule(config.optimizer, 1000, 1, 1000), params
+  )
+  options = StepOptions(
+    optimizer, lambda params, batch, rng: task.loss(model, params, batch, 0.0, rng)
+  )
   return options, jax.eval_shape(lambda params: initial_state(params, options, 0), params)
 
 
@@ -79,7 +108,11 @@ def batch(given, devices: int) -> dict:
   import numpy as np
 
   shape = (given.rows * devices, given.length)
-  return {'target': np.zeros(shape, np.int32), 'target_mask': np.ones(shape, bool), 'weight': np.ones(shape[0], np.float32)}
+  return {
+    'target': np.zeros(shape, np.int32),
+    'target_mask': np.ones(shape, bool),
+    'weight': np.ones(shape[0], np.float32),
+  }
 
 
 def plot(rows: list[dict], path: str) -> None:
@@ -92,13 +125,24 @@ def plot(rows: list[dict], path: str) -> None:
   for way in dict.fromkeys(row['way'] for row in rows):
     mine = [row for row in rows if row['way'] == way]
     devices = [row['devices'] for row in mine]
-    sent.plot(devices, [row['sent_bytes'] / row['parameter_bytes'] for row in mine], 'o-', label=way)
-    held.plot(devices, [row['state_bytes'] / 1e6 for row in mine], 'o-', label=f'{way}: parameters and optimizer')
-    held.plot(devices, [row['temporary_bytes'] / 1e6 for row in mine], 'x:', label=f'{way}: temporaries')
+    sent.plot(
+      devices, [row['sent_bytes'] / row['parameter_bytes'] for row in mine], 'o-', label=way
+    )
+    held.plot(
+      devices,
+      [row['state_bytes'] / 1e6 for row in mine],
+      'o-',
+      label=f'{way}: parameters and optimizer',
+    )
+    held.plot(
+      devices, [row['temporary_bytes'] / 1e6 for row in mine], 'x:', label=f'{way}: temporaries'
+    )
   first = rows[0]['state_bytes'] / 1e6
   counts = sorted({row['devices'] for row in rows})
   held.plot(counts, [first / n for n in counts], color='grey', linewidth=0.8, label='1 / n')
-  sent.set(xscale='log', xlabel='devices', ylabel='bytes sent a step / bytes of parameters', ylim=(0, None))
+  sent.set(
+    xscale='log', xlabel='devices', ylabel='bytes sent a step / bytes of parameters', ylim=(0, None)
+  )
   held.set(xscale='log', yscale='log', xlabel='devices', ylabel='MB on one device')
   for axes in (sent, held):
     axes.set_xticks(counts, map(str, counts))
@@ -111,11 +155,19 @@ def main():
   given = arguments()
   counts = sorted(map(int, given.devices.split(',')))
   os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax is imported
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={counts[-1]}'
-  from mmlm.runs import write_json
+  os.environ['XLA_FLAGS'] = (
+    f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={counts[-1]}'
+  )
+  from mmlm.utils.run_dir import write_json
 
   rows = measured(given, counts)
-  write_json(f'{given.output}.json', {'sizes': {name: value for name, value in vars(given).items() if name != 'output'}, 'rows': rows})
+  write_json(
+    f'{given.output}.json',
+    {
+      'sizes': {name: value for name, value in vars(given).items() if name != 'output'},
+      'rows': rows,
+    },
+  )
   plot(rows, f'{given.output}.png')
   print(f'{given.output}.json, {given.output}.png')
 

@@ -15,30 +15,46 @@ import jax
 import numpy as np
 from common import ROOT, config_of, in_turns, main, row
 
-from mmlm.experiment import Experiment
-from mmlm.setup import training_parts
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.training import training_parts
 from mmlm.sweeps.together import stacked, step_of_all
 from mmlm.training.step import train_step
 
 MOSI = f'{ROOT}/configs/sentiment/mosi_context.py'
-SEEDS, STEPS = 5, 40
+SEEDS = 5
+STEPS = 40
 GOAL = 'above 1'
 
 
 def compare(fusion: str, options) -> list[dict]:
-  spec, steps = f'{MOSI}:fusion={fusion}' + ',smoke' * options.smoke, 4 if options.smoke else STEPS
+  spec = f'{MOSI}:fusion={fusion}' + ',smoke' * options.smoke
+  steps = 4 if options.smoke else STEPS
   with tempfile.TemporaryDirectory() as folder:
     experiments = [
-      Experiment(config_of(spec, {'data.dir': str(options.data_dir), 'data.buckets': '(64,)', 'seed': str(seed), 'parallel.strategy': 'jit'}), pathlib.Path(folder, str(seed)))
+      Experiment(
+        config_of(
+          spec,
+          {
+            'data.dir': str(options.data_dir),
+            'data.buckets': '(64,)',
+            'seed': str(seed),
+            'parallel.strategy': 'jit',
+          },
+        ),
+        pathlib.Path(folder, str(seed)),
+      )
       for seed in range(SEEDS)
-    ]  # fmt: skip
-    parts, states = zip(*(training_parts(experiment, experiment.splits('train')[0]) for experiment in experiments))
+    ]
+    parts, states = zip(
+      *(training_parts(experiment, experiment.splits('train')[0]) for experiment in experiments)
+    )
     batches = []  # of each step, one a seed
     for part in parts:
       with part.stream(0, steps) as stream:
         batches.append([jax.tree.map(np.asarray, batch) for batch in stream])
   batches = list(zip(*batches))
-  together, one = step_of_all(lambda *_: parts[0].options), jax.jit(lambda state, batch: train_step(state, batch, parts[0].options))
+  together = step_of_all(lambda *_: parts[0].options)
+  one = jax.jit(lambda state, batch: train_step(state, batch, parts[0].options))
 
   def run_together():
     state = stacked(states)
@@ -57,4 +73,10 @@ def compare(fusion: str, options) -> list[dict]:
 
 
 if __name__ == '__main__':
-  main(__doc__, {fusion: functools.partial(compare, fusion) for fusion in ('late', 'tensor', 'cross_attention')}, 'together.json')
+  main(
+    __doc__,
+    {
+      fusion: functools.partial(compare, fusion) for fusion in ('late', 'tensor', 'cross_attention')
+    },
+    'together.json',
+  )

@@ -19,15 +19,19 @@ from flax.traverse_util import flatten_dict
 
 from mmlm.data.batching import TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.tokenizers import EOS
-from mmlm.experiment import Experiment
+from mmlm.data.tokenizers.tokenizer import EOS
+from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import build_model
 
 MULTI30K = f'{ROOT}/configs/translation/multi30k.py:post_norm'  # the only form that all peers have
 VOCABULARY = 10000  # of random tokens
 GOALS = {'train': 'ratio 1.2, padding under 12 %', 'beam': 'ratio 2 to generate, better 3.4'}
 # One rate on both sides, low enough for a start without warm-up: the speed does not depend on it.
-SETTINGS = {'optimizer.schedule': 'constant', 'optimizer.warmup': '0 steps', 'optimizer.learning_rate': '1e-4'}
+SETTINGS = {
+  'optimizer.schedule': 'constant',
+  'optimizer.warmup': '0 steps',
+  'optimizer.learning_rate': '1e-4',
+}
 
 
 # Input
@@ -38,14 +42,26 @@ def random_table(longest: int, vocabulary: int, number: int) -> Table:
   rng = np.random.default_rng(0)
   # Log-normal fit of its 29,000 pairs, end token included: 14.8 and 14.7 tokens on average, correlation 0.86.
   target, text = rng.multivariate_normal([0, 0], [[1, 0.86], [0.86, 1]], number).T
-  tokens = lambda logs: [
-    [*rng.integers(EOS + 1, vocabulary, n - 1).tolist(), EOS] for n in np.clip(np.round(np.exp(logs)), 2, longest).astype(int)
-  ]
-  return Table([str(i) for i in range(number)], np.arange(number), tokens(2.646 + 0.315 * target), tokens(2.648 + 0.286 * text))
+
+  def tokens(logs):
+    result = []
+    for n in np.clip(np.round(np.exp(logs)), 2, longest).astype(int):
+      result.append([*rng.integers(EOS + 1, vocabulary, n - 1).tolist(), EOS])
+    return result
+
+  return Table(
+    [str(i) for i in range(number)],
+    np.arange(number),
+    tokens(2.646 + 0.315 * target),
+    tokens(2.648 + 0.286 * text),
+  )
 
 
 def prepared(options):
-  spec = f'{MULTI30K},smoke' if options.smoke else MULTI30K
+  if options.smoke:
+    spec = f'{MULTI30K},smoke'
+  else:
+    spec = MULTI30K
   return config_of(spec, SETTINGS | {'data.dir': str(options.data_dir)})
 
 
@@ -79,7 +95,10 @@ def load(table: Table, plan, number: int, batch_size: int) -> list[dict]:
 def padding(table: Table, plan: TrainPlan) -> dict:
   """The share of an epoch's places that hold no token, in percent, of targets and of sources."""
   places = sum(plan[i].length * plan[i].size for i in range(plan.steps_per_epoch))
-  share = lambda rows: 100 * (1 - sum(map(len, rows)) / places)
+
+  def share(rows):
+    return 100 * (1 - sum(map(len, rows)) / places)
+
   return {'target': share(table.targets), 'source': share(table.texts)}
 
 
@@ -93,17 +112,42 @@ def train(options) -> list[dict]:
   peer.use_all_cores()
   config = prepared(options)
   table, vocabulary, name = texts(config, options, 'train', with_targets=True)
-  plan = TrainPlan(table.lengths, config.train.batch_size, config.data.buckets, config.seed, config.train.batch_tokens)
+  plan = TrainPlan(
+    table.lengths,
+    config.train.batch_size,
+    config.data.buckets,
+    config.seed,
+    config.train.batch_tokens,
+  )
   batches = load(table, plan, 3 if options.smoke else 24, config.train.batch_size)
   shares = padding(table, plan)
-  print(f'padding in an epoch: {shares["target"]:.1f} % of the targets, {shares["source"]:.1f} % of the sources', flush=True)
+  print(
+    f'padding in an epoch: {shares["target"]:.1f} % of the targets, {shares["source"]:.1f} % of the sources',
+    flush=True,
+  )
 
-  ours = Trainer(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], plan.steps_per_epoch)
+  ours = Trainer(
+    config,
+    build_model(config.model, vocabulary, config.data.max_length),
+    batches[0],
+    plan.steps_per_epoch,
+  )
   theirs = peer.Trainer(config, Translator(Size.of(config, vocabulary)), tensors)
   check_parameters(ours, theirs)
   tokens = sum(int(batch['target_mask'].sum()) for batch in batches)
-  sides = {side: (functools.partial(run, batches), tokens) for side, run in (('mmlm', ours), ('PyTorch', theirs))}
-  return [row('train', name, 'tokens/s', in_turns(sides, options.rounds), GOALS['train'], padding_percent=shares)]
+  sides = {}
+  for side, run in (('mmlm', ours), ('PyTorch', theirs)):
+    sides[side] = (functools.partial(run, batches), tokens)
+  return [
+    row(
+      'train',
+      name,
+      'tokens/s',
+      in_turns(sides, options.rounds),
+      GOALS['train'],
+      padding_percent=shares,
+    )
+  ]
 
 
 def beam(options) -> list[dict]:
@@ -115,25 +159,53 @@ def beam(options) -> list[dict]:
   table, vocabulary, name = texts(config, options, 'test', with_targets=False)
   size = config.evaluate.batch_size
   plan = eval_plan(np.array(list(map(len, table.texts))), size, config.data.buckets)
-  batches = load(table._replace(targets=[[EOS]] * len(table.ids)), plan, len(plan), size)
+  batches = load(
+    table._replace(targets=[[EOS]] * len(table.ids)),
+    plan,
+    len(plan),
+    size,
+  )
 
-  ours = Generator(config, build_model(config.model, vocabulary, config.data.max_length), batches[0], 'beam')
+  ours = Generator(
+    config, build_model(config.model, vocabulary, config.data.max_length), batches[0], 'beam'
+  )
   model = marian(flatten_dict(ours.params, sep='/'), Size.of(config, vocabulary))
   search = config.decoding.beam_size, STEPS, config.decoding.length_penalty
   words = CTranslate2.words(batches)
   with tempfile.TemporaryDirectory() as folder:
     convert(model, folder)
-    layouts = {f'CTranslate2 {w} x {t}': CTranslate2(folder, w, t, *search) for w, t in ((1, 2), (2, 1))}
-  runs = {'mmlm': functools.partial(ours, batches), 'transformers': functools.partial(generator(model, *search), batches)}
+    layouts = {}
+    for w, t in ((1, 2), (2, 1)):
+      layouts[f'CTranslate2 {w} x {t}'] = CTranslate2(folder, w, t, *search)
+  runs = {
+    'mmlm': functools.partial(ours, batches),
+    'transformers': functools.partial(generator(model, *search), batches),
+  }
   runs |= {layout: functools.partial(run, words) for layout, run in layouts.items()}
 
   found = {side: np.concatenate(run()) for side, run in runs.items()}
+
   # The last token aside: there mmlm may end, its peers not.
-  same = lambda tokens: float((tokens == found['mmlm'])[:, :-1].all(1).mean())
+  def same(tokens):
+    return float((tokens == found['mmlm'])[:, :-1].all(1).mean())
+
   equal = {side: same(tokens) for side, tokens in found.items() if side != 'mmlm'}
-  print('equal translations: ' + ', '.join(f'{side} {100 * share:.1f} %' for side, share in equal.items()), flush=True)
+  print(
+    'equal translations: '
+    + ', '.join(f'{side} {100 * share:.1f} %' for side, share in equal.items()),
+    flush=True,
+  )
   sides = {side: (run, STEPS * len(table.ids)) for side, run in runs.items()}
-  return [row('beam', name, 'tokens/s', in_turns(sides, options.rounds), GOALS['beam'], equal_translations=equal)]
+  return [
+    row(
+      'beam',
+      name,
+      'tokens/s',
+      in_turns(sides, options.rounds),
+      GOALS['beam'],
+      equal_translations=equal,
+    )
+  ]
 
 
 if __name__ == '__main__':

@@ -28,12 +28,12 @@ import soundfile
 from common import in_turns, main, row
 from safetensors.numpy import save_file
 
-from mmlm.data.audio import RATE, decode_audio
-from mmlm.errors import UserError
+from mmlm.data.transforms.audio import RATE, decode_audio
 from mmlm.pretrained.whisper import Sizes, find, read_state
-from mmlm.runs import write_json
-from mmlm.transcription.options import Options
-from mmlm.transcription.whisper import Whisper
+from mmlm.transcription.transcription_options import Options
+from mmlm.transcription.whisper_model import Whisper
+from mmlm.utils.errors import UserError
+from mmlm.utils.run_dir import write_json
 
 SETS = {'digit': 'fsdd/recordings.zip', 'mboshi': 'mboshi_french/speech_dev.zip'}
 SENTENCES = (
@@ -60,7 +60,10 @@ def from_zip(path: pathlib.Path, number: int) -> list[np.ndarray]:
     raise SystemExit(f'{path}: no such file. --data_dir DIR holds {", ".join(SETS.values())}.')
   with zipfile.ZipFile(path) as file:
     names = sorted(name for name in file.namelist() if name.endswith(('.flac', '.ogg', '.opus')))
-    return [decode_audio(file.read(names[i])) for i in np.linspace(0, len(names) - 1, number).astype(int)]
+    result = []
+    for i in np.linspace(0, len(names) - 1, number).astype(int):
+      result.append(decode_audio(file.read(names[i])))
+    return result
 
 
 def read_aloud(number: int) -> list[np.ndarray]:
@@ -70,8 +73,18 @@ def read_aloud(number: int) -> list[np.ndarray]:
     return []
   found = []
   for i in range(number):
-    command = ['espeak-ng', '-v', 'en', '-s', str(140 + 10 * (i // len(SENTENCES))), '--stdout', SENTENCES[i % len(SENTENCES)]]
-    samples, rate = soundfile.read(io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout), dtype='int16')
+    command = [
+      'espeak-ng',
+      '-v',
+      'en',
+      '-s',
+      str(140 + 10 * (i // len(SENTENCES))),
+      '--stdout',
+      SENTENCES[i % len(SENTENCES)],
+    ]
+    samples, rate = soundfile.read(
+      io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout), dtype='int16'
+    )
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format='WAV')
     found.append(decode_audio(file.getvalue()))
@@ -80,11 +93,18 @@ def read_aloud(number: int) -> list[np.ndarray]:
 
 def recordings(options) -> dict[str, np.ndarray]:
   """{name: samples}: half are digits, a quarter Mboshi, a quarter read sentences."""
-  number = 4 if options.smoke else options.recordings
+  if options.smoke:
+    number = 4
+  else:
+    number = options.recordings
   read = read_aloud(number // 4)
   mboshi = from_zip(options.data_dir / SETS['mboshi'], number // 4)
   digits = from_zip(options.data_dir / SETS['digit'], number - len(mboshi) - len(read))
-  return {f'{kind} {i}': samples for kind, some in (('digit', digits), ('mboshi', mboshi), ('sentence', read)) for i, samples in enumerate(some)}
+  result = {}
+  for kind, some in (('digit', digits), ('mboshi', mboshi), ('sentence', read)):
+    for i, samples in enumerate(some):
+      result[f'{kind} {i}'] = samples
+  return result
 
 
 def long_windows(options) -> list[np.ndarray]:
@@ -92,7 +112,16 @@ def long_windows(options) -> list[np.ndarray]:
   number = 1 if options.smoke else BATCH
   parts = read_aloud(3 * number)
   if not parts:
-    parts = [np.concatenate([np.pad(digit, (0, 4800)) for digit in from_zip(options.data_dir / SETS['digit'], 30 * number)[i::number]]) for i in range(number)]
+    parts = []
+    for i in range(number):
+      parts.append(
+        np.concatenate(
+          [
+            np.pad(digit, (0, 4800))
+            for digit in from_zip(options.data_dir / SETS['digit'], 30 * number)[i::number]
+          ]
+        )
+      )
     return [part[: 30 * RATE] for part in parts]
   return [np.concatenate(parts[3 * i : 3 * i + 3])[: 30 * RATE] for i in range(number)]
 
@@ -110,18 +139,33 @@ def write_folders(name: str, folder: pathlib.Path) -> dict[str, str]:
     for part in files.weights:
       whole.write(part.read_bytes())
   sizes, state = read_state(files)
-  save_file({f'model.{key}': np.ascontiguousarray(value.astype(np.float32)) for key, value in state.items()}, places['transformers'] / 'model.safetensors')
+  save_file(
+    {
+      f'model.{key}': np.ascontiguousarray(value.astype(np.float32)) for key, value in state.items()
+    },
+    places['transformers'] / 'model.safetensors',
+  )
   write_json(places['transformers'] / 'config.json', hugging_face_config(sizes))
   return {kind: str(place) for kind, place in places.items()}
 
 
 def hugging_face_config(sizes: Sizes) -> dict:
   return {
-    'model_type': 'whisper', 'architectures': ['WhisperForConditionalGeneration'], 'vocab_size': sizes.vocabulary, 'num_mel_bins': sizes.mel_bands,
-    'd_model': sizes.width, 'encoder_layers': sizes.encoder_layers, 'decoder_layers': sizes.decoder_layers, 'activation_function': 'gelu',
-    'encoder_attention_heads': sizes.encoder_heads, 'decoder_attention_heads': sizes.decoder_heads, 'encoder_ffn_dim': sizes.encoder_ffn,
-    'decoder_ffn_dim': sizes.decoder_ffn, 'max_source_positions': sizes.frames // 2, 'max_target_positions': sizes.text_length,
-  }  # fmt: skip
+    'model_type': 'whisper',
+    'architectures': ['WhisperForConditionalGeneration'],
+    'vocab_size': sizes.vocabulary,
+    'num_mel_bins': sizes.mel_bands,
+    'd_model': sizes.width,
+    'encoder_layers': sizes.encoder_layers,
+    'decoder_layers': sizes.decoder_layers,
+    'activation_function': 'gelu',
+    'encoder_attention_heads': sizes.encoder_heads,
+    'decoder_attention_heads': sizes.decoder_heads,
+    'encoder_ffn_dim': sizes.encoder_ffn,
+    'decoder_ffn_dim': sizes.decoder_ffn,
+    'max_source_positions': sizes.frames // 2,
+    'max_target_positions': sizes.text_length,
+  }
 
 
 class Peer:
@@ -129,8 +173,16 @@ class Peer:
 
   def __init__(self, side: str, folder: str, settings: dict):
     script = pathlib.Path(__file__).with_name('peer_whisper.py')
-    command = [os.environ.get('PEER_PYTHON', sys.executable), str(script), side, folder, json.dumps(settings)]
-    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+      os.environ.get('PEER_PYTHON', sys.executable),
+      str(script),
+      side,
+      folder,
+      json.dumps(settings),
+    ]
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     atexit.register(self.process.kill)
     self.versions = self._answer()
 
@@ -151,17 +203,26 @@ def settings_of(model: Whisper) -> dict:
   """What the peers need to know beside their folder."""
   tokenizer = model.tokenizer
   return {
-    'end': tokenizer.end, 'first_time': tokenizer.first_time, 'never': [*tokenizer.not_speech, tokenizer.no_times], 'not_first': list(tokenizer.not_first),
-    'max_tokens': model.max_tokens, 'english_only': tokenizer.english_only, 'batch': BATCH,
-  }  # fmt: skip
+    'end': tokenizer.end,
+    'first_time': tokenizer.first_time,
+    'never': [*tokenizer.not_speech, tokenizer.no_times],
+    'not_first': list(tokenizer.not_first),
+    'max_tokens': model.max_tokens,
+    'english_only': tokenizer.english_only,
+    'batch': BATCH,
+  }
 
 
-def ours(model: Whisper, windows: list[np.ndarray], prompt: list[int], together: int) -> list[list[int]]:
+def ours(
+  model: Whisper, windows: list[np.ndarray], prompt: list[int], together: int
+) -> list[list[int]]:
   """Samples of windows -> tokens, by the search that `mmlm transcribe` starts with."""
   found = []
   for i in range(0, len(windows), together):
     heard = model.hear([model.features(samples) for samples in windows[i : i + together]])
-    found += [list(answer.tokens) for answer in model.answer_at(heard, [prompt] * len(heard), together, 0.0)]
+    found += [
+      list(answer.tokens) for answer in model.answer_at(heard, [prompt] * len(heard), together, 0.0)
+    ]
   return found
 
 
@@ -169,7 +230,8 @@ def ours(model: Whisper, windows: list[np.ndarray], prompt: list[int], together:
 
 
 def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
-  sounds, rows = recordings(options), []
+  sounds = recordings(options)
+  rows = []
   places = write_folders(name, folder)
   for times in (True, False):
     model = Whisper(name, Options(beam_size=1, language='en', times=times))
@@ -179,40 +241,99 @@ def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
     peer = Peer('features', places['ctranslate2'], settings_of(model))
     theirs = peer(path, [prompt] * len(sounds))
     mine = [ours(model, [samples], prompt, 1)[0] for samples in sounds.values()]
-    different = {key: {'mmlm': a, 'ctranslate2': b} for key, a, b in zip(sounds, mine, theirs) if a != b}
+    different = {
+      key: {'mmlm': a, 'ctranslate2': b} for key, a, b in zip(sounds, mine, theirs) if a != b
+    }
     what = 'with times' if times else 'without times'
-    print(f'equality  {name}, {what}: {len(sounds) - len(different)} of {len(sounds)} equal, {sum(map(len, mine))} tokens', flush=True)
+    print(
+      f'equality  {name}, {what}: {len(sounds) - len(different)} of {len(sounds)} equal, {sum(map(len, mine))} tokens',
+      flush=True,
+    )
     for key, both in different.items():
-      print(f'  {key}: ' + ' | '.join(model.tokenizer.decode(tokens, times) for tokens in both.values()))
-    rows.append({'benchmark': 'equality', 'size': f'{name}, {what}', 'recordings': len(sounds), 'equal': len(sounds) - len(different),
-                 'tokens': sum(map(len, mine)), 'different': different, 'peers': peer.versions})  # fmt: skip
+      print(
+        f'  {key}: ' + ' | '.join(model.tokenizer.decode(tokens, times) for tokens in both.values())
+      )
+    rows.append(
+      {
+        'benchmark': 'equality',
+        'size': f'{name}, {what}',
+        'recordings': len(sounds),
+        'equal': len(sounds) - len(different),
+        'tokens': sum(map(len, mine)),
+        'different': different,
+        'peers': peer.versions,
+      }
+    )
   return rows
 
 
 SIDES = {
-  'ctranslate2': ('samples', 'ctranslate2'), 'ctranslate2, 8 together': ('samples_together', 'ctranslate2'),
-  'faster-whisper float32': ('faster_float32', 'ctranslate2'), 'faster-whisper int8': ('faster_int8', 'ctranslate2'),
+  'ctranslate2': ('samples', 'ctranslate2'),
+  'ctranslate2, 8 together': ('samples_together', 'ctranslate2'),
+  'faster-whisper float32': ('faster_float32', 'ctranslate2'),
+  'faster-whisper int8': ('faster_int8', 'ctranslate2'),
   'transformers': ('transformers', 'transformers'),
-}  # fmt: skip
+}
 
 
 def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
-  windows, places = long_windows(options), write_folders(name, folder)
+  windows = long_windows(options)
+  places = write_folders(name, folder)
   model = Whisper(name, Options(beam_size=1, language='en'))
-  prompt, path = model.prompt('en'), str(folder / 'samples.npz')
+  prompt = model.prompt('en')
+  path = str(folder / 'samples.npz')
   np.savez(path, *windows)
   seconds = sum(map(len, windows)) / RATE
-  runs = {'mmlm': functools.partial(ours, model, windows, prompt, 1), 'mmlm, 8 together': functools.partial(ours, model, windows, prompt, BATCH)}
-  peers = {side: Peer(kind, places[place], settings_of(model)) for side, (kind, place) in SIDES.items()}
-  runs |= {side: functools.partial(peer, path, [prompt] * len(windows)) for side, peer in peers.items()}
+  runs = {
+    'mmlm': functools.partial(ours, model, windows, prompt, 1),
+    'mmlm, 8 together': functools.partial(ours, model, windows, prompt, BATCH),
+  }
+  peers = {
+    side: Peer(kind, places[place], settings_of(model)) for side, (kind, place) in SIDES.items()
+  }
+  runs |= {
+    side: functools.partial(peer, path, [prompt] * len(windows)) for side, peer in peers.items()
+  }
   tokens = {side: run() for side, run in runs.items()}
-  same = {side: sum(a == b for a, b in zip(tokens['mmlm'], found)) for side, found in tokens.items()}
-  print(f'{len(windows)} windows, {seconds:.0f} s of sound; as mmlm writes them: {same}', flush=True)
+  same = {
+    side: sum(
+      a == b
+      for a, b in zip(
+        tokens['mmlm'],
+        found,
+      )
+    )
+    for side, found in tokens.items()
+  }
+  print(
+    f'{len(windows)} windows, {seconds:.0f} s of sound; as mmlm writes them: {same}', flush=True
+  )
   for side, found in tokens.items():
-    for mine, theirs in [pair for pair in zip(tokens['mmlm'], found) if pair[0] != pair[1]][:1]:
-      print(f'  mmlm: {model.tokenizer.decode(mine, True)}\n  {side}: {model.tokenizer.decode(theirs, True)}', flush=True)
+    for mine, theirs in [
+      pair
+      for pair in zip(
+        tokens['mmlm'],
+        found,
+      )
+      if pair[0] != pair[1]
+    ][:1]:
+      print(
+        f'  mmlm: {model.tokenizer.decode(mine, True)}\n  {side}: {model.tokenizer.decode(theirs, True)}',
+        flush=True,
+      )
   rates = in_turns({side: (run, seconds) for side, run in runs.items()}, options.rounds)
-  return [row('speed', name, 'seconds of sound/s', rates, '5 on base; PyTorch; 1.5 times CTranslate2', windows=len(windows), equal=same, peers={k: v for peer in peers.values() for k, v in peer.versions.items()})]
+  return [
+    row(
+      'speed',
+      name,
+      'seconds of sound/s',
+      rates,
+      '5 on base; PyTorch; 1.5 times CTranslate2',
+      windows=len(windows),
+      equal=same,
+      peers={k: v for peer in peers.values() for k, v in peer.versions.items()},
+    )
+  ]
 
 
 def for_models(benchmark):

@@ -25,12 +25,12 @@ import jax
 import numpy as np
 from common import config_of, in_turns, main, row, summary, with_folder
 
-from mmlm.data.plain_text import PlainTexts
+from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.evaluation.significance import mean_and_spread
-from mmlm.evaluation.similarity import score_vectors
-from mmlm.pretrained.word_vectors import Vectors, read_vectors
-from mmlm.training.rows import row_step
-from mmlm.vectors import VectorExperiment, training_parts
+from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
+from mmlm.word_vectors.similarity import score_vectors
+from mmlm.word_vectors.sparse_step import row_step
+from mmlm.word_vectors.vector_experiment import VectorExperiment, training_parts
 
 CONFIG = 'configs/word_vectors/skipgram.py:'
 KINDS = {'skip_gram': CONFIG, 'cbow': CONFIG + 'cbow,', 'fasttext': CONFIG + 'fasttext,'}
@@ -42,7 +42,9 @@ class Ours:
   """Training as `mmlm train` does it, without validation and checkpoints."""
 
   def __init__(self, spec: str, settings: dict, text: str, folder: pathlib.Path, seed: int = 0):
-    self.experiment = VectorExperiment(config_of(f'{spec}text={text}', settings | {'seed': str(seed)}), folder)
+    self.experiment = VectorExperiment(
+      config_of(f'{spec}text={text}', settings | {'seed': str(seed)}), folder
+    )
     self.parts, self.state = training_parts(self.experiment, text)
     self.step = jax.jit(functools.partial(row_step, options=self.parts.options), donate_argnums=0)
     self.steps = self.parts.schedule.total
@@ -65,12 +67,26 @@ class Peer:
   """gensim in its own process; calls give the seconds of a training."""
 
   def __init__(self, kind: str, text: str):
-    options = {'vector_size': 100, 'window': 5, 'negative': 5, 'min_count': 5, 'sample': 1e-3, 'alpha': RATES[kind], 'min_alpha': RATES[kind] * 0.004,
-               'workers': len(os.sched_getaffinity(0))}  # fmt: skip
+    options = {
+      'vector_size': 100,
+      'window': 5,
+      'negative': 5,
+      'min_count': 5,
+      'sample': 1e-3,
+      'alpha': RATES[kind],
+      'min_alpha': RATES[kind] * 0.004,
+      'workers': len(os.sched_getaffinity(0)),
+    }
     options |= {'bucket': 200000} if kind == 'fasttext' else {}
     script = pathlib.Path(__file__).with_name('peer_word_vectors.py')
-    command = [os.environ.get('PEER_PYTHON', sys.executable), str(script), json.dumps({'text': text, 'kind': kind, 'options': options})]
-    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+      os.environ.get('PEER_PYTHON', sys.executable),
+      str(script),
+      json.dumps({'text': text, 'kind': kind, 'options': options}),
+    ]
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     atexit.register(self.process.kill)
     self.versions = self._answer()
 
@@ -87,7 +103,11 @@ class Peer:
 
 
 def settings_of(kind: str, epochs: int, width: int = 100) -> dict:
-  found = {'train.duration': f'{epochs} epochs', 'optimizer.learning_rate': str(RATES[kind]), 'model.dim': str(width)}
+  found = {
+    'train.duration': f'{epochs} epochs',
+    'optimizer.learning_rate': str(RATES[kind]),
+    'model.dim': str(width),
+  }
   return found | ({'model.head.buckets': '200000'} if kind == 'fasttext' else {})
 
 
@@ -108,17 +128,30 @@ def lowered(options, folder: pathlib.Path) -> tuple[str, int]:
 def speed(options, folder: pathlib.Path) -> list[dict]:
   (text, words), rows = lowered(options, folder), []
   for kind, spec in KINDS.items():
-    ours, peer = Ours(spec, settings_of(kind, 1), text, folder / kind), Peer(kind, text)
+    ours = Ours(spec, settings_of(kind, 1), text, folder / kind)
+    peer = Peer(kind, text)
     seconds = {'mmlm': ours, 'gensim': peer}
     rates = timed_in_turns(seconds, words, options.rounds)
-    rows.append(row('speed', kind, 'words/s', rates, 'a third of gensim, aim 1', words=words, peers=peer.versions))
+    rows.append(
+      row(
+        'speed',
+        kind,
+        'words/s',
+        rates,
+        'a third of gensim, aim 1',
+        words=words,
+        peers=peer.versions,
+      )
+    )
   return rows
 
 
 def alone(options, folder: pathlib.Path) -> list[dict]:
   (text, words), rows = lowered(options, folder), []
   for kind, spec in KINDS.items():
-    rates = timed_in_turns({'mmlm': Ours(spec, settings_of(kind, 1), text, folder / kind)}, words, options.rounds)
+    rates = timed_in_turns(
+      {'mmlm': Ours(spec, settings_of(kind, 1), text, folder / kind)}, words, options.rounds
+    )
     rows.append(row('alone', kind, 'words/s', rates, 'none set', words=words))
   return rows
 
@@ -141,7 +174,10 @@ def quality(options, folder: pathlib.Path) -> list[dict]:
     scores: dict = {'mmlm': [], 'gensim': []}
     seconds: dict = {'mmlm': [], 'gensim': []}
     for seed in range(1, 1 + (1 if options.smoke else options.seeds)):
-      settings = settings_of(kind, options.epochs) if peer else {}
+      if peer:
+        settings = settings_of(kind, options.epochs)
+      else:
+        settings = {}
       ours = Ours(spec, settings, text, folder / f'{kind}{seed}', seed)
       seconds['mmlm'].append(ours())
       scores['mmlm'].append(values_of(ours.vectors(), options))
@@ -159,10 +195,21 @@ def values_of(vectors: Vectors, options) -> dict:
 
 
 def compared(kind: str, name: str, scores: dict, seconds: dict) -> dict:
-  sides = {side: mean_and_spread([score[name] for score in some]) for side, some in scores.items() if some}
-  text = '   '.join(f'{side} {s["mean"]:.4f}' + (f' ± {s["sd"]:.4f}' if s['n'] > 1 else '') for side, s in sides.items())
+  sides = {}
+  for side, some in scores.items():
+    if some:
+      sides[side] = mean_and_spread([score[name] for score in some])
+  text = '   '.join(
+    f'{side} {s["mean"]:.4f}' + (f' ± {s["sd"]:.4f}' if s['n'] > 1 else '')
+    for side, s in sides.items()
+  )
   print(f'quality   {kind:<10} {name:<16} {text}', flush=True)
-  return {'benchmark': 'quality', 'size': f'{kind}, {name}', 'sides': sides, 'seconds': {side: summary(some) for side, some in seconds.items() if some}}
+  return {
+    'benchmark': 'quality',
+    'size': f'{kind}, {name}',
+    'sides': sides,
+    'seconds': {side: summary(some) for side, some in seconds.items() if some},
+  }
 
 
 FLAGS = {
@@ -173,4 +220,10 @@ FLAGS = {
 }
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: with_folder(run) for run in (speed, quality, alone)}, 'word_vectors.json', FLAGS, ('speed', 'quality'))
+  main(
+    __doc__,
+    {run.__name__: with_folder(run) for run in (speed, quality, alone)},
+    'word_vectors.json',
+    FLAGS,
+    ('speed', 'quality'),
+  )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -33,9 +33,15 @@ class TrainPlan:
     batch_tokens: padded tokens of a batch: short buckets have more rows. 0 gives every batch batch_size rows.
   """
 
-  def __init__(self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int, batch_tokens: int = 0):
-    self.buckets, self.seed = np.asarray(buckets), seed
-    self.sizes = [max(1, batch_tokens // length // batch_size) * batch_size if batch_tokens else batch_size for length in buckets]
+  def __init__(
+    self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int, batch_tokens: int = 0
+  ):
+    self.buckets = np.asarray(buckets)
+    self.seed = seed
+    self.sizes = [
+      max(1, batch_tokens // length // batch_size) * batch_size if batch_tokens else batch_size
+      for length in buckets
+    ]
     self.bucket_of = _bucket_of(lengths, self.buckets)
     self.steps_per_epoch = len(self._shuffled(0))  # the same in every epoch
     self.examples_per_step = len(lengths) / self.steps_per_epoch
@@ -48,18 +54,30 @@ class TrainPlan:
   def _shuffled(self, epoch: int) -> list[Batch]:
     rng = np.random.default_rng((self.seed, epoch))
     order = rng.permutation(len(self.bucket_of))
-    batches, pool = [], order[:0]
+    batches = []
+    pool = order[:0]
     for bucket, (length, size) in enumerate(zip(self.buckets, self.sizes)):
       pool = np.concatenate([pool, order[self.bucket_of[order] == bucket]])
-      whole = len(pool) if length == self.buckets[-1] else len(pool) // size * size
-      batches += [Batch(pool[i : min(i + size, whole)], int(length), size) for i in range(0, whole, size)]
+      if length == self.buckets[-1]:
+        whole = len(pool)
+      else:
+        whole = len(pool) // size * size
+      batches += [
+        Batch(
+          pool[i : min(i + size, whole)],
+          int(length),
+          size,
+        )
+        for i in range(0, whole, size)
+      ]
       pool = pool[whole:]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batch]:
   """Every example once, the short ones first."""
-  bucket_of, order = _bucket_of(lengths, buckets), np.argsort(lengths, kind='stable')
+  bucket_of = _bucket_of(lengths, buckets)
+  order = np.argsort(lengths, kind='stable')
   parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
   return [Batch(part, int(buckets[bucket_of[part].max()]), batch_size) for part in parts]
 
@@ -67,48 +85,71 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batc
 def part_of(batch: Batch, number: int, parts: int) -> tuple[Batch, int]:
   """The rows of one of several equal parts of a batch, filled up so that it divides, and the number of their first."""
   rows = -(-batch.size // parts)
-  return Batch(batch.indices[number * rows : (number + 1) * rows], batch.length, rows), number * rows
+  return Batch(
+    batch.indices[number * rows : (number + 1) * rows], batch.length, rows
+  ), number * rows
 
 
 def _bucket_of(lengths, buckets) -> np.ndarray:
   found = np.searchsorted(buckets, lengths)
   if not len(lengths) or found.max() >= len(buckets):
-    raise UserError(f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.')
+    raise UserError(
+      f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.'
+    )
   return found
 
 
 def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Lists of token ids or labels -> (values [count, length] int32 or float32, mask [count, length] bool)."""
-  ids = np.full((count, length), value, np.float32 if isinstance(value, float) or any(isinstance(v, float) for row in rows for v in row) else np.int32)
+  ids = np.full(
+    (count, length),
+    value,
+    np.float32
+    if isinstance(value, float) or any(isinstance(v, float) for row in rows for v in row)
+    else np.int32,
+  )
   mask = np.zeros((count, length), bool)
   for i, row in enumerate(rows):
     ids[i, : len(row)], mask[i, : len(row)] = row, True
   return ids, mask
 
 
-def stack(rows: list[np.ndarray | None], count: int, like: Callable) -> tuple[np.ndarray, np.ndarray]:
+def stack(
+  rows: list[np.ndarray | None], count: int, like: Callable
+) -> tuple[np.ndarray, np.ndarray]:
   """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool).
 
   `like()` gives an array of that kind, asked for where no row is one.
   """
   found = {i: row for i, row in enumerate(rows) if row is not None}
-  first = next(iter(found.values())) if found else like()
+  if found:
+    first = next(iter(found.values()))
+  else:
+    first = like()
   if others := [row.shape for row in found.values() if row.shape != first.shape]:
-    raise UserError(f'arrays of shapes {first.shape} and {others[0]} in one batch: add a resize to the ops.')
-  values, present = np.zeros((count, *first.shape), first.dtype), np.zeros(count, bool)
+    raise UserError(
+      f'arrays of shapes {first.shape} and {others[0]} in one batch: add a resize to the ops.'
+    )
+  values = np.zeros((count, *first.shape), first.dtype)
+  present = np.zeros(count, bool)
   for i, row in found.items():
     values[i], present[i] = row, True
   return values, present
 
 
-def pad_features(rows: list[np.ndarray | None], length: int, count: int, like: Callable) -> tuple[np.ndarray, np.ndarray]:
+def pad_features(
+  rows: list[np.ndarray | None], length: int, count: int, like: Callable
+) -> tuple[np.ndarray, np.ndarray]:
   """Vectors [C] or sequences [S, C], None where an example has none -> (values [count, length, C] float32, mask [count, length])."""
   found = [row for row in rows if row is not None] or [like()]
-  values, mask = np.zeros((count, length, found[0].shape[-1]), np.float32), np.zeros((count, length), bool)
+  values = np.zeros((count, length, found[0].shape[-1]), np.float32)
+  mask = np.zeros((count, length), bool)
   for i, row in enumerate(rows):
     if row is not None:
       row = np.atleast_2d(row)
       if len(row) > length:
-        raise UserError(f'{len(row)} rows of features, {length} were counted: remove rows-*.json from data.dir, where counts are remembered.')
+        raise UserError(
+          f'{len(row)} rows of features, {length} were counted: remove rows-*.json from data.dir, where counts are remembered.'
+        )
       values[i, : len(row)], mask[i, : len(row)] = row, True
   return values, mask

@@ -15,9 +15,9 @@ import grain
 import numpy as np
 
 from mmlm.data import batching
-from mmlm.data.ops import apply_ops
-from mmlm.errors import UserError
-from mmlm.watch import Watch
+from mmlm.data.transforms.ops import apply_ops
+from mmlm.utils.errors import UserError
+from mmlm.utils.watchdog import Watch
 
 GRACE = 10.0  # seconds in which a loader process that is asked to end still gives batches
 
@@ -29,10 +29,16 @@ class Table(NamedTuple):
   records: np.ndarray  # [N] position in the source
   targets: list[list[int]]  # token ids with the end token; [] where only the inputs count
   texts: list[list[int]]  # token ids of the input text; [] without one
-  labels: list[list] = []  # numbers of classes, or numbers, one a part; [] for a task without labels
+  labels: list[
+    list
+  ] = []  # numbers of classes, or numbers, one a part; [] for a task without labels
   parts: list[list[str]] = []  # names of what the labels are of; [] where each is of its example
-  transcripts: list[list[int]] = []  # token ids of what is said in a sound whose target is something else; [] without
-  rows: dict[str, np.ndarray] = {}  # {modality that is rows of features: [N] how many rows, 0 where an example has none}
+  transcripts: list[
+    list[int]
+  ] = []  # token ids of what is said in a sound whose target is something else; [] without
+  rows: dict[
+    str, np.ndarray
+  ] = {}  # {modality that is rows of features: [N] how many rows, 0 where an example has none}
 
   @property
   def lengths(self) -> np.ndarray:
@@ -41,20 +47,40 @@ class Table(NamedTuple):
   @property
   def lengths_of(self) -> dict[str, np.ndarray]:
     """{column: [N]}, of every column that has a length."""
-    columns = {'target': self.targets, 'text': self.texts, 'label': self.labels, 'transcript': self.transcripts}
-    return {name: np.array([*map(len, column)], int) for name, column in columns.items() if column} | self.rows
+    columns = {
+      'target': self.targets,
+      'text': self.texts,
+      'label': self.labels,
+      'transcript': self.transcripts,
+    }
+    return {
+      name: np.array([*map(len, column)], int) for name, column in columns.items() if column
+    } | self.rows
 
   def names(self, i: int) -> list[str]:
     """Of the rows of predictions that example i gives."""
-    return self.parts[i] if self.parts else [self.ids[i]]
+    if self.parts:
+      return self.parts[i]
+    return [self.ids[i]]
 
   def with_rows(self, counts: dict[str, np.ndarray]) -> 'Table':
     """With the number of rows that each record of the source has in a modality."""
-    return self._replace(rows={modality: of_record[self.records] for modality, of_record in counts.items()})
+    return self._replace(
+      rows={modality: of_record[self.records] for modality, of_record in counts.items()}
+    )
 
   def select(self, rows) -> 'Table':
-    pick = lambda column: column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows] if column else column
-    return Table(*map(pick, self[:-1]), {name: counts[rows] for name, counts in self.rows.items()})
+    def pick(column):
+      if isinstance(column, np.ndarray):
+        return column[rows]
+      if column:
+        return [column[i] for i in rows]
+      return column
+
+    return Table(
+      *map(pick, self[:-1]),
+      {name: counts[rows] for name, counts in self.rows.items()},
+    )
 
 
 class Loader:
@@ -67,42 +93,87 @@ class Loader:
     finish: batch -> batch, what only the main process can do (a frozen network).
   """
 
-  def __init__(self, source, table: Table, modalities: tuple, ops: list, batch_size: int, seed: int = 0, blank=None, finish=None):
-    self.source, self.table, self.modalities = source, table, modalities
-    self.ops, self.batch_size, self.seed = ops, batch_size, seed
-    self.blank, self.finish = blank or {}, finish
+  def __init__(
+    self,
+    source,
+    table: Table,
+    modalities: tuple,
+    ops: list,
+    batch_size: int,
+    seed: int = 0,
+    blank=None,
+    finish=None,
+  ):
+    self.source = source
+    self.table = table
+    self.modalities = modalities
+    self.ops = ops
+    self.batch_size = batch_size
+    self.seed = seed
+    self.blank = blank or {}
+    self.finish = finish
     self.absent = ''  # a modality that is taken away from every example
-    self.whole_buckets = False  # all columns are padded to the length of the bucket, so that few shapes are compiled
+    self.whole_buckets = (
+      False  # all columns are padded to the length of the bucket, so that few shapes are compiled
+    )
     self.watch = Watch()  # over the examples
-    self.part = (0, 1)  # the rows that are loaded here: the number of this part of a batch, how many there are
+    self.part = (
+      0,
+      1,
+    )  # the rows that are loaded here: the number of this part of a batch, how many there are
     self._longest: dict[int, dict[str, int]] = {}
 
   def __getstate__(self):
     return self.__dict__ | {'finish': None}
 
   def __call__(self, number: int, batch: batching.Batch) -> dict:
-    rng = lambda row: np.random.default_rng((self.seed, number, row))
-    columns = {'target': self.table.targets, 'label': self.table.labels, 'transcript': self.table.transcripts}
+    def rng(row):
+      return np.random.default_rng((self.seed, number, row))
+
+    columns = {
+      'target': self.table.targets,
+      'label': self.table.labels,
+      'transcript': self.table.transcripts,
+    }
     batch, first = batching.part_of(batch, *self.part)
     examples = []
     if any(self.table.texts):
       columns['text'] = self.table.texts
     if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
       for row, i in enumerate(batch.indices, first):
-        with self.watch(lambda i=i: f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'):
-          examples.append(apply_ops(self.ops, self.source[int(self.table.records[i])], rng(row)))
+        with self.watch(
+          lambda i=i: f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'
+        ):
+          examples.append(
+            apply_ops(
+              self.ops,
+              self.source[int(self.table.records[i])],
+              rng(row),
+            )
+          )
     out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
     outputs = [name for name in ('target', 'label', 'transcript') if any(columns[name])]
     for name in (*outputs, *self.modalities):
       if name in columns:
-        length = 1 if name == 'label' and not self.table.parts else self._padded(name, batch.length)
-        zero = type(next((value for row in columns[name] for value in row), 0))(0)  # of the column: this part may have no example
+        if name == 'label' and not self.table.parts:
+          length = 1
+        else:
+          length = self._padded(name, batch.length)
+        zero = type(next((value for row in columns[name] for value in row), 0))(
+          0
+        )  # of the column: this part may have no example
         found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size, zero)
       elif name in self.table.rows:
         rows = [example.get(name) for example in examples]
-        found = batching.pad_features(rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name])
+        found = batching.pad_features(
+          rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name]
+        )
       else:
-        found = batching.stack([example.get(name) for example in examples], batch.size, functools.partial(self._like, name))
+        found = batching.stack(
+          [example.get(name) for example in examples],
+          batch.size,
+          functools.partial(self._like, name),
+        )
       out[name], mask = found
       out[f'{name}_mask'] = mask & (name != self.absent)
     return out
@@ -115,7 +186,9 @@ class Loader:
       return length
     if length not in self._longest:
       inside = self.table.lengths <= length
-      self._longest[length] = {key: int(counts[inside].max(initial=1)) for key, counts in self.table.lengths_of.items()}
+      self._longest[length] = {
+        key: int(counts[inside].max(initial=1)) for key, counts in self.table.lengths_of.items()
+      }
     return self._longest[length][name]
 
   @functools.cache  # noqa: B019 a loader lives as long as the process
@@ -134,12 +207,17 @@ def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
     LostLoader: a loader process ended before its time.
   """
   dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
-  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4))
+  dataset = dataset.to_iter_dataset(
+    grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
+  )
   if workers:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     dataset = dataset.mp_prefetch(options, lambda *_: _begin_worker())
   iterator = iter(dataset)
-  batches = _not_lost(iterator) if workers else iterator
+  if workers:
+    batches = _not_lost(iterator)
+  else:
+    batches = iterator
   try:
     yield map(loader.finish, batches) if loader.finish else batches
   finally:
@@ -157,8 +235,10 @@ def _not_lost(iterator):
   except RuntimeError as error:
     if 'Worker process was terminated' not in str(error):
       raise
-    raise LostLoader(f'a loader process ended before its time ({str(error).split(". ")[0]}). Was there too little memory? The same command '
-                     'goes on from the last checkpoint; fewer data.workers need less.') from None  # fmt: skip
+    raise LostLoader(
+      f'a loader process ended before its time ({str(error).split(". ")[0]}). Was there too little memory? The same command '
+      'goes on from the last checkpoint; fewer data.workers need less.'
+    ) from None
 
 
 def _begin_worker():

@@ -7,14 +7,50 @@ import functools
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
-from mmlm.data.tokenizers import BOS, EOS, Tokenizer
-from mmlm.trees import one_of
+from mmlm.data.tokenizers.tokenizer import BOS, EOS, Tokenizer
+from mmlm.utils.choices import one_of
 
 MASK = '\ufffc'  # stands for a masked word
 LANGUAGES = (
-  'as', 'bn', 'ca', 'cs', 'de', 'el', 'en', 'es', 'et', 'fi', 'fr', 'ga', 'gu', 'hi', 'hu', 'is', 'it', 'kn', 'lt', 'lv', 'ml', 'mni',
-  'mr', 'nl', 'or', 'pa', 'pl', 'pt', 'ro', 'ru', 'sk', 'sl', 'sv', 'ta', 'te', 'tdt', 'yue', 'zh',
-)  # fmt: skip
+  'as',
+  'bn',
+  'ca',
+  'cs',
+  'de',
+  'el',
+  'en',
+  'es',
+  'et',
+  'fi',
+  'fr',
+  'ga',
+  'gu',
+  'hi',
+  'hu',
+  'is',
+  'it',
+  'kn',
+  'lt',
+  'lv',
+  'ml',
+  'mni',
+  'mr',
+  'nl',
+  'or',
+  'pa',
+  'pl',
+  'pt',
+  'ro',
+  'ru',
+  'sk',
+  'sl',
+  'sv',
+  'ta',
+  'te',
+  'tdt',
+  'yue',
+  'zh',
+)
 
 
 def check_language(language: str) -> None:
@@ -42,7 +78,8 @@ class Texts:
   """One side of the texts of a task: a tokenizer, with Moses' rules of `language` around it ('' for none)."""
 
   def __init__(self, tokenizer: Tokenizer, language: str = ''):
-    self.tokenizer, self.language = tokenizer, language
+    self.tokenizer = tokenizer
+    self.language = language
 
   def encode_batch(self, texts) -> list[list[int]]:
     return self.tokenizer.encode_batch(words(text, self.language) for text in texts)
@@ -51,7 +88,10 @@ class Texts:
     """What an encoder reads: with the end and, where the tokenizer has one, the start; [] for an empty text."""
     if not any(texts):
       return [[] for _ in texts]
-    start = [BOS] if self.tokenizer.kind == 'wordpiece' else []
+    if self.tokenizer.kind == 'wordpiece':
+      start = [BOS]
+    else:
+      start = []
     return [[*start, *row, EOS] if row else [] for row in self.encode_batch(texts)]
 
   def decode_batch(self, rows) -> list[str]:
@@ -60,7 +100,8 @@ class Texts:
 
   def decode_pieces(self, tokens) -> list[str]:
     """What each token adds to the text of those before it; the last of several that make one character adds it, the others ''."""
-    pieces, told = [], ''
+    pieces = []
+    told = ''
     for text in self.decode_batch([tokens[: i + 1] for i in range(len(tokens))]):
       text = text.rstrip('\N{REPLACEMENT CHARACTER}')  # of bytes that are no character yet
       pieces.append(text[len(told) :])
@@ -69,8 +110,12 @@ class Texts:
 
   def surface(self, text: str) -> str:
     """What the model wrote -> what a person reads: words in their usual case and joined."""
-    return moses_detokenize(self.tokenizer.recase(text), self.language) if self.language else text
+    if self.language:
+      return moses_detokenize(self.tokenizer.recase(text), self.language)
+    return text
 
 
 def words(text: str, language: str) -> str:
-  return moses_tokenize(text, language) if language else text
+  if language:
+    return moses_tokenize(text, language)
+  return text

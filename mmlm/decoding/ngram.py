@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm.decoding.search import SearchOptions, rows
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 MOST_ENTRIES = 1 << 26  # of one table
 
@@ -27,7 +27,9 @@ class NgramTables(NamedTuple):
   following: np.ndarray  # [H, V] int32
 
 
-def train_ngram(texts: list[list[int]], order: int, vocab_size: int, options: SearchOptions) -> NgramTables:
+def train_ngram(
+  texts: list[list[int]], order: int, vocab_size: int, options: SearchOptions
+) -> NgramTables:
   """The model of texts of token ids, each with its end token; a text starts after `options.bos_id`.
 
   Raises UserError when the tables would be too large: there are as many rows as different histories.
@@ -50,7 +52,10 @@ def train_ngram(texts: list[list[int]], order: int, vocab_size: int, options: Se
   following = np.empty((len(histories), vocab_size), np.int32)
   for i, history in enumerate(histories):
     seen = counts[history]
-    lower = probs[number[history[1:]]] if history else written / written.sum()
+    if history:
+      lower = probs[number[history[1:]]]
+    else:
+      lower = written / written.sum()
     row = len(seen) * lower
     row[list(seen)] += list(seen.values())
     probs[i] = row / (seen.total() + len(seen))
@@ -65,10 +70,12 @@ def train_ngram(texts: list[list[int]], order: int, vocab_size: int, options: Se
 
 
 def begin_ngram(tables: NgramTables, examples: int, options: SearchOptions):
-  """(step, cache, scored) of a search; see decoding/fusion.py."""
+  """(step, cache, scored) of a search; see decoding/score_fusion.py."""
 
   def step(tokens, state):
     state = tables.following[state, tokens]
-    return jnp.maximum(tables.log_probs[state], -1e30), state  # finite: a weight times it is never NaN
+    return jnp.maximum(
+      tables.log_probs[state], -1e30
+    ), state  # finite: a weight times it is never NaN
 
   return step, jnp.zeros(examples * rows(options), jnp.int32), True

@@ -7,19 +7,27 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mmlm.data.audio import READ, SUFFIXES
-from mmlm.data.features import read_features
-from mmlm.data.image import decode_picture
-from mmlm.errors import UserError
-from mmlm.experiment import Experiment
+from mmlm.data.transforms.audio import READ, SUFFIXES
+from mmlm.data.transforms.features import read_features
+from mmlm.data.transforms.image import decode_picture
+from mmlm.experiment.experiment import Experiment
+from mmlm.utils.errors import UserError
 
 MAKES_FEATURES = ('log_mel', 'fbank')  # ops that make features of a sound
-SIZES = ('resize', 'resize_small', 'center_crop', 'random_crop', 'random_resized_crop')  # ops that give pictures their size
+SIZES = (
+  'resize',
+  'resize_small',
+  'center_crop',
+  'random_crop',
+  'random_resized_crop',
+)  # ops that give pictures their size
 # Kind: what it is called, and the endings that the page offers.
 KINDS = {
-  'text': ('a text', ()), 'picture': ('a picture', ('image/*',)), 'sound': ('a sound', ('audio/*', *sorted(SUFFIXES))),
+  'text': ('a text', ()),
+  'picture': ('a picture', ('image/*',)),
+  'sound': ('a sound', ('audio/*', *sorted(SUFFIXES))),
   'features': ('features (.npy)', ('.npy',)),
-}  # fmt: skip
+}
 
 
 class Limits(NamedTuple):
@@ -38,7 +46,8 @@ class Upload(NamedTuple):
 
 def kinds_of(experiment: Experiment) -> dict[str, str]:
   """{modality that the run reads: its kind}; UserError for a run that a page has no inputs for."""
-  config, kinds = experiment.config, {}
+  config = experiment.config
+  kinds = {}
   if config.model.head.get('pool') == 'each' or config.model.context.name:
     raise UserError(
       f'{experiment.folder} judges the parts of an example, which a page cannot take: use `./launch.sh predict` with a manifest.'
@@ -76,7 +85,9 @@ def _picture(upload: Upload, limits: Limits) -> bytes:
   except Image.DecompressionBombError:
     raise UserError(too_many) from None
   except Exception:  # Pillow's readers raise nearly every kind on broken bytes
-    raise UserError(f'{upload.name} is no picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF.') from None
+    raise UserError(
+      f'{upload.name} is no picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF.'
+    ) from None
   if pixels > limits.pixels:
     raise UserError(too_many)
   try:
@@ -95,12 +106,15 @@ def seconds_of(upload: Upload, most: float) -> float:
   """How long a sound is; UserError where it is none, or longer than `most`. What its head says of that is not believed."""
   try:
     with soundfile.SoundFile(io.BytesIO(upload.data)) as file:
-      frames, block = 0, 1
+      frames = 0
+      block = 1
       while block and frames <= most * file.samplerate:
         block = len(file.read(max(1, READ // file.channels), dtype='float32'))
         frames += block
   except (soundfile.LibsndfileError, RuntimeError, ValueError):
-    raise UserError(f'{upload.name} is no sound that can be read: give WAV, FLAC, Ogg, Opus or MP3.') from None
+    raise UserError(
+      f'{upload.name} is no sound that can be read: give WAV, FLAC, Ogg, Opus or MP3.'
+    ) from None
   if frames > most * file.samplerate:
     raise UserError(f'{upload.name} is longer than {most:g} s, the most that is taken: cut it.')
   return frames / file.samplerate
@@ -123,7 +137,9 @@ class _Named(io.BytesIO):
 
 def size_of_pictures(experiment: Experiment) -> tuple[int, int] | None:
   """Height and width of the data set's pictures, where no op gives them a size: what is given must be made as large. Else None."""
-  if 'image' not in experiment.modalities or any(op.split('(')[0].strip() in SIZES for op in experiment.config.data.eval_ops):
+  if 'image' not in experiment.modalities or any(
+    op.split('(')[0].strip() in SIZES for op in experiment.config.data.eval_ops
+  ):
     return None
   (split,) = experiment.splits('valid')[:1]
   source = experiment.source(split)
@@ -133,5 +149,7 @@ def size_of_pictures(experiment: Experiment) -> tuple[int, int] | None:
 def resized(data: bytes, size: tuple[int, int]) -> bytes:
   """A picture as a PNG of [H, W] pixels."""
   with io.BytesIO() as file:
-    Image.fromarray(decode_picture(data)).resize(size[::-1], Image.Resampling.BILINEAR).save(file, 'PNG')
+    Image.fromarray(decode_picture(data)).resize(size[::-1], Image.Resampling.BILINEAR).save(
+      file, 'PNG'
+    )
     return file.getvalue()

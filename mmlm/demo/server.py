@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
 from mmlm.demo.inputs import Limits, Upload
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
 # Nothing comes from elsewhere, no other page may show this one in itself.
@@ -32,18 +32,32 @@ class Server:
   """Answers requests one after another, whatever the number of people. `models`: what is shown, by name."""
 
   def __init__(self, models: dict, limits: Limits):
-    self.models, self.limits, self._lock = models, limits, threading.Lock()
+    self.models = models
+    self.limits = limits
+    self._lock = threading.Lock()
 
   def app(self, host: str) -> Starlette:
     routes = [Route(f'/{name}', _file(name)) for name in ('page.css', 'page.js')]
-    routes += [Route('/', _file('page.html')), Route('/runs', self.runs), Route('/answer', self.answer, methods=['POST'])]
+    routes += [
+      Route('/', _file('page.html')),
+      Route('/runs', self.runs),
+      Route('/answer', self.answer, methods=['POST']),
+    ]
     # A foreign page whose name resolves to this machine would read the answers as its own.
-    trusted = [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, '[::1]'])] if host in LOOPBACK else []
+    if host in LOOPBACK:
+      trusted = [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, '[::1]'])]
+    else:
+      trusted = []
     handlers = {UserError: _wrong, HTTPException: _refused, Exception: _failed}
     return Starlette(routes=routes, middleware=trusted, exception_handlers=handlers)
 
   async def runs(self, request: Request) -> JSONResponse:
-    return JSONResponse({'runs': [model.described() for model in self.models.values()], 'limits': self.limits._asdict()})
+    return JSONResponse(
+      {
+        'runs': [model.described() for model in self.models.values()],
+        'limits': self.limits._asdict(),
+      }
+    )
 
   async def answer(self, request: Request) -> JSONResponse:
     model, given = await self._read(request)
@@ -62,7 +76,8 @@ class Server:
       raise HTTPException(411, 'The request does not say how many bytes it has (Content-Length).')
     if int(length) > self.limits.bytes + FORM:
       raise HTTPException(
-        413, f'{int(length) / 2**20:.1f} MiB are too much: {self.limits.bytes / 2**20:g} MiB at most (--max_upload_mb).'
+        413,
+        f'{int(length) / 2**20:.1f} MiB are too much: {self.limits.bytes / 2**20:g} MiB at most (--max_upload_mb).',
       )
     async with request.form(max_files=8, max_fields=8, max_part_size=FORM) as form:
       fields = dict(form)
@@ -78,14 +93,23 @@ class Server:
           raise UserError(
             f'{modality} is sent as {"a text" if isinstance(value, str) else "a file"}, where {name} reads {model.kinds[modality]}.'
           )
-        given[modality] = value if isinstance(value, str) else Upload(_plain(value.filename, modality), await value.read())
+        given[modality] = (
+          value
+          if isinstance(value, str)
+          else Upload(_plain(value.filename, modality), await value.read())
+        )
     return model, given
 
 
 def _file(name: str):
   async def send(request: Request) -> FileResponse:
     return FileResponse(
-      HERE / name, headers={'Content-Security-Policy': POLICY, 'Cache-Control': 'no-cache', 'X-Content-Type-Options': 'nosniff'}
+      HERE / name,
+      headers={
+        'Content-Security-Policy': POLICY,
+        'Cache-Control': 'no-cache',
+        'X-Content-Type-Options': 'nosniff',
+      },
     )
 
   return send
@@ -93,7 +117,9 @@ def _file(name: str):
 
 def _plain(name: str | None, modality: str) -> str:
   """A file's name without folders and what cannot be printed."""
-  name = ''.join(letter for letter in (name or '').replace('\\', '/').split('/')[-1] if letter.isprintable())
+  name = ''.join(
+    letter for letter in (name or '').replace('\\', '/').split('/')[-1] if letter.isprintable()
+  )
   return name[:80] or modality
 
 
@@ -106,4 +132,6 @@ async def _refused(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
-  return JSONResponse({'error': 'The model failed on this input. The reason stands where the demo was started.'}, 500)
+  return JSONResponse(
+    {'error': 'The model failed on this input. The reason stands where the demo was started.'}, 500
+  )

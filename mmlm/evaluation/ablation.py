@@ -6,9 +6,9 @@ A condition is a name and a change of the examples: the inputs of another exampl
 import numpy as np
 
 from mmlm.data.text import MASK
+from mmlm.evaluation.metrics.text_metrics import METRICS, Views, computable
 from mmlm.evaluation.significance import paired_bootstrap
-from mmlm.evaluation.text_metrics import METRICS, Views, computable
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 COLOURS = 'black white grey gray brown red orange yellow green blue purple pink tan beige blond blonde golden silver dark light'
 PEOPLE = (
@@ -27,7 +27,11 @@ THINGS = (
   'hand hands face head arms mouth game race concert tool tools cart stroller toy toys background'
 )
 # Closed lists: what a tagger would add is not needed to see whether the picture fills a gap.
-WORDS = {'colours': COLOURS.split(), 'people': PEOPLE.split(), 'nouns': (PEOPLE + ' ' + THINGS).split()}
+WORDS = {
+  'colours': COLOURS.split(),
+  'people': PEOPLE.split(),
+  'nouns': (PEOPLE + ' ' + THINGS).split(),
+}
 
 
 def mask_words(text: str, kind: str) -> str:
@@ -40,7 +44,9 @@ def mask_words(text: str, kind: str) -> str:
   return ' '.join(masked)
 
 
-def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: int = 1000, language: str = '') -> list[dict]:
+def ablation_table(
+  predictions: dict[str, list[dict]], metrics: tuple, samples: int = 1000, language: str = ''
+) -> list[dict]:
   """Rows of a table: each condition's scores with intervals, and their difference from the first condition.
 
   Args:
@@ -51,14 +57,19 @@ def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: 
     'difference', 'p'}}]
   """
   first, *_ = predictions.values()
-  base, table = Views(first, language), []
+  base = Views(first, language)
+  table = []
   metrics = computable(base, metrics)
   for condition, rows in predictions.items():
     views = Views(rows, language)
     row = {'condition': condition, 'n': len(rows)}
-    row['changed'] = float(np.mean([a['hypothesis'] != b['hypothesis'] for a, b in zip(first, rows, strict=True)]))
+    row['changed'] = float(
+      np.mean([a['hypothesis'] != b['hypothesis'] for a, b in zip(first, rows, strict=True)])
+    )
     for name in metrics:
-      row[name] = paired_bootstrap(views.statistics(name), base.statistics(name), METRICS[name].value, samples)
+      row[name] = paired_bootstrap(
+        views.statistics(name), base.statistics(name), METRICS[name].value, samples
+      )
     table.append(row)
   return table
 
@@ -66,7 +77,9 @@ def ablation_table(predictions: dict[str, list[dict]], metrics: tuple, samples: 
 SHARES = tuple(share / 10 for share in range(11))
 
 
-def missing_curve(complete: list[dict], without: list[dict], metric: str, draws: int = 100, seed: int = 0) -> list[dict]:
+def missing_curve(
+  complete: list[dict], without: list[dict], metric: str, draws: int = 100, seed: int = 0
+) -> list[dict]:
   """The score when a share of the examples lack a modality: predictions with it, and for examples drawn by chance those without it.
 
   What is answered for one example does not depend on others, so that this is what a model says of such a mixed split. Parts of
@@ -77,13 +90,20 @@ def missing_curve(complete: list[dict], without: list[dict], metric: str, draws:
   """
   full, less = (Views(rows).statistics(metric) for rows in (complete, without))
   numbers: dict = {}
-  group = np.array([numbers.setdefault(str(row.get('input') or row['id']), len(numbers)) for row in complete])
-  rng, curve = np.random.default_rng(seed), []
+  group = np.array(
+    [numbers.setdefault(str(row.get('input') or row['id']), len(numbers)) for row in complete]
+  )
+  rng = np.random.default_rng(seed)
+  curve = []
   for share in SHARES:
-    lacking = np.stack([rng.permutation(len(numbers)) < round(share * len(numbers)) for _ in range(draws)])[:, group]  # [draws, N]
+    lacking = np.stack(
+      [rng.permutation(len(numbers)) < round(share * len(numbers)) for _ in range(draws)]
+    )[:, group]  # [draws, N]
     values = METRICS[metric].value(full.sum(0) + lacking @ (less - full))
     low, high = np.quantile(values, (0.025, 0.975))
-    curve.append({'share': share, 'value': float(np.mean(values)), 'low': float(low), 'high': float(high)})
+    curve.append(
+      {'share': share, 'value': float(np.mean(values)), 'low': float(low), 'high': float(high)}
+    )
   return curve
 
 
@@ -96,6 +116,8 @@ def format_table(table: list[dict], metrics: tuple) -> str:
     cells = ''
     for name in metrics:
       s = row[name]
-      cells += f'  {s["value"]:7.3f} [{s["low"]:7.3f}, {s["high"]:7.3f}]' + (f' p {s["p"]:.3f}' if row is not table[0] else ' ' * 8)
+      cells += f'  {s["value"]:7.3f} [{s["low"]:7.3f}, {s["high"]:7.3f}]' + (
+        f' p {s["p"]:.3f}' if row is not table[0] else ' ' * 8
+      )
     lines.append(f'{row["condition"]:<{width}}  {100 * row["changed"]:5.1f} %{cells}')
   return '\n'.join(lines)

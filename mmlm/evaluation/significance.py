@@ -22,10 +22,13 @@ def bootstrap_interval(statistics, value_fn, samples: int = 1000, seed: int = 0)
 def _resampled(statistics, value_fn, samples, seed) -> np.ndarray:
   """[samples, ...] values of as many draws of examples with replacement."""
   count = len(statistics)
-  generator, block = np.random.default_rng(seed), max(1, _BLOCK_ELEMENTS // count)
+  generator = np.random.default_rng(seed)
+  block = max(1, _BLOCK_ELEMENTS // count)
   values = []
   for start in range(0, samples, block):
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=min(block, samples - start))
+    weights = generator.multinomial(
+      count, np.full(count, 1 / count), size=min(block, samples - start)
+    )
     values.append(value_fn(weights @ statistics))
   return np.concatenate(values)
 
@@ -42,15 +45,30 @@ def paired_bootstrap(first, second, value_fn, samples: int = 1000, seed: int = 0
     raise ValueError(f'{len(first)} examples against {len(second)}')
   both = np.concatenate([first, second], 1)
   width = np.shape(first)[1]
-  pair = lambda sums: np.stack([value_fn(sums[..., :width]), value_fn(sums[..., width:])], -1)
+
+  def pair(sums):
+    return np.stack(
+      [value_fn(sums[..., :width]), value_fn(sums[..., width:])],
+      -1,
+    )
+
   values = _resampled(both, pair, samples, seed)
-  value, other = (float(value_fn(np.sum(part, 0))) for part in (np.asarray(first, float), np.asarray(second, float)))
+  value, other = (
+    float(value_fn(np.sum(part, 0)))
+    for part in (np.asarray(first, float), np.asarray(second, float))
+  )
   low, high = np.percentile(values[:, 0], [2.5, 97.5])
   drawn = values[:, 0] - values[:, 1]
   interval = [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]
   extreme = np.abs(drawn - drawn.mean()) >= abs(value - other)
-  return {'value': value, 'low': float(low), 'high': float(high), 'difference': value - other,
-          'difference_interval': interval, 'p': float((extreme.sum() + 1) / (samples + 1))}
+  return {
+    'value': value,
+    'low': float(low),
+    'high': float(high),
+    'difference': value - other,
+    'difference_interval': interval,
+    'p': float((extreme.sum() + 1) / (samples + 1)),
+  }
 
 
 def mean_and_spread(values) -> dict:
@@ -59,8 +77,15 @@ def mean_and_spread(values) -> dict:
   One value has no spread: sd, low and high are None.
   """
   values = np.asarray(values, np.float64)
-  count, mean = len(values), float(values.mean())
+  count = len(values)
+  mean = float(values.mean())
   if count < 2:
     return {'mean': mean, 'sd': None, 'n': count, 'low': None, 'high': None}
   half = float(stats.t.ppf(0.975, count - 1) * stats.sem(values))
-  return {'mean': mean, 'sd': float(values.std(ddof=1)), 'n': count, 'low': mean - half, 'high': mean + half}
+  return {
+    'mean': mean,
+    'sd': float(values.std(ddof=1)),
+    'n': count,
+    'low': mean - half,
+    'high': mean + half,
+  }

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlm.data.streams import RunningText, StreamLoader, evaluation_plan
-from mmlm.evaluation.language_metrics import LANGUAGE_METRICS, stretches
-from mmlm.evaluation.meteor import Unavailable
+from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
+from mmlm.evaluation.metrics.language_metrics import LANGUAGE_METRICS, stretches
+from mmlm.evaluation.metrics.meteor import Unavailable
 from mmlm.parallel import side_by_side
 
 
@@ -27,15 +27,23 @@ class TextEvaluator:
   """Compiled once, run on any text; each token is predicted once. `whole`: the tokenizer loses nothing of a text."""
 
   def __init__(self, model, task, parallel, reading: Reading, whole: bool):
-    self.model, self.task, self.parallel, self.reading, self.whole = model, task, parallel, reading, whole
+    self.model = model
+    self.task = task
+    self.parallel = parallel
+    self.reading = reading
+    self.whole = whole
     self._nats = parallel.rows(lambda params, batch: task.token_nats(model, params, batch))
 
   def nats(self, params, text: RunningText) -> np.ndarray:
     """[N]; `params` lie as `Parallel.place` puts them."""
     plan = evaluation_plan(text, *self.reading)
-    loader, out = StreamLoader(text, plan, self.reading.apart, self.parallel.part), np.full(len(text.tokens), np.nan)
+    loader = StreamLoader(text, plan, self.reading.apart, self.parallel.part)
+    out = np.full(len(text.tokens), np.nan)
     batches = (loader(number, plan[number]) for number in range(len(plan)))
-    compute = self._carried if self.reading.stream == 'continuous' else self._computed
+    if self.reading.stream == 'continuous':
+      compute = self._carried
+    else:
+      compute = self._computed
     for number, found in enumerate(compute(params, batches)):
       for place, row in enumerate(plan[number].indices):
         column = 0

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mmlm.models.embeddings import rotate
 from mmlm.models.layers import Dropout
 from mmlm.parallel import batch_shards
-from mmlm.traced import is_off
+from mmlm.utils.traced import is_off
 
 LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
 
@@ -32,7 +32,9 @@ class DecodeStep(NamedTuple):
     """[B, K, L K]: the places of a cache that a row may see."""
     batch, rows, length = self.writers.shape
     past = (jnp.arange(length) <= self.index)[:, None]
-    return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(batch, rows, length * rows)
+    return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(
+      batch, rows, length * rows
+    )
 
 
 class Prompt(NamedTuple):
@@ -60,15 +62,29 @@ def dot_product_attention(query, key, value, mask=None, causal=False, drop=None)
       mask = seen if mask is None else seen & mask
     # On a mesh examples and heads lie on several devices: none may wait for the others.
     at_once = drop is not None or query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
-    return _batched_products(query, key, value, mask, drop) if at_once else _head_by_head(query, key, value, mask)
+    if at_once:
+      return _batched_products(query, key, value, mask, drop)
+    return _head_by_head(query, key, value, mask)
   fused = _fused(query, key)
   if mask is not None:
     mask = mask[:, None]
     if fused:  # cuDNN wants a row for each query, and one that sees nothing would give nan: it may see all, as without cuDNN
-      mask = jnp.broadcast_to(mask | ~mask.any(-1, keepdims=True), (*mask.shape[:2], query.shape[1], key.shape[-1]))
+      mask = jnp.broadcast_to(
+        mask
+        | ~mask.any(
+          -1,
+          keepdims=True,
+        ),
+        (*mask.shape[:2], query.shape[1], key.shape[-1]),
+      )
   return jax.nn.dot_product_attention(
-    query, key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), mask=mask, is_causal=causal, implementation='cudnn' if fused else None,
-  )  # fmt: skip
+    query,
+    key.transpose(0, 3, 1, 2),
+    value.swapaxes(1, 2),
+    mask=mask,
+    is_causal=causal,
+    implementation='cudnn' if fused else None,
+  )
 
 
 def _fused(query, key) -> bool:
@@ -76,15 +92,20 @@ def _fused(query, key) -> bool:
   half = query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
   if jax.default_backend() != 'gpu' or not half or query.shape[1] % 2 or key.shape[-1] % 2:
     return False
-  capability = re.fullmatch(r'(\d+)\.\d+', str(getattr(jax.devices()[0], 'compute_capability', '')))  # AMD's are no such number
+  capability = re.fullmatch(
+    r'(\d+)\.\d+', str(getattr(jax.devices()[0], 'compute_capability', ''))
+  )  # AMD's are no such number
   return bool(capability) and int(capability[1]) >= 8  # noqa: PLR2004
 
 
 def attention_weights(query, key, mask=None):
   """[B, T, H, E], [B, G, E, S] -> what each query takes of each key [B, H, T, S], sums of 1; mask [B, 1 or T, S]."""
   batch, queries, heads, size = query.shape
-  groups, keys = key.shape[1], key.shape[-1]
-  query = (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)  # [B, G, (H/G) T, E]
+  groups = key.shape[1]
+  keys = key.shape[-1]
+  query = (
+    (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
+  )  # [B, G, (H/G) T, E]
   scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, queries, keys)
   if mask is not None:
@@ -104,18 +125,31 @@ def _batched_products(query, key, value, mask, drop=None):
 def _head_by_head(query, key, value, mask):
   """The same for long sequences: the scores of one head at a time stay in the cache of the processor."""
   batch, queries, heads, size = query.shape
-  by_head = lambda x: jnp.repeat(x, heads // x.shape[1], 1).reshape(batch * heads, *x.shape[2:])
+
+  def by_head(x):
+    return jnp.repeat(x, heads // x.shape[1], 1).reshape(
+      batch * heads,
+      *x.shape[2:],
+    )
+
   queries_of = (query * size**-0.5).swapaxes(1, 2)  # [B, H, T, E]
 
   def one(head):
     number, query, key, value = head
     scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
     if mask is not None:
-      scores = jnp.where(jnp.broadcast_to(mask, (batch, *mask.shape[1:]))[number // heads], scores, -1e30)
+      scores = jnp.where(
+        jnp.broadcast_to(mask, (batch, *mask.shape[1:]))[number // heads], scores, -1e30
+      )
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(value.dtype)
+    return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(
+      value.dtype
+    )
 
-  out = jax.lax.map(one, (jnp.arange(batch * heads), *map(by_head, (queries_of, key, value))))
+  out = jax.lax.map(
+    one,
+    (jnp.arange(batch * heads), *map(by_head, (queries_of, key, value))),
+  )
   return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
 
 
@@ -137,46 +171,91 @@ class MultiHeadAttention(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, memory=None, mask=None, causal=False, step: DecodeStep | Prompt | None = None, train=False):
+  def __call__(
+    self,
+    x,
+    memory=None,
+    mask=None,
+    causal=False,
+    step: DecodeStep | Prompt | None = None,
+    train=False,
+  ):
     width = x.shape[-1]
     size = width // self.heads
     groups = self.kv_heads or self.heads
-    dense = lambda heads, name: nn.DenseGeneral((heads, size), dtype=self.dtype, name=name)
+
+    def dense(heads, name):
+      return nn.DenseGeneral((heads, size), dtype=self.dtype, name=name)
+
     query = dense(self.heads, 'query')(x)  # [B, T, H, E]
-    keys, values = dense(groups, 'key'), dense(groups, 'value')  # [B, S, D] -> [B, S, G, E]
+    # [B, S, D] -> [B, S, G, E]
+    keys = dense(groups, 'key')
+    values = dense(groups, 'value')
     if memory is not None:
-      project = lambda: (keys(memory).transpose(0, 2, 3, 1), values(memory).swapaxes(1, 2))
-      key, value = project() if step is None else self.variable('memory', 'key_value', project).value
+
+      def project():
+        return (keys(memory).transpose(0, 2, 3, 1), values(memory).swapaxes(1, 2))
+
+      key, value = (
+        project() if step is None else self.variable('memory', 'key_value', project).value
+      )
     else:
-      key, value = keys(x), values(x)
+      key = keys(x)
+      value = values(x)
       if self.rotary:
-        positions = step.index[None] if isinstance(step, DecodeStep) else jnp.arange(x.shape[1])
-        query, key = rotate(query, positions), rotate(key, positions)
+        if isinstance(step, DecodeStep):
+          positions = step.index[None]
+        else:
+          positions = jnp.arange(x.shape[1])
+        query = rotate(query, positions)
+        key = rotate(key, positions)
       if isinstance(step, DecodeStep):
-        key, value = (y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value))  # [B, K, G, E]
-      key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+        key, value = (
+          y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value)
+        )  # [B, K, G, E]
+      key = key.transpose(0, 2, 3, 1)
+      value = value.swapaxes(1, 2)
       if isinstance(step, DecodeStep):
-        key, value = self._past('key', key, -1, step), self._past('value', value, -2, step)
-        mask, causal = step.seen(), False
+        key = self._past('key', key, -1, step)
+        value = self._past('value', value, -2, step)
+        mask = step.seen()
+        causal = False
       elif step is not None:
         self._start('key', key, -1, step)
         self._start('value', value, -2, step)
-    folded = query.reshape(key.shape[0], -1, *query.shape[2:])  # decoding: [R, 1, H, E] -> [B, K, H, E]
+    folded = query.reshape(
+      key.shape[0], -1, *query.shape[2:]
+    )  # decoding: [R, 1, H, E] -> [B, K, H, E]
     if memory is not None and self.is_mutable_collection('intermediates'):
-      self.sow('intermediates', 'weights', attention_weights(folded, key, None if mask is None else mask[:, None]))
-    drop = (lambda weights: Dropout(self.dropout)(weights, train)) if train and not is_off(self.dropout) else None
+      self.sow(
+        'intermediates',
+        'weights',
+        attention_weights(folded, key, None if mask is None else mask[:, None]),
+      )
+    if train and not is_off(self.dropout):
+
+      def drop(weights):
+        return Dropout(self.dropout)(weights, train)
+    else:
+      drop = None
     out = dot_product_attention(folded, key, value, mask, causal, drop).reshape(query.shape)
     return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 
   def _past(self, name, new, axis, step):
     """Writes what the K rows of this step have on `axis` -> what all L K places of the cache have."""
-    past = self.variable('cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis))
-    past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, step.index * new.shape[axis], axis)
+    past = self.variable(
+      'cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis)
+    )
+    past.value = jax.lax.dynamic_update_slice_in_dim(
+      past.value, new, step.index * new.shape[axis], axis
+    )
     return past.value
 
   def _start(self, name, new, axis, step: Prompt):
     """A cache that holds what the first row of each example has at its first places on `axis`."""
-    empty = jnp.repeat(jnp.zeros_like(jax.lax.slice_in_dim(new, 0, 1, axis=axis)), step.length * step.rows, axis)
+    empty = jnp.repeat(
+      jnp.zeros_like(jax.lax.slice_in_dim(new, 0, 1, axis=axis)), step.length * step.rows, axis
+    )
     first = [slice(None)] * new.ndim
     first[axis] = slice(0, new.shape[axis] * step.rows, step.rows)
     self.variable('cache', f'past_{name}', lambda: empty.at[tuple(first)].set(new))

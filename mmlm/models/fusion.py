@@ -47,12 +47,17 @@ def _mean(sequence: Sequence):
 def _vector(values, sequences: dict[str, Sequence]) -> Sequence:
   """One vector [B, D] as a sequence of one position, there for an example that has any modality."""
   there = jnp.stack([mask.any(1) for _, mask in sequences.values()]).any(0)
-  return Sequence(jnp.where(there[:, None], values, 0)[:, None], there[:, None])
+  return Sequence(
+    jnp.where(there[:, None], values, 0)[:, None],
+    there[:, None],
+  )
 
 
 def _latents(module, name: str, examples: int):
   """Learned vectors of a module, the same for every example: [B, L, D]."""
-  latents = module.param(name, nn.initializers.normal(0.02), (module.latents, module.dim)).astype(module.dtype)
+  latents = module.param(name, nn.initializers.normal(0.02), (module.latents, module.dim)).astype(
+    module.dtype
+  )
   return jnp.broadcast_to(latents, (examples, *latents.shape))
 
 
@@ -67,7 +72,9 @@ class Concatenation(nn.Module):
     for name in sorted(sequences):
       values, mask = sequences[name]
       if len(sequences) > 1:
-        values = values + self.param(f'{name}_bias', nn.initializers.normal(0.02), (self.dim,)).astype(values.dtype)
+        values = values + self.param(
+          f'{name}_bias', nn.initializers.normal(0.02), (self.dim,)
+        ).astype(values.dtype)
       parts.append(Sequence(values, mask))
     return _joined(parts)
 
@@ -84,7 +91,9 @@ class Gated(nn.Module):
   def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
     (values, mask), others = _main(sequences, self.main)
     for name, other in others.items():
-      mean = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(_mean(other)[:, None])  # [B, 1, D]
+      mean = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(
+        _mean(other)[:, None]
+      )  # [B, 1, D]
       mean = Dropout(self.dropout)(mean, train)
       values = values + _gate(self, name, values, mean) * mean * _present(other.mask, values)
     return _joined([Sequence(values, mask)])
@@ -105,13 +114,18 @@ class Selective(nn.Module):
     for name, other in others.items():
       attention = MultiHeadAttention(self.heads, dtype=self.dtype, name=f'{name}_attention')
       found = Dropout(self.dropout)(attention(values, other.values, other.mask), train)  # [B, S, D]
-      values = values + _gate(self, name, values, found) * (found - values) * _present(other.mask, values)
+      values = values + _gate(self, name, values, found) * (found - values) * _present(
+        other.mask, values
+      )
     return _joined([Sequence(values, mask)])
 
 
 def _gate(module, name, values, other):
   """sigmoid(W values + U other), [B, S, D]."""
-  dense = lambda part: nn.Dense(module.dim, dtype=module.dtype, name=f'{name}_gate_{part}', parent=module)
+
+  def dense(part):
+    return nn.Dense(module.dim, dtype=module.dtype, name=f'{name}_gate_{part}', parent=module)
+
   return nn.sigmoid(dense('main')(values) + dense('other')(other))
 
 
@@ -131,14 +145,18 @@ class Bottleneck(nn.Module):
     shared = _latents(self, 'latents', len(sequences[names[0]].mask))
     seen = jnp.ones(shared.shape[:2], bool)
     for layer in range(self.layers):
-      told, there = 0, 0
+      told = 0
+      there = 0
       for name in names:
         values, mask = sequences[name]
         both = Sequence(jnp.concatenate([shared, values], 1), jnp.concatenate([seen, mask], 1))
-        block = TransformerBlock(self.heads, dropout=self.dropout, dtype=self.dtype, name=f'{name}_{layer}')
+        block = TransformerBlock(
+          self.heads, dropout=self.dropout, dtype=self.dtype, name=f'{name}_{layer}'
+        )
         out = block(both.values, both.mask, train=train)
         sequences = sequences | {name: Sequence(out[:, self.latents :], mask)}
-        told, there = told + out[:, : self.latents] * _present(mask, out), there + _present(mask, out)
+        told = told + out[:, : self.latents] * _present(mask, out)
+        there = there + _present(mask, out)
       shared = told / jnp.maximum(there, 1)
     out = _joined([*(sequences[name] for name in names), Sequence(shared, seen)])
     return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(out.values), out.mask)
@@ -164,10 +182,17 @@ class Resampler(nn.Module):
     for name, (values, mask) in (others or sequences).items():
       x = _latents(self, f'{name}_latents', len(mask))
       for layer in range(self.layers):
-        block = TransformerBlock(self.heads, dropout=self.dropout, dtype=self.dtype, name=f'{name}_{layer}')
+        block = TransformerBlock(
+          self.heads, dropout=self.dropout, dtype=self.dtype, name=f'{name}_{layer}'
+        )
         x = block(x, memory=values, memory_mask=mask, train=train)
       x = nn.LayerNorm(dtype=self.dtype, name=f'{name}_norm')(x)
-      kept.append(Sequence(x, jnp.broadcast_to(mask.any(1)[:, None], x.shape[:2])))
+      kept.append(
+        Sequence(
+          x,
+          jnp.broadcast_to(mask.any(1)[:, None], x.shape[:2]),
+        )
+      )
     return _joined(kept)
 
 
@@ -182,9 +207,18 @@ class Late(nn.Module):
   def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
     vectors = []
     for name in sorted(sequences):
-      x = nn.relu(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name])))
-      vectors.append(Dropout(self.dropout)(x * _present(sequences[name].mask, x)[:, 0], train))
-    return _vector(nn.Dense(self.dim, dtype=self.dtype, name='joint')(jnp.concatenate(vectors, -1)), sequences)
+      x = nn.relu(
+        nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name]))
+      )
+      vectors.append(
+        Dropout(self.dropout)(
+          x * _present(sequences[name].mask, x)[:, 0],
+          train,
+        )
+      )
+    return _vector(
+      nn.Dense(self.dim, dtype=self.dtype, name='joint')(jnp.concatenate(vectors, -1)), sequences
+    )
 
 
 class CrossAttention(nn.Module):
@@ -207,10 +241,16 @@ class CrossAttention(nn.Module):
       for other in sorted(sequences.keys() - {name}):
         x = values
         for layer in range(self.layers):
-          block = _CrossBlock(self.heads, self.dropout, self.dtype, name=f'{other}_to_{name}_{layer}')
+          block = _CrossBlock(
+            self.heads, self.dropout, self.dtype, name=f'{other}_to_{name}_{layer}'
+          )
           x = block(x, sequences[other], train)
         found.append(x)
-      x = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_merge')(jnp.concatenate(found, -1))
+      x = nn.Dense(
+        self.dim,
+        dtype=self.dtype,
+        name=f'{name}_merge',
+      )(jnp.concatenate(found, -1))
       enriched.append(Sequence(nn.LayerNorm(dtype=self.dtype, name=f'{name}_norm')(x), mask))
     return _joined(enriched)
 
@@ -224,7 +264,9 @@ class _CrossBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, other: Sequence, train):
-    norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
+    def norm(name):
+      return nn.LayerNorm(dtype=self.dtype, name=name)
+
     attention = MultiHeadAttention(self.heads, dtype=self.dtype, name='attention')
     found = attention(norm('query_norm')(x), norm('memory_norm')(other.values), other.mask)
     x = x + Dropout(self.dropout)(found, train) * _present(other.mask, x)
@@ -247,8 +289,17 @@ class Tensor(nn.Module):
   def __call__(self, sequences: dict[str, Sequence], train=False) -> Sequence:
     product = None
     for name in sorted(sequences):
-      z = _with_one(nn.Dense(self.rank, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name])), sequences[name].mask)
-      product = z if product is None else (product[:, :, None] * z[:, None]).reshape(len(z), -1)
+      z = _with_one(
+        nn.Dense(self.rank, dtype=self.dtype, name=f'{name}_projection')(_mean(sequences[name])),
+        sequences[name].mask,
+      )
+      if product is None:
+        product = z
+      else:
+        product = (product[:, :, None] * z[:, None]).reshape(
+          len(z),
+          -1,
+        )
     x = Dropout(self.dropout)(product, train)
     return _vector(nn.Dense(self.dim, dtype=self.dtype, name='joint')(x), sequences)
 
@@ -269,9 +320,17 @@ class LowRank(nn.Module):
     product = 1.0
     for name in sorted(sequences):
       z = _with_one(Dropout(self.dropout)(_mean(sequences[name]), train), sequences[name].mask)
-      factors = nn.DenseGeneral((self.rank, self.dim), use_bias=False, kernel_init=_one_first, dtype=self.dtype, name=f'{name}_factors')
+      factors = nn.DenseGeneral(
+        (self.rank, self.dim),
+        use_bias=False,
+        kernel_init=_one_first,
+        dtype=self.dtype,
+        name=f'{name}_factors',
+      )
       product = product * factors(z)
-    weights = self.param('weights', nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(product.dtype)
+    weights = self.param('weights', nn.initializers.normal(self.rank**-0.5), (self.rank,)).astype(
+      product.dtype
+    )
     bias = self.param('bias', nn.initializers.zeros, (self.dim,)).astype(product.dtype)
     return _vector(jnp.einsum('brd,r->bd', product, weights) + bias, sequences)
 
@@ -305,16 +364,31 @@ class AdaptationGate(nn.Module):
     displacement = jnp.zeros_like(values)
     for name, other in others.items():
       mean = jnp.broadcast_to(_mean(other)[:, None], values.shape)
-      gate = nn.relu(nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_gate')(jnp.concatenate([values, mean], -1)))
+      gate = nn.relu(
+        nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_gate')(
+          jnp.concatenate([values, mean], -1)
+        )
+      )
       moved = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_displacement')(mean)
       displacement += gate * moved * _present(other.mask, values)
-    length = lambda x: jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
+
+    def length(x):
+      return jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
+
     displacement *= jnp.minimum(self.scale * length(values) / length(displacement), 1)
     x = nn.LayerNorm(dtype=self.dtype, name='norm')(values + displacement)
     return _joined([Sequence(Dropout(self.dropout)(x, train), mask)])
 
 
 FUSIONS = {
-  'concatenation': Concatenation, 'late': Late, 'gated': Gated, 'selective': Selective, 'cross_attention': CrossAttention,
-  'bottleneck': Bottleneck, 'tensor': Tensor, 'low_rank': LowRank, 'adaptation_gate': AdaptationGate, 'resampler': Resampler,
-}  # fmt: skip
+  'concatenation': Concatenation,
+  'late': Late,
+  'gated': Gated,
+  'selective': Selective,
+  'cross_attention': CrossAttention,
+  'bottleneck': Bottleneck,
+  'tensor': Tensor,
+  'low_rank': LowRank,
+  'adaptation_gate': AdaptationGate,
+  'resampler': Resampler,
+}

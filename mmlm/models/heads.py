@@ -6,7 +6,6 @@ Axes: B batch, R decoding rows, T time, S memory, D width, V vocabulary, C class
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmlm.errors import UserError
 from mmlm.models.attention import DecodeStep, Prompt
 from mmlm.models.embeddings import Positions, TokenEmbedding
 from mmlm.models.layers import Dropout
@@ -14,8 +13,9 @@ from mmlm.models.lstm import LstmLanguageModel
 from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
-from mmlm.traced import is_traced
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
+from mmlm.utils.errors import UserError
+from mmlm.utils.traced import is_traced
 
 
 class TransformerDecoder(WithDeepTransformer, kw_only=True):
@@ -36,27 +36,49 @@ class TransformerDecoder(WithDeepTransformer, kw_only=True):
 
   def setup(self):
     if self.output_bias and (self.embeddings or not self.tied):
-      raise UserError('model.head.output_bias goes with model.head.tied and without model.shared_embeddings.')
-    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, self.scaled, self.output_bias)
+      raise UserError(
+        'model.head.output_bias goes with model.head.tied and without model.shared_embeddings.'
+      )
+    self.tokens = self.embeddings or TokenEmbedding(
+      self.vocab_size, self.dim, self.dtype, self.scaled, self.output_bias
+    )
     self.position = Positions(self.positions, self.max_length)
     self.embedding_dropout = Dropout(self.dropout)
     self.transformer = self.stack(causal=True, rotary=self.positions == 'rotary')
-    self.output = self.tokens if self.tied else TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    if self.tied:
+      self.output = self.tokens
+    else:
+      self.output = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
   def __call__(self, tokens, memory: Sequence | None, train=False):
     """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens, memory: Sequence | None, train=False, step: DecodeStep | Prompt | None = None, segments=None, positions=None):
+  def hidden(
+    self,
+    tokens,
+    memory: Sequence | None,
+    train=False,
+    step: DecodeStep | Prompt | None = None,
+    segments=None,
+    positions=None,
+  ):
     """Inputs [B, T] -> [B, T, D], what the output layer sees. Padding stands at the end, where no query of ours looks.
 
     A token sees those of its own segment alone, and stands at its position in it, where `segments` and `positions` [B, T] are given.
     """
-    start = step.index if isinstance(step, DecodeStep) else 0
+    if isinstance(step, DecodeStep):
+      start = step.index
+    else:
+      start = 0
     if positions is not None:
       start = positions - jnp.arange(tokens.shape[1])
     x = self.embedding_dropout(self.position(self.tokens(tokens), start), train)
-    seen = None if segments is None else segments[:, :, None] == segments[:, None]  # [B, T, T]
+    # [B, T, T]
+    if segments is None:
+      seen = None
+    else:
+      seen = segments[:, :, None] == segments[:, None]
     values, mask = memory if memory is not None else (None, None)
     return self.transformer(x, seen, values, mask, step, train)
 
@@ -90,12 +112,17 @@ class _Pooled(nn.Module):
 
   def pooled(self, memory: Sequence, train):
     """[B, S, D] -> [B, 1, D], or [B, S, D] with 'each'."""
-    values, kept = memory.values, memory.mask[..., None]
+    values = memory.values
+    kept = memory.mask[..., None]
     match one_of('model.head.pool', self.pool, POOLS):
       case 'mean':
-        values = jnp.where(kept, values, 0).sum(1, keepdims=True) / jnp.maximum(kept.sum(1, keepdims=True), 1)
+        values = jnp.where(kept, values, 0).sum(1, keepdims=True) / jnp.maximum(
+          kept.sum(1, keepdims=True), 1
+        )
       case 'max':
-        values = jnp.where(kept.any(1, keepdims=True), jnp.where(kept, values, -jnp.inf).max(1, keepdims=True), 0)
+        values = jnp.where(
+          kept.any(1, keepdims=True), jnp.where(kept, values, -jnp.inf).max(1, keepdims=True), 0
+        )
       case 'first':
         values = values[:, :1]
     own = is_traced(self.answer_dropout) or self.answer_dropout >= 0
@@ -129,7 +156,11 @@ class Regressor(_Pooled, kw_only=True):
 
   @nn.compact
   def __call__(self, inputs, memory: Sequence, train=False):
-    return nn.Dense(1, dtype=self.dtype, name='value')(self.pooled(memory, train))[..., 0].astype(jnp.float32)
+    return nn.Dense(
+      1,
+      dtype=self.dtype,
+      name='value',
+    )(self.pooled(memory, train))[..., 0].astype(jnp.float32)
 
 
 class Ctc(nn.Module):
@@ -161,7 +192,9 @@ class _WithCtc(nn.Module):
   def setup(self):
     super().setup()
     if not is_traced(self.ctc_weight) and not 0 < self.ctc_weight < 1:
-      raise UserError(f"model.head.ctc_weight={self.ctc_weight}: expected more than 0 and less than 1; for one branch alone choose another head.")
+      raise UserError(
+        f'model.head.ctc_weight={self.ctc_weight}: expected more than 0 and less than 1; for one branch alone choose another head.'
+      )
     one_of('model.head.ctc_labels', self.ctc_labels, ('target', 'transcript'))
     self.ctc = Ctc(self.dim, self.vocab_size, self.dropout, self.dtype)
 
@@ -198,13 +231,25 @@ class MaskedTokens(nn.Module):
   @nn.compact
   def __call__(self, inputs, memory: Sequence, train=False):
     """Memory [B, S, D] -> [B, S, D + 1]: the last column is that of the bias [V, 1], which is given as well."""
-    x = nn.gelu(nn.Dense(self.dim, dtype=self.dtype, name='layer')(memory.values), approximate=False)
+    x = nn.gelu(
+      nn.Dense(self.dim, dtype=self.dtype, name='layer')(memory.values), approximate=False
+    )
     x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
     bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
-    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1), bias[:, None]
+    return jnp.concatenate(
+      [x, jnp.ones_like(x[..., :1])],
+      -1,
+    ), bias[:, None]
 
 
 HEADS = {
-  'transformer_decoder': TransformerDecoder, 'recurrent_decoder': RecurrentDecoder, 'classifier': Classifier, 'regressor': Regressor,
-  'ctc': Ctc, 'joint': JointTransformer, 'joint_recurrent': JointRecurrent, 'lstm': LstmLanguageModel, 'masked_tokens': MaskedTokens,
-}  # fmt: skip
+  'transformer_decoder': TransformerDecoder,
+  'recurrent_decoder': RecurrentDecoder,
+  'classifier': Classifier,
+  'regressor': Regressor,
+  'ctc': Ctc,
+  'joint': JointTransformer,
+  'joint_recurrent': JointRecurrent,
+  'lstm': LstmLanguageModel,
+  'masked_tokens': MaskedTokens,
+}

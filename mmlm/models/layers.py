@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmlm.traced import is_off, is_traced
+from mmlm.utils.traced import is_off, is_traced
 
 
 class Dropout(nn.Module):
@@ -23,7 +23,10 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    threshold = jnp.round(self.rate * 256) if is_traced(self.rate) else round(self.rate * 256)
+    if is_traced(self.rate):
+      threshold = jnp.round(self.rate * 256)
+    else:
+      threshold = round(self.rate * 256)
     if not train or is_off(threshold):
       return x
     shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(x.shape))
@@ -32,13 +35,14 @@ class Dropout(nn.Module):
     octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
     scale = 256 / (256 - threshold)
     if is_traced(threshold):
-      threshold, scale = threshold.astype(jnp.uint8), scale.astype(x.dtype)
+      threshold = threshold.astype(jnp.uint8)
+      scale = scale.astype(x.dtype)
     return jnp.where(octets >= threshold, x * scale, 0).astype(x.dtype)
 
 
 class Normalization(nn.Module):
   """Features [B, S, C] less their mean over the training examples, over their standard deviation there (global normalisation of mean and
-  variance). Both are parameters that never learn; mmlm/start.py computes them.
+  variance). Both are parameters that never learn; mmlm/experiment/initialization.py computes them.
   """
 
   @nn.compact
@@ -48,4 +52,9 @@ class Normalization(nn.Module):
     return ((x - jax.lax.stop_gradient(mean)) / jax.lax.stop_gradient(deviation)).astype(x.dtype)
 
 
-ACTIVATIONS = {'relu': nn.relu, 'gelu': nn.gelu, 'gelu_exact': functools.partial(nn.gelu, approximate=False), 'silu': nn.silu}
+ACTIVATIONS = {
+  'relu': nn.relu,
+  'gelu': nn.gelu,
+  'gelu_exact': functools.partial(nn.gelu, approximate=False),
+  'silu': nn.silu,
+}

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmlm.errors import UserError
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.layers import Dropout
+from mmlm.utils.errors import UserError
 
 
 def _forget_little(key, shape, dtype=jnp.float32):
@@ -30,13 +30,17 @@ class LstmLayer(nn.Module):
 
   @nn.compact
   def __call__(self, state, x, train):
-    given = nn.Dense(4 * self.width, dtype=self.dtype, bias_init=_forget_little, name='input')(x)  # all times at once
+    given = nn.Dense(4 * self.width, dtype=self.dtype, bias_init=_forget_little, name='input')(
+      x
+    )  # all times at once
     weights = self.param('recurrent', nn.initializers.orthogonal(), (self.width, 4 * self.width))
     weights = Dropout(self.weight_drop)(weights, train).astype(self.dtype)
 
     def step(state, given):
       cell, hidden = state
-      entered, kept, new, shown = jnp.split((given + hidden.astype(weights.dtype) @ weights).astype(jnp.float32), 4, -1)
+      entered, kept, new, shown = jnp.split(
+        (given + hidden.astype(weights.dtype) @ weights).astype(jnp.float32), 4, -1
+      )
       cell = jax.nn.sigmoid(kept) * cell + jax.nn.sigmoid(entered) * jnp.tanh(new)
       hidden = jax.nn.sigmoid(shown) * jnp.tanh(cell)
       return (cell, hidden), hidden
@@ -56,7 +60,9 @@ class LstmLanguageModel(nn.Module):
   dim: int
   vocab_size: int
   layers: int = 3
-  hidden_dim: int = 0  # of all layers but the last, which has the width of the embedding; 0 = that width
+  hidden_dim: int = (
+    0  # of all layers but the last, which has the width of the embedding; 0 = that width
+  )
   weight_drop: float = 0.5
   embedding_dropout: float = 0.1
   input_dropout: float = -1.0
@@ -71,14 +77,22 @@ class LstmLanguageModel(nn.Module):
       if not getattr(self, name) < 1:
         raise UserError(f'model.head.{name}={getattr(self, name)}: expected less than 1.')
     # Rows as they are: plain SGD would move scaled ones D times as far as the rest.
-    self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype, scaled=False)
+    self.tokens = self.embeddings or TokenEmbedding(
+      self.vocab_size, self.dim, self.dtype, scaled=False
+    )
     self.layer = [LstmLayer(width, self.weight_drop, self.dtype) for width in self.widths]
-    rate = lambda own: self.dropout if own < 0 else own
+
+    def rate(own):
+      return self.dropout if own < 0 else own
+
     self.word_dropout = Dropout(self.embedding_dropout, shared=(1,))
     self.drop_input = Dropout(rate(self.input_dropout), shared=(1,))
     self.drop_between = Dropout(rate(self.layer_dropout), shared=(1,))
     self.drop_output = Dropout(self.dropout, shared=(1,))
-    self.output = self.tokens if self.tied else TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    if self.tied:
+      self.output = self.tokens
+    else:
+      self.output = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
   @property
   def widths(self) -> list[int]:
@@ -96,9 +110,14 @@ class LstmLanguageModel(nn.Module):
   def hidden(self, tokens, memory=None, train=False):
     """Inputs [B, T] -> [B, T, D], what the output layer sees."""
     if memory is not None:
-      raise UserError("model.head.name='lstm' reads text alone, without encoders; 'recurrent_decoder' attends to a memory.")
+      raise UserError(
+        "model.head.name='lstm' reads text alone, without encoders; 'recurrent_decoder' attends to a memory."
+      )
     carries = self.is_mutable_collection('carry')
-    state = self.get_variable('carry', 'state', self.zero_state(len(tokens))) if carries else self.zero_state(len(tokens))
+    if carries:
+      state = self.get_variable('carry', 'state', self.zero_state(len(tokens)))
+    else:
+      state = self.zero_state(len(tokens))
     x, state = self._run(tokens, state, train)
     if carries:
       self.put_variable('carry', 'state', state)
@@ -106,7 +125,9 @@ class LstmLanguageModel(nn.Module):
 
   def step(self, tokens, memory, step):
     """The tokens [R] -> logits [R, V]; the state stands in the collection 'cache', rows first."""
-    x, state = self._run(tokens[:, None], self.get_variable('cache', 'state', self.zero_state(len(tokens))), False)
+    x, state = self._run(
+      tokens[:, None], self.get_variable('cache', 'state', self.zero_state(len(tokens))), False
+    )
     self.put_variable('cache', 'state', state)
     return self.output.logits(x)[:, 0]
 

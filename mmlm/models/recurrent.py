@@ -11,7 +11,7 @@ from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding, token_embedding
 from mmlm.models.layers import Dropout, Normalization
 from mmlm.models.sequence import Sequence
-from mmlm.trees import one_of
+from mmlm.utils.choices import one_of
 
 CELLS = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}
 
@@ -32,12 +32,20 @@ class Bidirectional(nn.Module):
   def run(self, x, mask, train) -> Sequence:
     """[B, S, .] with its mask, padding at the end -> [B, S, D]."""
     # Up to the last place that is there: what is missing before it is part of the sequence.
-    lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1)
+    lengths = jnp.max(
+      jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0),
+      1,
+    )
     for layer in range(self.layers):
       x = Dropout(self.dropout)(x, train)
-      run = lambda direction, backwards, x, layer=layer: nn.RNN(
-        _cell(self.cell, self.dim, dtype=self.dtype, name=f'{direction}_{layer}'), reverse=backwards, keep_order=True
-      )(x, seq_lengths=lengths)  # fmt: skip
+
+      def run(direction, backwards, x, layer=layer):
+        return nn.RNN(
+          _cell(self.cell, self.dim, dtype=self.dtype, name=f'{direction}_{layer}'),
+          reverse=backwards,
+          keep_order=True,
+        )(x, seq_lengths=lengths)
+
       both = jnp.concatenate([run('forward', False, x), run('backward', True, x)], -1)
       x = nn.Dense(self.dim, dtype=self.dtype, name=f'merge_{layer}')(both)
     return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
@@ -75,7 +83,10 @@ class FeatureRecurrent(Bidirectional, kw_only=True):
     if self.normalize:
       x = Normalization(name='normalization')(x)
     if self.noise:
-      drawn = jax.random.normal(self.make_rng('dropout'), x.shape, x.dtype) if train else 0
+      if train:
+        drawn = jax.random.normal(self.make_rng('dropout'), x.shape, x.dtype)
+      else:
+        drawn = 0
       x = (x + self.noise * drawn) / (1 + self.noise**2) ** 0.5
     x = jnp.where(mask[..., None], x, 0)
     return self.run(nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), mask, train)
@@ -94,16 +105,27 @@ class _Step(nn.Module):
   def __call__(self, carry, x, memory, train):
     """(states, found [R, D]), embedded tokens [R, D] -> the same a token later, and [R, D]."""
     states, found = carry
-    x, new = jnp.concatenate([x, found], -1), []  # input feeding (ibid., 3.3)
+    # input feeding (ibid., 3.3)
+    x = jnp.concatenate([x, found], -1)
+    new = []
     for layer, state in enumerate(states):
       x = Dropout(self.dropout)(x, train)
-      state, x = _cell(self.cell, self.dim, dtype=self.dtype, name=f'cell_{layer}')(state, x)
+      state, x = _cell(self.cell, self.dim, dtype=self.dtype, name=f'cell_{layer}')(
+        state,
+        x,
+      )
       new.append(state)
     if memory is not None:
       keys, values, mask = memory  # [B, S, D], [B, S, D], [B, S]
       folded = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
-      scores = jnp.einsum('bkd,bsd->bks', folded, keys, preferred_element_type=jnp.float32) * self.dim**-0.5
-      weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), -1).astype(x.dtype)
+      scores = (
+        jnp.einsum('bkd,bsd->bks', folded, keys, preferred_element_type=jnp.float32)
+        * self.dim**-0.5
+      )
+      weights = jax.nn.softmax(
+        jnp.where(mask[:, None], scores, -1e30),
+        -1,
+      ).astype(x.dtype)
       self.sow('intermediates', 'weights', weights)
       context = jnp.einsum('bks,bsd->bkd', weights, values).reshape(x.shape)
       x = jnp.concatenate([x, context], -1)
@@ -126,14 +148,21 @@ class RecurrentDecoder(nn.Module):
   def setup(self):
     self.tokens = self.embeddings or TokenEmbedding(self.vocab_size, self.dim, self.dtype)
     scan = nn.scan(
-      _Step, variable_broadcast='params', variable_axes={'intermediates': 2}, split_rngs={'params': False, 'dropout': True},
-      in_axes=(1, nn.broadcast, nn.broadcast), out_axes=1,
-    )  # fmt: skip
+      _Step,
+      variable_broadcast='params',
+      variable_axes={'intermediates': 2},
+      split_rngs={'params': False, 'dropout': True},
+      in_axes=(1, nn.broadcast, nn.broadcast),
+      out_axes=1,
+    )
     self.steps = scan(self.dim, self.layers, self.cell, self.dropout, self.dtype)
     self.key = nn.Dense(self.dim, use_bias=False, dtype=self.dtype)
     self.start = nn.Dense(self.dim, dtype=self.dtype)
     self.output_dropout = Dropout(self.dropout)
-    self.output = self.tokens if self.tied else TokenEmbedding(self.vocab_size, self.dim, self.dtype)
+    if self.tied:
+      self.output = self.tokens
+    else:
+      self.output = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
   def __call__(self, tokens, memory: Sequence | None, train=False):
     """Inputs [B, T] (the target shifted right) -> logits [B, T, V]."""
@@ -141,7 +170,9 @@ class RecurrentDecoder(nn.Module):
 
   def hidden(self, tokens, memory: Sequence | None, train=False):
     """Inputs [B, T] -> [B, T, D], what the output layer sees."""
-    found = self.steps(self._initial(len(tokens), memory), self.tokens(tokens), self._attended(memory), train)[1]
+    found = self.steps(
+      self._initial(len(tokens), memory), self.tokens(tokens), self._attended(memory), train
+    )[1]
     return self.output_dropout(found, train)
 
   def step(self, tokens, memory: Sequence | None, step: DecodeStep):
@@ -152,13 +183,17 @@ class RecurrentDecoder(nn.Module):
     first = self.get_variable('memory', 'first')
     last = self.get_variable('cache', 'state', first)
     carry = jax.tree.map(lambda new, old: jnp.where(step.index == 0, new, old), first, last)
-    carry, found = self.steps(carry, self.tokens(tokens[:, None]), self.get_variable('memory', 'attended'), False)
+    carry, found = self.steps(
+      carry, self.tokens(tokens[:, None]), self.get_variable('memory', 'attended'), False
+    )
     self.put_variable('cache', 'state', carry)
     return self.output.logits(found)[:, 0]
 
   def _attended(self, memory):
     """Keys [B, S, D], values [B, S, D] and mask [B, S] of the memory."""
-    return None if memory is None else (self.key(memory.values), *memory)
+    if memory is None:
+      return None
+    return (self.key(memory.values), *memory)
 
   def _initial(self, rows, memory):
     """States whose output starts as a projection of the memory's mean, and nothing found yet."""
@@ -169,5 +204,8 @@ class RecurrentDecoder(nn.Module):
       kept = memory.mask[..., None].astype(zero.dtype)
       mean = (memory.values * kept).sum(1) / jnp.maximum(kept.sum(1), 1)  # [B, D]
       hidden = jnp.repeat(jnp.tanh(self.start(mean)), rows // len(mean), axis=0)
-    state = (zero, hidden) if self.cell == 'lstm' else hidden
+    if self.cell == 'lstm':
+      state = (zero, hidden)
+    else:
+      state = hidden
     return (state,) * self.layers, zero

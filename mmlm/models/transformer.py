@@ -49,12 +49,32 @@ class TransformerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
-    attention = lambda name, rotary: MultiHeadAttention(self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name)
-    self_attention = lambda y: attention('self_attention', self.rotary)(y, mask=mask, causal=self.causal, step=step, train=train)
-    cross_attention = lambda y: attention('cross_attention', False)(y, memory=memory, mask=memory_mask, step=step, train=train)
+    def attention(name, rotary):
+      return MultiHeadAttention(
+        self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name
+      )
+
+    def self_attention(y):
+      return attention('self_attention', self.rotary)(
+        y, mask=mask, causal=self.causal, step=step, train=train
+      )
+
+    def cross_attention(y):
+      return attention('cross_attention', False)(
+        y, memory=memory, mask=memory_mask, step=step, train=train
+      )
+
     width = self.ffn_dim or 4 * x.shape[-1]
-    dropout = self.dropout if self.hidden_dropout else 0.0
-    feed_forward = lambda y: FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')(y, train)
+    if self.hidden_dropout:
+      dropout = self.dropout
+    else:
+      dropout = 0.0
+
+    def feed_forward(y):
+      return FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')(
+        y, train
+      )
+
     x = self._residual(x, self_attention, 'self_norm', train)
     if memory is not None:
       x = self._residual(x, cross_attention, 'cross_norm', train)
@@ -63,7 +83,10 @@ class TransformerBlock(nn.Module):
   def _residual(self, x, layer, name, train):
     norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)
     drop = Dropout(self.dropout)
-    x = x + drop(layer(norm(x)), train) if self.pre_norm else norm(x + drop(layer(x), train))
+    if self.pre_norm:
+      x = x + drop(layer(norm(x)), train)
+    else:
+      x = norm(x + drop(layer(x), train))
     return spread_rows(x)
 
 
@@ -81,20 +104,27 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
-    block_class = nn.remat(TransformerBlock, static_argnums=(6,)) if self.remat and step is None else TransformerBlock
+    if self.remat and step is None:
+      block_class = nn.remat(TransformerBlock, static_argnums=(6,))
+    else:
+      block_class = TransformerBlock
     inputs = (mask, memory, memory_mask, step, train)
     if self.scan:
       run = nn.scan(
         lambda block, carry, _: (block(carry, *inputs), None),
         # Axis 1: examples stay on axis 0 of all caches, as without scan.
-        variable_axes={'params': 0, 'cache': 1, 'memory': 1, 'intermediates': 1}, split_rngs={'params': True, 'dropout': True}, length=self.layers,
-      )  # fmt: skip
+        variable_axes={'params': 0, 'cache': 1, 'memory': 1, 'intermediates': 1},
+        split_rngs={'params': True, 'dropout': True},
+        length=self.layers,
+      )
       x, _ = run(block_class(**self.block, name='blocks'), x, None)
     else:
       for layer in range(self.layers):
         x = block_class(**self.block, name=f'block_{layer}')(x, *inputs)
     if self.block.get('pre_norm', True):
-      x = nn.LayerNorm(self.block.get('epsilon', 1e-6), dtype=self.block.get('dtype', 'float32'), name='norm')(x)
+      x = nn.LayerNorm(
+        self.block.get('epsilon', 1e-6), dtype=self.block.get('dtype', 'float32'), name='norm'
+      )(x)
     return x
 
 
@@ -110,8 +140,17 @@ class WithTransformer(nn.Module):
 
   def stack(self, name=None, **block) -> Transformer:
     """The Transformer of the options of this part; `block`: fields of TransformerBlock that are not among them."""
-    names = lambda cls: [field.name for field in dataclasses.fields(cls) if field.name not in ('parent', 'name')]
-    own = lambda cls: {name: getattr(self, name) for name in names(cls) if hasattr(self, name)}
+
+    def names(cls):
+      result = []
+      for field in dataclasses.fields(cls):
+        if field.name not in ('parent', 'name'):
+          result.append(field.name)
+      return result
+
+    def own(cls):
+      return {name: getattr(self, name) for name in names(cls) if hasattr(self, name)}
+
     return Transformer(block=own(TransformerBlock) | block, **own(Transformer), name=name)
 
 
@@ -123,4 +162,3 @@ class WithDeepTransformer(WithTransformer):
   hidden_dropout: bool = True  # also inside the feed-forward
   scan: bool = False
   remat: bool = False
-

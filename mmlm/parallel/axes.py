@@ -48,12 +48,16 @@ def _under_pmap() -> bool:
 
 def all_sum(tree):
   """Sum of each leaf over the devices."""
-  return jax.lax.psum(tree, DEVICES) if _under_pmap() else tree
+  if _under_pmap():
+    return jax.lax.psum(tree, DEVICES)
+  return tree
 
 
 def own_key(rng):
   """A random key of this device; on a mesh, where a draw is one of the whole batch, the key itself."""
-  return jax.random.fold_in(rng, jax.lax.axis_index(DEVICES)) if _under_pmap() else rng
+  if _under_pmap():
+    return jax.random.fold_in(rng, jax.lax.axis_index(DEVICES))
+  return rng
 
 
 def shards(mesh: jax.sharding.Mesh) -> int:
@@ -70,7 +74,9 @@ def batch_shards() -> int:
 def as_parameters(gradients):
   """Gradients divided as their parameters are, so that no device holds all of them longer than it must."""
   spread = _SPREAD.get()
-  return jax.lax.with_sharding_constraint(gradients, spread.params) if spread else gradients
+  if spread:
+    return jax.lax.with_sharding_constraint(gradients, spread.params)
+  return gradients
 
 
 def spread_rows(x):
@@ -83,4 +89,6 @@ def spread_rows(x):
   if spread is None or x.shape[0] % shards(spread.mesh):
     return x
   divided = spread.sequence and x.ndim == 3 and x.shape[1] % spread.mesh.shape['tensor'] == 0
-  return jax.lax.with_sharding_constraint(x, NamedSharding(spread.mesh, P(BATCH, 'tensor' if divided else None)))
+  return jax.lax.with_sharding_constraint(
+    x, NamedSharding(spread.mesh, P(BATCH, 'tensor' if divided else None))
+  )

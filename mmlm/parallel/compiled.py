@@ -12,12 +12,35 @@ from mmlm.parallel.hosts import meet
 # Dense products a second of one device in bfloat16 (float16 where there is none), as the vendors' data sheets give them; of a TPU one
 # device of jax, which is a core up to v3. The first that `device_kind` contains.
 PEAKS = (
-  ('B200', 2250e12), ('H200', 989e12), ('H100 PCIe', 756e12), ('H100 NVL', 835e12), ('H100', 989e12), ('GH200', 989e12), ('A100', 312e12),
-  ('A800', 312e12), ('H800', 989e12), ('L40S', 362e12), ('L4', 121e12), ('A10G', 70e12), ('A10', 125e12), ('A40', 150e12), ('A30', 165e12),
-  ('V100', 125e12), ('T4', 65e12), ('RTX 4090', 165e12), ('RTX 3090', 71e12), ('MI300X', 1307e12), ('MI250', 181e12),
-  ('TPU v6', 918e12), ('TPU v5 lite', 197e12), ('TPU v5e', 197e12), ('TPU v5', 459e12), ('TPU v4', 275e12), ('TPU v3', 61.5e12),
+  ('B200', 2250e12),
+  ('H200', 989e12),
+  ('H100 PCIe', 756e12),
+  ('H100 NVL', 835e12),
+  ('H100', 989e12),
+  ('GH200', 989e12),
+  ('A100', 312e12),
+  ('A800', 312e12),
+  ('H800', 989e12),
+  ('L40S', 362e12),
+  ('L4', 121e12),
+  ('A10G', 70e12),
+  ('A10', 125e12),
+  ('A40', 150e12),
+  ('A30', 165e12),
+  ('V100', 125e12),
+  ('T4', 65e12),
+  ('RTX 4090', 165e12),
+  ('RTX 3090', 71e12),
+  ('MI300X', 1307e12),
+  ('MI250', 181e12),
+  ('TPU v6', 918e12),
+  ('TPU v5 lite', 197e12),
+  ('TPU v5e', 197e12),
+  ('TPU v5', 459e12),
+  ('TPU v4', 275e12),
+  ('TPU v3', 61.5e12),
   ('TPU v2', 22.5e12),
-)  # fmt: skip
+)
 
 
 def peak_flops(device=None) -> float | None:
@@ -25,7 +48,10 @@ def peak_flops(device=None) -> float | None:
   device = device or jax.devices()[0]
   if device.platform == 'cpu':
     return None
-  return next((peak for kind, peak in PEAKS if re.search(rf'\b{re.escape(kind)}(?!\d)', device.device_kind)), None)
+  return next(
+    (peak for kind, peak in PEAKS if re.search(rf'\b{re.escape(kind)}(?!\d)', device.device_kind)),
+    None,
+  )
 
 
 class Cost(NamedTuple):
@@ -43,7 +69,10 @@ class Cost(NamedTuple):
     return self.arguments + self.outputs - self.donated + self.temporaries
 
   def __str__(self):
-    products = f', {in_words(self.flops, 1000)}FLOP in matrix products' if self.flops else ''
+    if self.flops:
+      products = f', {in_words(self.flops, 1000)}FLOP in matrix products'
+    else:
+      products = ''
     return (
       f'{in_words(self.memory)}B a device (arguments {in_words(self.arguments)}B, temporaries {in_words(self.temporaries)}B, '
       f'outputs {in_words(self.outputs)}B, of which {in_words(self.donated)}B in place){products}; XLA counts '
@@ -53,7 +82,10 @@ class Cost(NamedTuple):
 
 def in_words(number: float, base: int = 1024) -> str:
   """12345678 -> '11.8 Mi', or with base 1000 '12.3 M'."""
-  power = 0 if number < base else min(int(math.log(number, base)), 5)
+  if number < base:
+    power = 0
+  else:
+    power = min(int(math.log(number, base)), 5)
   unit = ['', 'k', 'M', 'G', 'T', 'P'][power] + ('i' if base == 1024 and power else '')
   return f'{number / base**power:.{1 if power else 0}f} {unit}'
 
@@ -69,8 +101,12 @@ class Step:
   """
 
   def __init__(self, program, prepare, finish=lambda metrics: metrics, ahead: bool = True):
-    self._program, self._prepare, self._finish, self._ahead = program, prepare, finish, ahead
-    self._compiled, self._jitted = {}, None
+    self._program = program
+    self._prepare = prepare
+    self._finish = finish
+    self._ahead = ahead
+    self._compiled = {}
+    self._jitted = None
     self.cost: Cost | None = None  # of the program that ran last
 
   def __call__(self, state, batch):
@@ -89,16 +125,28 @@ class Step:
   def compile(self, state, batch) -> tuple:
     """(the compiled program, its cost) for arrays or their shapes, as `prepare` gives them."""
     run = self._run(state)
-    traced = run.trace(state, batch) if hasattr(run, 'trace') else None
+    if hasattr(run, 'trace'):
+      traced = run.trace(state, batch)
+    else:
+      traced = None
     compiled = (traced or run).lower(*() if traced else (state, batch)).compile()
     meet('a step is compiled')  # not all of them compile at the same speed
-    jaxpr = traced.jaxpr if traced else jax.make_jaxpr(run)(state, batch) if peak_flops() else None  # pmap would trace twice
+    # pmap would trace twice
+    if traced:
+      jaxpr = traced.jaxpr
+    elif peak_flops():
+      jaxpr = jax.make_jaxpr(run)(state, batch)
+    else:
+      jaxpr = None
     return compiled, cost_of(compiled, flops_of(jaxpr.jaxpr) if jaxpr else 0)
 
 
 def cost_of(compiled, flops: float = 0) -> Cost:
-  memory, counted = compiled.memory_analysis(), compiled.cost_analysis() or {}
-  sizes = [getattr(memory, f'{kind}_size_in_bytes', 0) for kind in ('argument', 'output', 'alias', 'temp')]
+  memory = compiled.memory_analysis()
+  counted = compiled.cost_analysis() or {}
+  sizes = []
+  for kind in ('argument', 'output', 'alias', 'temp'):
+    sizes.append(getattr(memory, f'{kind}_size_in_bytes', 0))
   return Cost(flops, counted.get('flops', 0), *sizes)
 
 
@@ -106,15 +154,27 @@ def flops_of(jaxpr) -> float:
   """Two for each multiplication of its matrix products and convolutions; the body of a while loop, whose length is not known, counts once."""
   total = 0.0
   for equation in jaxpr.eqns:
-    name, inputs, outputs = equation.primitive.name, [x.aval for x in equation.invars], [x.aval for x in equation.outvars]
+    name = equation.primitive.name
+    inputs = [x.aval for x in equation.invars]
+    outputs = [x.aval for x in equation.outvars]
     if name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
       total += 2 * outputs[0].size * math.prod(inputs[0].shape[i] for i in contracted)
     elif name == 'conv_general_dilated':
       kernel = inputs[1].shape
-      total += 2 * outputs[0].size * math.prod(kernel) // kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+      total += (
+        2
+        * outputs[0].size
+        * math.prod(kernel)
+        // kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+      )
     else:
-      times = equation.params['length'] if name == 'scan' else equation.params['mesh'].size if name == 'shard_map' else 1
+      if name == 'scan':
+        times = equation.params['length']
+      elif name == 'shard_map':
+        times = equation.params['mesh'].size
+      else:
+        times = 1
       inner = [flops_of(each) for each in _inside(equation.params)]
       total += times * (max(inner, default=0) if name == 'cond' else sum(inner))
   return total

@@ -14,8 +14,14 @@ def side_by_side(fn, batches):
   Several processes must meet in the same order, one batch after another.
   """
   several = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  at_once = min(4, os.cpu_count() or 1) if several else 1
-  compute = lambda batch: jax.device_get(fn(batch))
+  if several:
+    at_once = min(4, os.cpu_count() or 1)
+  else:
+    at_once = 1
+
+  def compute(batch):
+    return jax.device_get(fn(batch))
+
   running = collections.deque()
   with ThreadPoolExecutor(at_once) as pool:
     for batch in batches:
@@ -32,7 +38,18 @@ def describe_devices() -> dict:
   """Platform, kind, count and memory of the local devices, for people and for environment.json."""
   device = jax.local_devices()[0]
   memory = (device.memory_stats() or {}).get('bytes_limit')
-  memory = memory or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')  # a CPU device has the machine's
+  memory = memory or os.sysconf('SC_PAGE_SIZE') * os.sysconf(
+    'SC_PHYS_PAGES'
+  )  # a CPU device has the machine's
   count = jax.local_device_count()
-  processes = {'processes': jax.process_count()} if jax.process_count() > 1 else {}
-  return {'platform': device.platform, 'kind': device.device_kind, 'count': count, 'memory_bytes': memory, **processes}
+  if jax.process_count() > 1:
+    processes = {'processes': jax.process_count()}
+  else:
+    processes = {}
+  return {
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'count': count,
+    'memory_bytes': memory,
+    **processes,
+  }

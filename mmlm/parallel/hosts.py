@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 
 def join(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
@@ -32,12 +32,18 @@ def join(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
       raise UserError(
         f'--coordinator={coordinator} --processes={processes} --process={process}: expected host:port, how many processes there are, and the number of this one, from 0.'
       )
-    _initialize(coordinator, coordinator_address=coordinator, num_processes=processes, process_id=process)
+    _initialize(
+      coordinator, coordinator_address=coordinator, num_processes=processes, process_id=process
+    )
   elif processes or process >= 0:
-    raise UserError('--processes and --process need --coordinator=host:port, the address of process 0.')
+    raise UserError(
+      '--processes and --process need --coordinator=host:port, the address of process 0.'
+    )
   elif int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     _initialize(f'Slurm job {os.environ.get("SLURM_JOB_ID")}')
-  elif importlib.util.find_spec('libtpu') and (pathlib.Path('/dev/accel0').exists() or pathlib.Path('/dev/vfio/0').exists()):
+  elif importlib.util.find_spec('libtpu') and (
+    pathlib.Path('/dev/accel0').exists() or pathlib.Path('/dev/vfio/0').exists()
+  ):
     _initialize('Cloud TPU')
   if not writes():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 it lives as long as the process
@@ -47,7 +53,9 @@ def _initialize(where: str, **how):
   try:
     jax.distributed.initialize(**how)
   except (RuntimeError, ValueError) as error:
-    raise UserError(f'{where}: the other processes were not found ({str(error).splitlines()[0]}).') from None
+    raise UserError(
+      f'{where}: the other processes were not found ({str(error).splitlines()[0]}).'
+    ) from None
 
 
 def writes() -> bool:

@@ -4,8 +4,22 @@ import collections
 import re
 from typing import NamedTuple
 
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast')
-WIDTHS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'c64': 64, 'c128': 128}  # bits, of names that do not end with them
+KINDS = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+)
+WIDTHS = {
+  'pred': 8,
+  's4': 4,
+  'u4': 4,
+  'bf16': 16,
+  'c64': 64,
+  'c128': 128,
+}  # bits, of names that do not end with them
 _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
 _CALLED = re.compile(
@@ -32,7 +46,10 @@ def collectives(hlo: str) -> dict[str, Sent]:
       if operation:
         total[operation[2]][0] += times
         total[operation[2]][1] += times * _bytes(operation[1], '-start(' in line)
-      inside = re.search(_TRIPS, line) if ' while(' in line else None
+      if ' while(' in line:
+        inside = re.search(_TRIPS, line)
+      else:
+        inside = None
       for called in re.findall(_CALLED, line):
         for each in called.replace('%', '').split(', '):
           visit(each, times * int(inside[1] if inside else 1))
@@ -43,12 +60,17 @@ def collectives(hlo: str) -> dict[str, Sent]:
 
 def _computations(hlo: str) -> tuple[dict, str]:
   """{name of a computation: its lines}, and the name of the one that is called first."""
-  found, name, entry = {}, '', ''
+  found = {}
+  name = ''
+  entry = ''
   for line in hlo.splitlines():
     if line and not line.startswith(' ') and (match := re.match(_COMPUTATION, line)):
       name = match[1]
       found[name] = []
-      entry = name if line.startswith('ENTRY') else entry
+      if line.startswith('ENTRY'):
+        entry = name
+      else:
+        entry = entry
     elif name:
       found[name].append(line)
   return found, entry
@@ -63,4 +85,6 @@ def _bytes(shapes: str, started: bool) -> int:
     for size in filter(None, dimensions.split(',')):
       count *= int(size)
     sizes.append(count * bits // 8)
-  return max(sizes) if started and len(sizes) > 1 else sum(sizes)
+  if started and len(sizes) > 1:
+    return max(sizes)
+  return sum(sizes)

@@ -13,9 +13,10 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmlm.errors import UserError
 from mmlm.parallel.axes import AXES, BATCH
-from mmlm.trees import by_rules, flat, name_of, one_of
+from mmlm.utils.choices import one_of
+from mmlm.utils.errors import UserError
+from mmlm.utils.pytree import by_rules, flat, name_of
 
 WHOLE = ('whole',)
 # Heads and the hidden values of a feed-forward are divided, so that a block sums once behind each (Megatron-LM, Shoeybi et al. 2019, 3),
@@ -49,7 +50,8 @@ def shardings(mesh: jax.sharding.Mesh, rules: tuple, tree):
   longest = sorted(specs, key=len, reverse=True)
 
   def place(path, leaf):
-    name, shape = name_of(path), jax.numpy.shape(leaf)
+    name = name_of(path)
+    shape = jax.numpy.shape(leaf)
     # What belongs to a parameter has its name behind some other: opt_state/1/mu/head/output/kernel.
     of = next((p for p in longest if name == p or name.endswith(f'/{p}')), None)
     spec, its_shape = specs.get(of, (P(), ()))
@@ -68,18 +70,28 @@ def parameter_specs(mesh: jax.sharding.Mesh, rules: tuple, params) -> dict:
   for rule in rules:
     if isinstance(rule, str):
       ready = RULES[one_of('parallel.rules', rule, RULES)]
-      written += [(regex, (axes, False)) for regex, axes in ready if any(re.fullmatch(regex, name) for name in names)]
+      written += [
+        (regex, (axes, False))
+        for regex, axes in ready
+        if any(re.fullmatch(regex, name) for name in names)
+      ]
     else:
       regex, axes = _checked(rule)
       written.append((regex, (axes, True)))
   chosen = jax.tree.structure(params).flatten_up_to(by_rules(params, written, 'parallel.rules'))
-  return {name: (_spec(mesh, name, leaf.shape, *rule), leaf.shape) for (name, leaf), rule in zip(names.items(), chosen)}
+  return {
+    name: (_spec(mesh, name, leaf.shape, *rule), leaf.shape)
+    for (name, leaf), rule in zip(names.items(), chosen)
+  }
 
 
 def _checked(rule) -> tuple:
   known = {*AXES, '', *WHOLE}
   if (
-    len(rule) != 2 or not isinstance(rule[1], tuple) or not known.issuperset(rule[1]) or ('whole' in rule[1] and rule[1] != WHOLE)
+    len(rule) != 2
+    or not isinstance(rule[1], tuple)
+    or not known.issuperset(rule[1])
+    or ('whole' in rule[1] and rule[1] != WHOLE)
   ):
     raise UserError(
       f"parallel.rules: {rule!r} is no rule. Write ('head/.*/kernel', ('', 'tensor')) with the axes {AXES}, or the name of a set: {sorted(RULES)}."
@@ -98,9 +110,15 @@ def _spec(mesh, name, shape, axes, by_user) -> P:
   for i, (axis, size) in enumerate(zip(spec, shape)):
     if axis and (size % mesh.shape[axis] or mesh.shape[axis] == 1):
       if by_user and size % mesh.shape[axis]:
-        raise UserError(f'parallel.rules: {name} has the dimensions {shape}: {axis}={mesh.shape[axis]} does not divide {size}.')
+        raise UserError(
+          f'parallel.rules: {name} has the dimensions {shape}: {axis}={mesh.shape[axis]} does not divide {size}.'
+        )
       spec[i] = ''
-  free = [i for i, axis in enumerate(spec) if not axis and shape[i] % mesh.shape['fsdp'] == 0 and mesh.shape['fsdp'] > 1]
+  free = [
+    i
+    for i, axis in enumerate(spec)
+    if not axis and shape[i] % mesh.shape['fsdp'] == 0 and mesh.shape['fsdp'] > 1
+  ]
   if 'fsdp' not in spec and free and len(shape) > 1:
     spec[max(free, key=lambda i: shape[i])] = 'fsdp'
   return P(*(axis or None for axis in spec))
@@ -108,5 +126,9 @@ def _spec(mesh, name, shape, axes, by_user) -> P:
 
 def bytes_a_device(tree, placed) -> int:
   """What one device holds of a tree of arrays or shapes, under a tree of shardings like it."""
-  held = jax.tree.map(lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, placed)
+  held = jax.tree.map(
+    lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+    tree,
+    placed,
+  )
   return sum(jax.tree.leaves(held))

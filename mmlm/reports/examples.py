@@ -8,17 +8,19 @@ import random
 import numpy as np
 from PIL import Image
 
-from mmlm.data.image import decode_picture
-from mmlm.errors import UserError
-from mmlm.evaluation.caption_metrics import CAPTION_METRICS, tokenize_caption
-from mmlm.evaluation.text_metrics import METRICS
-from mmlm.reports import speech
+from mmlm.data.transforms.image import decode_picture
+from mmlm.evaluation.metrics.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.metrics.text_metrics import METRICS
+from mmlm.reports import speech_view as speech
 from mmlm.reports.pages import number, read_rows
-from mmlm.runs import PREDICTIONS
+from mmlm.utils.errors import UserError
+from mmlm.utils.run_dir import PREDICTIONS
 
 SAMPLE = 24  # predictions that the model is asked about again
 MOST = 1000  # predictions of a split in a page
-SIDE, SMALL = 256, 64  # pixels: of a picture in the page at most; of one that is not blurred when it is enlarged
+# pixels: of a picture in the page at most; of one that is not blurred when it is enlarged
+SIDE = 256
+SMALL = 64
 KEPT = 20 << 10  # bytes of a picture that goes into the page as it is
 MEDIA = 17 << 20  # bytes of the pictures and sounds in a page, as text
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF')  # that browsers show
@@ -32,7 +34,11 @@ def newest_predictions(folder) -> dict:
       order = int(match['step']), match['method'] is None
       read = match['split'], match['texts'] or ''
       newest[read] = max(newest.get(read, (order, path)), (order, path))
-  return {path.stem: rows for _, (_, path) in sorted(newest.items()) if (rows := read_rows(path, ('id', 'hypothesis', 'references')))}
+  return {
+    path.stem: rows
+    for _, (_, path) in sorted(newest.items())
+    if (rows := read_rows(path, ('id', 'hypothesis', 'references')))
+  }
 
 
 # Scores of single examples
@@ -45,8 +51,13 @@ def graded(rows, task: str) -> list:
   try:
     found = GRADES.get(task, _texts)(rows)
   except (KeyError, TypeError, ValueError) as error:
-    raise UserError(f'predictions of {rows[0]["id"]!r} and others are not those of a run of {task} ({type(error).__name__}: {error}).') from None
-  sign = 1 if MEASURES.get(task, WORD_F1)[1] == 'more' else -1
+    raise UserError(
+      f'predictions of {rows[0]["id"]!r} and others are not those of a run of {task} ({type(error).__name__}: {error}).'
+    ) from None
+  if MEASURES.get(task, WORD_F1)[1] == 'more':
+    sign = 1
+  else:
+    sign = -1
   return [row | {'value': sign * row['grade']} for row in found]
 
 
@@ -61,19 +72,38 @@ def _classes(rows) -> list:
 
 
 def _numbers(rows) -> list:
-  off = lambda row: abs(row['score'] - float(row['references'][0]))
-  return [row | {'exact': False, 'grade': -off(row), 'told': f'off by {off(row):.2f}'} for row in rows]
+  def off(row):
+    return abs(row['score'] - float(row['references'][0]))
+
+  return [
+    row
+    | {
+      'exact': False,
+      'grade': -off(row),
+      'told': f'off by {off(row):.2f}',
+    }
+    for row in rows
+  ]
 
 
 def _texts(rows, name='word_f1', label='word F1') -> list:
   hypotheses = [tokenize_caption(row['hypothesis']) for row in rows]
   references = [[tokenize_caption(text) for text in row['references']] for row in rows]
-  single = lambda metric, *texts: np.atleast_1d(metric.value(metric.statistics(*texts))).tolist()
+
+  def single(metric, *texts):
+    return np.atleast_1d(metric.value(metric.statistics(*texts))).tolist()
+
   exact = single(CAPTION_METRICS['exact_match'], hypotheses, references)
   own = [row['hypothesis'] for row in rows], [row['references'] for row in rows]
   grades = single(METRICS[name], *((hypotheses, references) if name in CAPTION_METRICS else own))
-  told = lambda row, grade: f'{label} {grade:.{2 if name in CAPTION_METRICS else 1}f} · score\N{NO-BREAK SPACE}{number(row["score"])}'
-  return [row | {'exact': e, 'grade': g, 'told': told(row, g)} for row, e, g in zip(rows, exact, grades, strict=True)]
+
+  def told(row, grade):
+    return f'{label} {grade:.{2 if name in CAPTION_METRICS else 1}f} · score\N{NO-BREAK SPACE}{number(row["score"])}'
+
+  return [
+    row | {'exact': e, 'grade': g, 'told': told(row, g)}
+    for row, e, g in zip(rows, exact, grades, strict=True)
+  ]
 
 
 def _translations(rows) -> list:
@@ -85,28 +115,55 @@ def _language(rows) -> list:
   found = []
   for row in rows:
     nats = row['nats'] / max(row['tokens'], 1)
-    shown = {} if row['hypothesis'] else {'hypothesis': row['references'][0], 'references': []}
-    found.append(row | shown | {'exact': False, 'grade': -nats, 'told': f'{nats:.3f} nats a token'})
+    if row['hypothesis']:
+      shown = {}
+    else:
+      shown = {'hypothesis': row['references'][0], 'references': []}
+    found.append(
+      row
+      | shown
+      | {
+        'exact': False,
+        'grade': -nats,
+        'told': f'{nats:.3f} nats a token',
+      }
+    )
   return found
 
 
 GRADES = {
-  'language_model': _language, 'masked_language_model': _language, 'classification': _classes, 'regression': _numbers,
-  'recognition': speech.graded, 'speech_translation': _translations, 'translation': _translations,
-}  # fmt: skip
+  'language_model': _language,
+  'masked_language_model': _language,
+  'classification': _classes,
+  'regression': _numbers,
+  'recognition': speech.graded,
+  'speech_translation': _translations,
+  'translation': _translations,
+}
 WORD_F1 = ('word F1', 'more')
 # What `value` is, and whether more or less of it is better.
 MEASURES = {
-  'language_model': ('nats a token', 'less'), 'masked_language_model': ('nats a token', 'less'), 'classification': ('probability of the right class', 'more'),
-  'regression': ('distance', 'less'), 'recognition': ('error rate, %', 'less'), 'speech_translation': ('chrF', 'more'), 'translation': ('chrF', 'more'),
-}  # fmt: skip
-TEXTS = ('captioning', 'translation', *speech.TASKS, None)  # whose answers are compared word by word with the references
+  'language_model': ('nats a token', 'less'),
+  'masked_language_model': ('nats a token', 'less'),
+  'classification': ('probability of the right class', 'more'),
+  'regression': ('distance', 'less'),
+  'recognition': ('error rate, %', 'less'),
+  'speech_translation': ('chrF', 'more'),
+  'translation': ('chrF', 'more'),
+}
+TEXTS = (
+  'captioning',
+  'translation',
+  *speech.TASKS,
+  None,
+)  # whose answers are compared word by word with the references
 
 
 def sample(rows, count: int) -> dict:
   """A third each: best, worst, and at random of the rest; always the same for the same graded rows."""
-  third, rows = min(count, len(rows)) // 3, sorted(rows, key=lambda row: (-row['grade'], -row['exact']))
-  middle = rows[third:len(rows) - third]  # fmt: skip
+  third = min(count, len(rows)) // 3
+  rows = sorted(rows, key=lambda row: (-row['grade'], -row['exact']))
+  middle = rows[third : len(rows) - third]
   chance = random.Random(0).sample(middle, min(len(middle), count - 2 * third))
   return {'best': rows[:third], 'worst': rows[::-1][:third], 'chance': chance}
 
@@ -116,25 +173,47 @@ def sample(rows, count: int) -> dict:
 
 def group(name: str, answers: dict, task: str) -> dict:
   """Predictions of a split by one or several runs, {run: graded rows of the same examples}, as JSON for the page."""
-  first, by_id = next(iter(answers.values())), [{row['id']: row for row in rows} for rows in answers.values()]
+  first = next(iter(answers.values()))
+  by_id = [{row['id']: row for row in rows} for rows in answers.values()]
   common = [row for row in first if all(row['id'] in rows for rows in by_id)]
   kept = common
   if len(common) > MOST:
     chosen = {row['id'] for part in sample(common, MOST).values() for row in part}
     kept = [row for row in common if row['id'] in chosen]
   measure, better = MEASURES.get(task, WORD_F1)
-  rows = [_row(row) | {'said': [_answer(rows[row['id']], task) for rows in by_id]} for row in kept]
+  rows = [
+    _row(row)
+    | {
+      'said': [
+        _answer(
+          rows[row['id']],
+          task,
+        )
+        for rows in by_id
+      ]
+    }
+    for row in kept
+  ]
   return {'name': name, 'of': len(common), 'measure': measure, 'better': better, 'rows': rows}
 
 
 def _row(row: dict) -> dict:
   text = row.get('input', {}).get('text')
   told = {'id': row['id'], 'references': row['references']}
-  return told | ({'text': text} if text and text != row['id'] else {}) | ({'speaker': row['speaker']} if row.get('speaker') else {})
+  return (
+    told
+    | ({'text': text} if text and text != row['id'] else {})
+    | ({'speaker': row['speaker']} if row.get('speaker') else {})
+  )
 
 
 def _answer(row: dict, task: str) -> dict:
-  told = {'text': row['hypothesis'], 'told': row['told'], 'exact': bool(row['exact']), 'value': round(float(row['value']), 4)}
+  told = {
+    'text': row['hypothesis'],
+    'told': row['told'],
+    'exact': bool(row['exact']),
+    'value': round(float(row['value']), 4),
+  }
   if task in TEXTS and row['references']:
     told['parts'] = speech.difference(row)
   told |= {key: row[key] for key in ('transcript', 'n_best') if key in row}
@@ -146,14 +225,27 @@ def _answer(row: dict, task: str) -> dict:
 
 def media_of(rows: list[dict], examples, pictures: bool, sounds: bool) -> dict:
   """{id: {'picture', 'small', 'sound', 'note'}} of what is there; those of the first rows, when the page would grow too large."""
-  found, size = {}, 0
-  firsts = {row['id']: row for row in reversed(rows)} if pictures or sounds else {}
+  found = {}
+  size = 0
+  if pictures or sounds:
+    firsts = {row['id']: row for row in reversed(rows)}
+  else:
+    firsts = {}
   for identity in dict.fromkeys(row['id'] for row in rows if firsts):
-    row, example = firsts[identity], examples(identity)
+    row = firsts[identity]
+    example = examples(identity)
     if example is None:
       continue
-    told = (thumbnail(example.get('image')) if pictures else {}) | ({'sound': _sound(example, row)} if sounds else {})
-    own = sum(len(part) for part in (told.get('picture', ''), *(told.get('sound', {}).get(key, '') for key in ('picture', 'source'))))
+    told = (thumbnail(example.get('image')) if pictures else {}) | (
+      {'sound': _sound(example, row)} if sounds else {}
+    )
+    own = sum(
+      len(part)
+      for part in (
+        told.get('picture', ''),
+        *(told.get('sound', {}).get(key, '') for key in ('picture', 'source')),
+      )
+    )
     full = size + own > MEDIA
     size += 0 if full else own
     found[identity] = {'note': 'left out: the page would grow too large'} if full else told
@@ -168,8 +260,14 @@ def thumbnail(data) -> dict:
     return {}
   try:
     with Image.open(io.BytesIO(data)) as image:
-      form, size = image.format, image.size
-      if form in FORMATS and max(size) <= SIDE and len(data) <= KEPT and image.getexif().get(0x0112, 1) == 1:
+      form = image.format
+      size = image.size
+      if (
+        form in FORMATS
+        and max(size) <= SIDE
+        and len(data) <= KEPT
+        and image.getexif().get(0x0112, 1) == 1
+      ):
         return {'picture': _uri(image.get_format_mimetype(), data), 'small': max(size) < SMALL}
     return {'picture': picture_of(decode_picture(data)), 'small': max(size) < SMALL}
   except (UserError, OSError, Image.DecompressionBombError):
@@ -191,14 +289,19 @@ def _uri(kind: str, data: bytes) -> str:
 
 def _sound(example: dict, row: dict) -> dict:
   shown = speech.sound_of(example, row)
-  return shown._asdict() | {'lanes': shown.lanes, 'words': [w._asdict() for w in shown.words], 'times': [t._asdict() for t in shown.times]}
+  return shown._asdict() | {
+    'lanes': shown.lanes,
+    'words': [w._asdict() for w in shown.words],
+    'times': [t._asdict() for t in shown.times],
+  }
 
 
 def add_looks(groups: list, looks: dict, run: int = 0) -> int:
   """Puts what `attention.CloserLook` found into the answers of a run; -> how many had other words than the file and were left out."""
   others = 0
   for row in (row for each in groups for row in each['rows'] if row['id'] in looks):
-    look, answer = looks[row['id']], row['said'][run]
+    look = looks[row['id']]
+    answer = row['said'][run]
     if look['hypothesis'] != answer['text']:
       others += 1
       continue

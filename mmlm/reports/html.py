@@ -4,15 +4,26 @@ import pathlib
 
 import numpy as np
 
-from mmlm.errors import UserError
-from mmlm.reports import speech
+from mmlm.reports import speech_view as speech
 from mmlm.reports.curves import HEIGHT, WIDTH, missing_plots, run_plots
-from mmlm.reports.examples import SAMPLE, TEXTS, add_looks, graded, group, media_of, newest_predictions, sample
+from mmlm.reports.examples import (
+  SAMPLE,
+  TEXTS,
+  add_looks,
+  graded,
+  group,
+  media_of,
+  newest_predictions,
+  sample,
+)
 from mmlm.reports.pages import read_object, write_page
 from mmlm.reports.scores import confusions, scores_of
+from mmlm.utils.errors import UserError
 
 
-def write_report(run_folder, examples=lambda identity: None, against=None, look=None, output='') -> pathlib.Path:
+def write_report(
+  run_folder, examples=lambda identity: None, against=None, look=None, output=''
+) -> pathlib.Path:
   """Writes `output`, or <run_folder>/report.html, and returns its path; what the run has not made yet is named.
 
   Args:
@@ -29,16 +40,37 @@ def write_report(run_folder, examples=lambda identity: None, against=None, look=
     if not place.is_dir():
       raise UserError(f'{place}: no such run folder; `train` makes one.')
   if against and not [*(pathlib.Path(against) / 'ablation').glob('*.json')]:
-    raise UserError(f'{against}: nothing was taken away from its inputs yet; `./launch.sh ablate {against}` does it.')
-  config, scores, files = read_object(folder / 'config.json'), scores_of(folder), newest_predictions(folder)
+    raise UserError(
+      f'{against}: nothing was taken away from its inputs yet; `./launch.sh ablate {against}` does it.'
+    )
+  config = read_object(folder / 'config.json')
+  scores = scores_of(folder)
+  files = newest_predictions(folder)
   task = config.get('task')
-  shown = predictions_of({name: {'this run': rows} for name, rows in files.items()}, config, examples, {} if look is None else {0: look})
+  shown = predictions_of(
+    {name: {'this run': rows} for name, rows in files.items()},
+    config,
+    examples,
+    {} if look is None else {0: look},
+  )
   return write_page(
-    output or folder / 'report.html', 'report.html.jinja', title=config.get('name') or folder.resolve().name, config=config,
-    environment=read_object(folder / 'environment.json'), scores=scores, metrics=dict.fromkeys(name for score in scores for name in score['scores']),
-    counts=speech.counts(scores), plots=run_plots(folder), missing_inputs=missing_plots(sides), confusions=confusions(files), width=WIDTH, height=HEIGHT,
-    data=shown, marked=task in TEXTS, spoken=task in speech.TASKS,
-  )  # fmt: skip
+    output or folder / 'report.html',
+    'report.html.jinja',
+    title=config.get('name') or folder.resolve().name,
+    config=config,
+    environment=read_object(folder / 'environment.json'),
+    scores=scores,
+    metrics=dict.fromkeys(name for score in scores for name in score['scores']),
+    counts=speech.counts(scores),
+    plots=run_plots(folder),
+    missing_inputs=missing_plots(sides),
+    confusions=confusions(files),
+    width=WIDTH,
+    height=HEIGHT,
+    data=shown,
+    marked=task in TEXTS,
+    spoken=task in speech.TASKS,
+  )
 
 
 def _of_interest(found: dict, rows: list, count: int) -> list:
@@ -57,19 +89,35 @@ def predictions_of(files: dict, config: dict, examples, looks: dict) -> dict:
     config: of the first run.
     looks: {number of a run: its `look` (see `write_report`)}.
   """
-  task, reads = config.get('task'), config.get('model', {}).get('encoders', ['image'])
-  answers = {name: {run: graded(rows, task) for run, rows in of_runs.items()} for name, of_runs in files.items()}
+  task = config.get('task')
+  reads = config.get('model', {}).get('encoders', ['image'])
+  answers = {
+    name: {run: graded(rows, task) for run, rows in of_runs.items()}
+    for name, of_runs in files.items()
+  }
   groups = [group(name, of_runs, task) for name, of_runs in answers.items()]
-  each, firsts = max(3, SAMPLE // max(len(files), 1)), []
+  each = max(3, SAMPLE // max(len(files), 1))
+  firsts = []
   for found, of_runs in zip(groups, answers.values()):
     there = {row['id'] for row in found['rows']}
     rows = [row for row in next(iter(of_runs.values())) if row['id'] in there]
     chosen = _of_interest(found, rows, each)
     for number, look in looks.items():
       if left_out := add_looks([found], look([row['id'] for row in chosen], found['name']), number):
-        print(f'{found["name"]}: {left_out} of {len(chosen)} examples are shown without alternatives, the checkpoint now says something else.')
+        print(
+          f'{found["name"]}: {left_out} of {len(chosen)} examples are shown without alternatives, the checkpoint now says something else.'
+        )
     firsts.append((chosen, rows))
-  rows = [row for chosen, _ in firsts for row in chosen] + [row for _, rest in firsts for row in rest]
-  pictures, sounds = 'image' in reads, 'audio' in reads
+  rows = [row for chosen, _ in firsts for row in chosen] + [
+    row for _, rest in firsts for row in rest
+  ]
+  pictures = 'image' in reads
+  sounds = 'audio' in reads
   media = media_of(rows, examples, pictures, sounds)
-  return {'runs': list(next(iter(files.values()), [])), 'groups': groups, 'media': media, 'pictures': pictures, 'sounds': sounds}
+  return {
+    'runs': list(next(iter(files.values()), [])),
+    'groups': groups,
+    'media': media,
+    'pictures': pictures,
+    'sounds': sounds,
+  }

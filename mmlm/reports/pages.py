@@ -8,8 +8,8 @@ import jinja2
 import markupsafe
 from flax.traverse_util import flatten_dict
 
-from mmlm.errors import UserError
-from mmlm.runs import read_json, read_jsonl, write_atomic
+from mmlm.utils.errors import UserError
+from mmlm.utils.run_dir import read_json, read_jsonl, write_atomic
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -17,7 +17,9 @@ FOLDER = pathlib.Path(__file__).parent
 def number(value, plain=False) -> str:
   if not isinstance(value, float):
     return str(value)
-  return f'{value:.3g}' if plain and abs(value) < 100 else f'{value:,.{3 if abs(value) < 100 else 1}f}'
+  if plain and abs(value) < 100:
+    return f'{value:.3g}'
+  return f'{value:,.{3 if abs(value) < 100 else 1}f}'
 
 
 def flat(tree: dict) -> dict:
@@ -27,7 +29,9 @@ def flat(tree: dict) -> dict:
 
 def as_json(value) -> markupsafe.Markup:
   """For a script element: no text of it can end the element, and no number is one that JSON lacks."""
-  return markupsafe.Markup(json.dumps(_finite(value), ensure_ascii=False, separators=(',', ':')).replace('<', r'\u003c'))
+  return markupsafe.Markup(
+    json.dumps(_finite(value), ensure_ascii=False, separators=(',', ':')).replace('<', r'\u003c')
+  )
 
 
 def _finite(value):
@@ -35,13 +39,20 @@ def _finite(value):
     return {key: _finite(part) for key, part in value.items()}
   if isinstance(value, (list, tuple)):
     return [_finite(part) for part in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def write_page(path, template: str, **content) -> pathlib.Path:
   """Renders a template into `path`, whole or not at all."""
-  jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=jinja2.select_autoescape(['jinja']),
-                             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+  jinja = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER),
+    autoescape=jinja2.select_autoescape(['jinja']),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
   jinja.filters |= {'number': number, 'flatten': flat, 'as_json': as_json}
   write_atomic(path, jinja.get_template(template).render(**content))
   return pathlib.Path(path)
@@ -54,7 +65,9 @@ def read_rows(path, keys: tuple) -> list[dict]:
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}.') from None
   except ValueError as error:
-    raise UserError(f'{path}, line {_bad_line(path)}: not JSON ({error}). What wrote it can write it again.') from None
+    raise UserError(
+      f'{path}, line {_bad_line(path)}: not JSON ({error}). What wrote it can write it again.'
+    ) from None
   for line, row in enumerate(rows, 1):
     if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
       raise UserError(f'{path}, line {line}: no {missing[0]!r} in it.')

@@ -11,14 +11,14 @@ import time
 
 import jax
 
-from mmlm import runs
 from mmlm.config import ROOT
-from mmlm.errors import UserError
 from mmlm.sweeps.listing import look
 from mmlm.sweeps.study import Run, Sweep
 from mmlm.sweeps.together import Trial, train_trials
 from mmlm.training.loop import Interrupted, stop_signals
-from mmlm.trees import one_of
+from mmlm.utils import run_dir as runs
+from mmlm.utils.choices import one_of
+from mmlm.utils.errors import UserError
 
 POLL = 0.5  # seconds between looks
 INTERRUPTED = 130  # the exit code of a training that a signal has stopped and that has saved
@@ -26,7 +26,13 @@ INTERRUPTED = 130  # the exit code of a training that a signal has stopped and t
 
 def arguments_of(run: Run, spec: str) -> list[str]:
   """`train` and what follows it."""
-  return ['train', spec, '--workdir', str(run.folder), *(f'--config.{key}={value}' for key, value in run.settings.items())]
+  return [
+    'train',
+    spec,
+    '--workdir',
+    str(run.folder),
+    *(f'--config.{key}={value}' for key, value in run.settings.items()),
+  ]
 
 
 class Processes:
@@ -58,23 +64,36 @@ class Processes:
     }
     with file, open(log, 'ab') as output:
       return subprocess.Popen(
-        self.command(run), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[file.fileno()],
+        self.command(run),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=[file.fileno()],
         start_new_session=True,  # Ctrl-C reaches the sweep, which asks them to save
-      )  # fmt: skip
+      )
 
   def command(self, run: Run) -> list[str]:
-    return [sys.executable, '-m', 'mmlm.main', *arguments_of(run, self.sweep.plan.spec)]
+    return [sys.executable, '-m', 'mmlm', *arguments_of(run, self.sweep.plan.spec)]
 
   def has_ended(self, run: Run, process) -> bool:
-    return process.poll() is not None if process else not runs.is_locked(run.folder)
+    if process:
+      return process.poll() is not None
+    return not runs.is_locked(run.folder)
 
   def error(self, run: Run, process) -> str | None:
     """Why a run that has ended is not complete; None where it should go on: it was asked to save and end, not by the sweep."""
     if process is None or process.returncode == INTERRUPTED:
       return None
-    lines = (self.sweep.folder / 'logs' / f'{run.name}.txt').read_text(encoding='utf-8', errors='replace').splitlines()
+    lines = (
+      (self.sweep.folder / 'logs' / f'{run.name}.txt')
+      .read_text(encoding='utf-8', errors='replace')
+      .splitlines()
+    )
     said = [line for line in lines if line.startswith('mmlm: ')] or lines[-1:]
-    return said[-1].removeprefix('mmlm: ') if said and process.returncode > 0 else f'its process ended with {process.returncode}'
+    if said and process.returncode > 0:
+      return said[-1].removeprefix('mmlm: ')
+    return f'its process ended with {process.returncode}'
 
   def stop(self, process) -> None:
     """Asks a run to save and end."""
@@ -100,7 +119,7 @@ def _submitit():
 
 def train_as_job(arguments: list[str]) -> None:
   """What a job of Slurm does."""
-  subprocess.run([sys.executable, '-m', 'mmlm.main', *arguments], check=True)
+  subprocess.run([sys.executable, '-m', 'mmlm', *arguments], check=True)
 
 
 class Slurm:
@@ -115,15 +134,19 @@ class Slurm:
       raise UserError(
         '--executor=slurm: there is no sbatch here. Start the sweep where Slurm takes jobs, or choose --executor=local.'
       )
-    self.sweep, self.folder = sweep, sweep.folder / 'jobs'
+    self.sweep = sweep
+    self.folder = sweep.folder / 'jobs'
     self.executor = getattr(_submitit(), self.executor)(self.folder)
     known = self.executor._valid_parameters()
     for name, value in options.items():
       one_of('--slurm', name, known)
       if not value:
-        raise UserError(f'--slurm={name}: write it as NAME=VALUE, for example partition=gpu,time=60,gpus_per_node=1.')
+        raise UserError(
+          f'--slurm={name}: write it as NAME=VALUE, for example partition=gpu,time=60,gpus_per_node=1.'
+        )
     self.executor.update_parameters(
-      **self.usual | {name: int(value) if value.isdigit() else value for name, value in options.items()}
+      **self.usual
+      | {name: int(value) if value.isdigit() else value for name, value in options.items()}
     )
 
   def start(self, found: list[Run]) -> list:
@@ -156,7 +179,9 @@ class Slurm:
     if any(f'exit status {INTERRUPTED}' in line for line in said):
       return None
     told = [line for line in said if 'mmlm: ' in line]
-    return told[-1].partition('mmlm: ')[2] if told else f'its job {job.job_id} ended as {job.state}'
+    if told:
+      return told[-1].partition('mmlm: ')[2]
+    return f'its job {job.job_id} ended as {job.state}'
 
   def stop(self, job) -> None:
     job.cancel()
@@ -168,11 +193,15 @@ class Slurm:
 def run_apart(backend, sweep: Sweep, jobs: int, options: dict) -> None:
   """Starts runs, `jobs` at once, tells the sweep when one has validated or ended, and starts the next."""
   backend = backend(sweep, options)
-  at_once, working = jobs or backend.at_once, {}
+  at_once = jobs or backend.at_once
+  working = {}
   with stop_signals() as stopped:
     while not stopped:
       free = at_once - len(working) if at_once else 0
-      found = sweep.next_runs(free) if free or not at_once else []
+      if free or not at_once:
+        found = sweep.next_runs(free)
+      else:
+        found = []
       working |= dict(zip(found, backend.start(found)))
       if not working:
         return
@@ -214,13 +243,16 @@ def run_together(sweep: Sweep, jobs: int, options: dict) -> None:
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      raise UserError(f'{len(trials)} trials at once do not fit into memory: --jobs={max(1, len(trials) // 2)} trains half as many together. '
-                      'The same command goes on.') from None  # fmt: skip
+      raise UserError(
+        f'{len(trials)} trials at once do not fit into memory: --jobs={max(1, len(trials) // 2)} trains half as many together. '
+        'The same command goes on.'
+      ) from None
     for run in found:
       sweep.ended(run)
 
 
 EXECUTORS = {
-  'local': lambda *arguments: run_apart(Processes, *arguments), 'slurm': lambda *arguments: run_apart(Slurm, *arguments),
+  'local': lambda *arguments: run_apart(Processes, *arguments),
+  'slurm': lambda *arguments: run_apart(Slurm, *arguments),
   'vectorised': run_together,
-}  # fmt: skip
+}

@@ -6,11 +6,17 @@ import pathlib
 import time
 from typing import NamedTuple
 
-from mmlm import runs
-from mmlm.errors import UserError
 from mmlm.training.checkpoints import higher_is_better
+from mmlm.utils import run_dir as runs
+from mmlm.utils.errors import UserError
 
-FILES = ('config.json', 'metrics.jsonl', 'checkpoints', runs.STATUS, runs.LOCK)  # a folder with one of them is a run's
+FILES = (
+  'config.json',
+  'metrics.jsonl',
+  'checkpoints',
+  runs.STATUS,
+  runs.LOCK,
+)  # a folder with one of them is a run's
 SWEEP = 'sweep.json'
 
 
@@ -38,16 +44,23 @@ def look(folder) -> Look:
   """Reads a run folder; it never fails on one."""
   folder = pathlib.Path(folder)
   try:
-    changed = max(path.stat().st_mtime for name in ('', *FILES[:4]) if (path := folder / name).exists())
+    changed = max(
+      path.stat().st_mtime for name in ('', *FILES[:4]) if (path := folder / name).exists()
+    )
   except (OSError, ValueError):
     return Look(folder, 'half written', error='the folder cannot be read')
   locked = runs.is_locked(folder)
   try:
     found = _read(folder, locked)._replace(changed=changed)
   except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    told = str(error).replace(f'{folder}/', '') if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+    if isinstance(error, UserError):
+      told = str(error).replace(f'{folder}/', '')
+    else:
+      told = f'{type(error).__name__}: {error}'
     found = Look(folder, 'half written', error=told, changed=changed)
-  return found._replace(state='running') if locked else found
+  if locked:
+    return found._replace(state='running')
+  return found
 
 
 def _read(folder: pathlib.Path, locked: bool) -> Look:
@@ -56,18 +69,32 @@ def _read(folder: pathlib.Path, locked: bool) -> Look:
   monitor = runs.read_json(folder / 'config.json')['train']['monitor']
   log = folder / 'metrics.jsonl'
   rows = _rows(log) if log.exists() else []
-  scores = tuple((row['step'], row[monitor]) for row in rows if row.get('kind') == 'valid' and monitor in row)
+  scores = tuple(
+    (row['step'], row[monitor]) for row in rows if row.get('kind') == 'valid' and monitor in row
+  )
   finite = [score for _, score in scores if math.isfinite(score)]
   best = (max if higher_is_better(monitor) else min)(finite, default=None)
-  status = runs.read_json(folder / runs.STATUS) if (folder / runs.STATUS).exists() else None
+  if (folder / runs.STATUS).exists():
+    status = runs.read_json(folder / runs.STATUS)
+  else:
+    status = None
   if status is not None:
-    state = 'dead' if status['state'] == 'running' else status['state']
+    if status['state'] == 'running':
+      state = 'dead'
+    else:
+      state = status['state']
   elif rows or (folder / 'checkpoints').exists():
-    state = 'done' if (folder / 'scores').exists() else 'unknown'
+    if (folder / 'scores').exists():
+      state = 'done'
+    else:
+      state = 'unknown'
   else:
     state = 'dead'  # before its first step
-  step, status = max((row['step'] for row in rows), default=0), status or {}
-  return Look(folder, state, step, status.get('total', 0), monitor, best, scores, status.get('error', ''))
+  step = max((row['step'] for row in rows), default=0)
+  status = status or {}
+  return Look(
+    folder, state, step, status.get('total', 0), monitor, best, scores, status.get('error', '')
+  )
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -91,7 +118,9 @@ def find_runs(folder) -> list[pathlib.Path]:
 def age_of(seconds: float) -> str:
   """5 s, 12 min, 3 h, 2 d."""
   unit, name = next(
-    (unit, name) for unit, name in ((86400, 'd'), (3600, 'h'), (60, 'min'), (1, 's')) if seconds >= unit or unit == 1
+    (unit, name)
+    for unit, name in ((86400, 'd'), (3600, 'h'), (60, 'min'), (1, 's'))
+    if seconds >= unit or unit == 1
   )
   return f'{max(0, int(seconds / unit))} {name}'
 
@@ -99,7 +128,10 @@ def age_of(seconds: float) -> str:
 def table(header: list[str], rows: list[list[str]]) -> str:
   """Columns of texts, aligned."""
   widths = [max(map(len, column)) for column in zip(header, *rows)]
-  return '\n'.join('  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)).rstrip() for row in (header, *rows))
+  return '\n'.join(
+    '  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)).rstrip()
+    for row in (header, *rows)
+  )
 
 
 def number(value: float | None) -> str:
@@ -110,10 +142,18 @@ def runs_table(folder, now: float) -> str:
   """A line for each run below a folder."""
   lines = []
   for found in map(look, find_runs(folder)):
-    steps = f'{found.step}/{found.total}' if found.total else str(found.step or '')
-    best = f'{number(found.best)} {found.monitor}' if found.best is not None else ''
+    if found.total:
+      steps = f'{found.step}/{found.total}'
+    else:
+      steps = str(found.step or '')
+    if found.best is not None:
+      best = f'{number(found.best)} {found.monitor}'
+    else:
+      best = ''
     told = (found.error.splitlines() or [''])[0]
-    lines.append([str(found.folder), found.state, steps, best, age_of(now - found.changed), told[:80]])
+    lines.append(
+      [str(found.folder), found.state, steps, best, age_of(now - found.changed), told[:80]]
+    )
   return table(['run', 'state', 'step', 'best', 'age', ''], lines)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from optuna.trial import FixedTrial
 
 from mmlm.config import ROOT
-from mmlm.errors import UserError
+from mmlm.utils.errors import UserError
 
 SCALARS = (str, int, float, bool, type(None))
 
@@ -86,7 +86,10 @@ class Range:
     return [self.key]
 
   def suggest(self, trial) -> dict:
-    suggest = trial.suggest_int if self.whole else trial.suggest_float
+    if self.whole:
+      suggest = trial.suggest_int
+    else:
+      suggest = trial.suggest_float
     return {self.key: suggest(self.name, self.low, self.high, log=self.log)}
 
   def grid(self) -> list[dict]:
@@ -94,11 +97,34 @@ class Range:
       raise UserError(
         f'{self.key}: a grid over a range needs to know how many: give it points=4, or choose --sampler random or tpe.'
       )
-    low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-    at = [low + (high - low) * i / max(self.points - 1, 1) for i in range(self.points)]
+    low, high = (
+      (
+        math.log(self.low),
+        math.log(self.high),
+      )
+      if self.log
+      else (self.low, self.high)
+    )
+    at = [
+      low
+      + (high - low)
+      * i
+      / max(
+        self.points - 1,
+        1,
+      )
+      for i in range(self.points)
+    ]
     # The ends as they were given: logarithms round.
-    values = [self.low, *(math.exp(value) if self.log else value for value in at[1:-1]), self.high][: self.points]
-    return [{self.name: value} for value in (dict.fromkeys(map(round, values)) if self.whole else values)]
+    values = [
+      self.low,
+      *(math.exp(value) if self.log else value for value in at[1:-1]),
+      self.high,
+    ][: self.points]
+    result = []
+    for value in dict.fromkeys(map(round, values)) if self.whole else values:
+      result.append({self.name: value})
+    return result
 
   def examples(self) -> list[dict]:
     return [{self.key: self.low}, {self.key: self.high}]
@@ -179,10 +205,16 @@ class Chain:
     return list(dict.fromkeys(key for part in self.parts for key in part.keys()))  # noqa: SIM118
 
   def suggest(self, trial) -> dict:
-    return self._part(trial.suggest_categorical(self.name, [*range(len(self.parts))])).suggest(trial)
+    return self._part(trial.suggest_categorical(self.name, [*range(len(self.parts))])).suggest(
+      trial
+    )
 
   def grid(self) -> list[dict]:
-    return [{self.name: i} | point for i in range(len(self.parts)) for point in self._part(i).grid()]
+    result = []
+    for i in range(len(self.parts)):
+      for point in self._part(i).grid():
+        result.append({self.name: i} | point)
+    return result
 
   def examples(self) -> list[dict]:
     return [point for part in self.parts for point in part.examples()]
@@ -211,12 +243,17 @@ def log_uniform(key: str, low: float, high: float, points: int = 0) -> Range:
 def integers(key: str, low: int, high: int, points: int = 0, log: bool = False) -> Range:
   """Whole numbers."""
   if not (type(low) is int and type(high) is int):
-    raise UserError(f'{key}: whole numbers go from a whole number to another one, not from {low} to {high}.')
+    raise UserError(
+      f'{key}: whole numbers go from a whole number to another one, not from {low} to {high}.'
+    )
   return _range(key, low, high, log, points)
 
 
 def product(*parts) -> Product:
-  twice = [key for key, group in itertools.groupby(sorted(Product(parts).keys())) if len(list(group)) > 1]
+  twice = []
+  for key, group in itertools.groupby(sorted(Product(parts).keys())):
+    if len(list(group)) > 1:
+      twice.append(key)
   if twice:
     raise UserError(f'{twice[0]} stands in two parts of a product.')
   return Product(parts)
@@ -227,7 +264,9 @@ def zip(*parts) -> Zip:
     raise UserError(f'zip joins choices, not {type(bad[0]).__name__.lower()}.')
   if len({len(part.values) for part in parts}) != 1:
     raise UserError(
-      'zip: ' + ', '.join(f'{part.key} has {len(part.values)} values' for part in parts) + ': expected as many of each.'
+      'zip: '
+      + ', '.join(f'{part.key} has {len(part.values)} values' for part in parts)
+      + ': expected as many of each.'
     )
   return Zip(parts)
 
@@ -240,7 +279,9 @@ def chain(*parts) -> Chain:
 
 def _range(key, low, high, log, points) -> Range:
   if not low < high or log and low <= 0:
-    raise UserError(f'{key}: a range goes from a number{" above 0" if log else ""} to a greater one, not from {low} to {high}.')
+    raise UserError(
+      f'{key}: a range goes from a number{" above 0" if log else ""} to a greater one, not from {low} to {high}.'
+    )
   return Range(key, low, high, log, points)
 
 
@@ -258,21 +299,29 @@ def load_space(path: str, config_path: str):
   found = next((place for place in (file, ROOT / file) if place.is_file()), None)
   if found is None:
     raise UserError(
-      f'no file {file} with a space' + ('.' if path else ': write it, with a function get_space(), or name another by --space.')
+      f'no file {file} with a space'
+      + ('.' if path else ': write it, with a function get_space(), or name another by --space.')
     )
   try:
     space = runpy.run_path(str(found))['get_space']()
   except Exception as error:  # whatever a person's file raises
-    kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+    if isinstance(error, UserError):
+      kind = ''
+    else:
+      kind = f'{type(error).__name__}: '
     raise UserError(f'{file}: {kind}{error}') from None
   if not isinstance(space, PARTS):
-    raise UserError(f'{file}: get_space() returns {space!r}, not a space such as choices(...) or product(...).')
+    raise UserError(
+      f'{file}: get_space() returns {space!r}, not a space such as choices(...) or product(...).'
+    )
   return space
 
 
 def as_text(value) -> str:
   """A value as the command line takes it."""
-  return value if isinstance(value, str) else repr(value)
+  if isinstance(value, str):
+    return value
+  return repr(value)
 
 
 def point_of(space, parameters: dict) -> dict:

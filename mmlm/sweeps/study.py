@@ -22,12 +22,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mmlm import config as configs
-from mmlm import runs
-from mmlm.errors import UserError
 from mmlm.sweeps.listing import SWEEP, Look, look, number, table
 from mmlm.sweeps.spaces import as_text, point_of
 from mmlm.training.checkpoints import higher_is_better
-from mmlm.trees import differences
+from mmlm.utils import run_dir as runs
+from mmlm.utils.errors import UserError
+from mmlm.utils.pytree import differences
 
 # A sampler that goes on draws other points than before. Pruners count validations.
 SAMPLERS = {
@@ -58,15 +58,26 @@ class Plan:
 
   def settings_of(self, point: dict, seed: int) -> dict[str, str]:
     """--config flags of a run."""
-    own = {'seed': str(self.config.seed + seed)} if self.seeds > 1 else {}
+    if self.seeds > 1:
+      own = {'seed': str(self.config.seed + seed)}
+    else:
+      own = {}
     return self.settings | {key: as_text(value) for key, value in point.items()} | own
 
   def config_of(self, settings: dict):
     return configs.override(self.config, settings)
 
   def told(self) -> dict:
-    base = {key: value for key, value in self.config.to_dict().items() if not key.startswith(configs.NOT_PART_OF_THE_RUN)}
-    own = {'space': repr(self.space), 'sampler': self.sampler, 'pruner': self.pruner, 'seeds': self.seeds}
+    base = {}
+    for key, value in self.config.to_dict().items():
+      if not key.startswith(configs.NOT_PART_OF_THE_RUN):
+        base[key] = value
+    own = {
+      'space': repr(self.space),
+      'sampler': self.sampler,
+      'pruner': self.pruner,
+      'seeds': self.seeds,
+    }
     return json.loads(json.dumps({'spec': self.spec, **own, 'config': base}))
 
 
@@ -98,13 +109,20 @@ class Sweep:
   """A sweep in its folder, which must be locked: this process alone writes its journal and results."""
 
   def __init__(self, folder: pathlib.Path, plan: Plan):
-    self.folder, self.plan = folder, plan
+    self.folder = folder
+    self.plan = plan
     self.monitor = plan.config.train.monitor
-    points = plan.space.grid() if plan.sampler == 'grid' else []
+    if plan.sampler == 'grid':
+      points = plan.space.grid()
+    else:
+      points = []
     self._check(points)
     self._claim()
     self.study = self._open()
-    self.wanted = min(plan.trials or len(points), len(points)) if points else plan.trials
+    if points:
+      self.wanted = min(plan.trials or len(points), len(points))
+    else:
+      self.wanted = plan.trials
     known = {trial.user_attrs.get('point') for trial in self._trials()}
     for i, parameters in enumerate(points[: self.wanted]):
       if i not in known:
@@ -119,13 +137,16 @@ class Sweep:
 
   def _check(self, points: list[dict]):
     """UserError where a point is no config, or two are the same; nothing is written yet."""
-    plan, seen = self.plan, {}
+    plan = self.plan
+    seen = {}
     if plan.seeds > 1 and 'seed' in plan.space.keys():  # noqa: SIM118 no dict
       raise UserError("the space names 'seed': leave it out, or leave out --seeds.")
     for i, point in enumerate([point_of(plan.space, parameters) for parameters in points]):
       told = repr(sorted(point.items()))
       if told in seen:
-        raise UserError(f'the trials {seen[told]} and {i} of the space are the same: {point}. Take one of them out.')
+        raise UserError(
+          f'the trials {seen[told]} and {i} of the space are the same: {point}. Take one of them out.'
+        )
       seen[told] = i
     for point in plan.space.examples():
       try:
@@ -134,16 +155,20 @@ class Sweep:
         raise UserError(f'the space: {str(error).replace("--config.", "")}') from None
 
   def _claim(self):
-    path, wanted = self.folder / SWEEP, self.plan.told()
+    path = self.folder / SWEEP
+    wanted = self.plan.told()
     if path.exists() and (lines := differences(runs.read_json(path), wanted)):
       listed = ''.join(f'\n  {line}' for line in lines)
-      raise UserError(f'{self.folder} holds another sweep. It differs in{listed}\nGive another --workdir.')
+      raise UserError(
+        f'{self.folder} holds another sweep. It differs in{listed}\nGive another --workdir.'
+      )
     runs.refuse_foreign(self.folder, SWEEP, 'sweep')
     runs.write_json(path, wanted)
 
   def _open(self):
     """The study; what a killed writer left behind is cleared: half a line, and its lock."""
-    path, plan = self.folder / 'journal.log', self.plan
+    path = self.folder / 'journal.log'
+    plan = self.plan
     path.touch()
     content = path.read_bytes()
     whole = content.rfind(b'\n') + 1
@@ -157,11 +182,17 @@ class Sweep:
       storage = JournalStorage(JournalFileBackend(str(path)))
       number = sum(line.startswith(b'{') for line in content.splitlines())
       return optuna.create_study(
-        storage=storage, sampler=SAMPLERS[plan.sampler](number), pruner=PRUNERS[plan.pruner](), study_name='sweep', load_if_exists=True,
+        storage=storage,
+        sampler=SAMPLERS[plan.sampler](number),
+        pruner=PRUNERS[plan.pruner](),
+        study_name='sweep',
+        load_if_exists=True,
         direction='maximize' if higher_is_better(self.monitor) else 'minimize',
-      )  # fmt: skip
+      )
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-      raise UserError(f'{path} cannot be read ({error}): it was changed by hand. The runs beside it are whole.') from None
+      raise UserError(
+        f'{path} cannot be read ({error}): it was changed by hand. The runs beside it are whole.'
+      ) from None
 
   # Trials
 
@@ -183,7 +214,8 @@ class Sweep:
     reported = 0
     if self._begun:
       frozen = self._begun.pop(0)
-      own, reported = optuna.trial.Trial(self.study, frozen._trial_id), len(frozen.intermediate_values)
+      own = optuna.trial.Trial(self.study, frozen._trial_id)
+      reported = len(frozen.intermediate_values)
     elif sum(trial.state != TrialState.WAITING for trial in self._trials()) < self.wanted:
       own = self.study.ask()
     else:
@@ -194,7 +226,9 @@ class Sweep:
       return True
     for seed in range(self.plan.seeds):
       name = f'{trial.number:04d}' + (f'-s{seed}' if self.plan.seeds > 1 else '')
-      trial.runs.append(Run(trial, name, self.folder / 'runs' / name, self.plan.settings_of(trial.point, seed)))
+      trial.runs.append(
+        Run(trial, name, self.folder / 'runs' / name, self.plan.settings_of(trial.point, seed))
+      )
     for run in trial.runs:
       if look(run.folder).complete:
         self.ended(run)
@@ -206,7 +240,10 @@ class Sweep:
     """A trial that ended with the same point."""
     told = repr(sorted(trial.point.items()))
     trial.optuna.set_user_attr('settings', told)
-    before = [other for other in self._trials() if other.number != trial.number and other.user_attrs.get('settings') == told]
+    before = []
+    for other in self._trials():
+      if other.number != trial.number and other.user_attrs.get('settings') == told:
+        before.append(other)
     return next((other for other in before if other.state == TrialState.COMPLETE), None)
 
   def _copy(self, trial: SweptTrial, other):
@@ -229,14 +266,22 @@ class Sweep:
 
   def ended(self, run: Run, error: str = ''):
     """A run has ended; when all runs of its trial have, the trial has, and is written down."""
-    run.ended, run.error = True, error
+    run.ended = True
+    run.error = error
     if all(each.ended for each in run.trial.runs):
       self._tell(run.trial)
       self.write()
 
   def _tell(self, trial: SweptTrial):
     looks = [look(run.folder) for run in trial.runs]
-    errors = [f'{run.name}: {text}' for run, found in zip(trial.runs, looks) if (text := _error(run, found))]
+    errors = [
+      f'{run.name}: {text}'
+      for run, found in zip(
+        trial.runs,
+        looks,
+      )
+      if (text := _error(run, found))
+    ]
     trial.optuna.set_user_attr('error', '; '.join(errors))
     if errors:
       self.study.tell(trial.number, state=TrialState.FAIL)
@@ -247,7 +292,10 @@ class Sweep:
     else:
       value = float(np.mean([found.best for found in looks]))
       self.study.tell(trial.number, value)
-      print(f'trial {trial.number}: {self.monitor} {value:.4f}  {_said(trial.point)}', flush=True)
+      print(
+        f'trial {trial.number}: {self.monitor} {value:.4f}  {_said(trial.point)}',
+        flush=True,
+      )
 
   # Results
 
@@ -258,12 +306,30 @@ class Sweep:
       if trial.state == TrialState.WAITING or trial.number >= self.wanted:
         continue
       found = [look(path) for path in sorted((self.folder / 'runs').glob(f'{trial.number:04d}*'))]
-      point = point_of(self.plan.space, trial.params) if trial.state.is_finished() else {}
-      rows.append({
-        'trial': trial.number, 'state': trial.state.name.lower(), 'settings': {key: as_text(value) for key, value in point.items()},
-        'monitor': self.monitor, 'score': trial.value, 'error': trial.user_attrs.get('error', ''), 'parameters': trial.params,
-        'runs': [{'run': f'runs/{one.folder.name}', 'state': one.state, 'score': one.best, 'step': one.step} for one in found],
-      })  # fmt: skip
+      if trial.state.is_finished():
+        point = point_of(self.plan.space, trial.params)
+      else:
+        point = {}
+      rows.append(
+        {
+          'trial': trial.number,
+          'state': trial.state.name.lower(),
+          'settings': {key: as_text(value) for key, value in point.items()},
+          'monitor': self.monitor,
+          'score': trial.value,
+          'error': trial.user_attrs.get('error', ''),
+          'parameters': trial.params,
+          'runs': [
+            {
+              'run': f'runs/{one.folder.name}',
+              'state': one.state,
+              'score': one.best,
+              'step': one.step,
+            }
+            for one in found
+          ],
+        }
+      )
     return rows
 
   def write(self):
@@ -272,8 +338,24 @@ class Sweep:
   def summary(self) -> str:
     """The best trials first, then those without a score."""
     sign = -1 if higher_is_better(self.monitor) else 1
-    order = sorted(self.rows(), key=lambda row: (row['score'] is None, sign * (row['score'] or 0), row['trial']))
-    lines = [[str(row['trial']), row['state'], number(row['score']), _said(row['settings']), row['error'][:100]] for row in order]
+    order = sorted(
+      self.rows(),
+      key=lambda row: (
+        row['score'] is None,
+        sign * (row['score'] or 0),
+        row['trial'],
+      ),
+    )
+    lines = [
+      [
+        str(row['trial']),
+        row['state'],
+        number(row['score']),
+        _said(row['settings']),
+        row['error'][:100],
+      ]
+      for row in order
+    ]
     return table(['trial', 'state', self.monitor, 'settings', ''], lines)
 
 
@@ -283,7 +365,9 @@ def _error(run: Run, found: Look) -> str:
     return ''
   if found.state != 'done':
     return run.error or found.error or found.state
-  return '' if found.best is not None else f'no finite {found.monitor}'
+  if found.best is not None:
+    return ''
+  return f'no finite {found.monitor}'
 
 
 def _said(point: dict) -> str:

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm import config as configs
-from mmlm import runs
-from mmlm.commands import check_folder, claim, environment
-from mmlm.errors import UserError
-from mmlm.experiment import Experiment
-from mmlm.setup import step_options, training_parts
+from mmlm.cli.commands import check_folder, claim, environment
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.training import step_options, training_parts
 from mmlm.sweeps.shapes import RATES, groups_of, numbers_of, with_numbers
 from mmlm.training import loop
 from mmlm.training.step import TrainState, train_step
+from mmlm.utils import run_dir as runs
+from mmlm.utils.errors import UserError
 
 
 class Trial(NamedTuple):
@@ -59,12 +59,17 @@ class _Member:
 
   def end(self, error: Exception | None = None):
     """Closes the files of the run and tells how it ended; None: it is done."""
-    self.active, self.state = False, None
-    state = getattr(error, 'state', 'failed') if error else 'done'
+    self.active = False
+    self.state = None
+    if error:
+      state = getattr(error, 'state', 'failed')
+    else:
+      state = 'done'
     try:
       self.keeper.checkpoints.close()
     except UserError as full:  # what the disk had no room for
-      state, error = 'failed', error or full
+      state = 'failed'
+      error = error or full
     self.keeper.log.close()
     runs.write_status(self.trial.folder, state, self.total, str(error or ''))
     print(f'{self.keeper.name}{state}' + (f': {error}' if error else ''), flush=True)
@@ -85,7 +90,10 @@ def train_together(config, folders: dict[int, pathlib.Path]) -> list[Experiment]
   for folder in folders.values():
     if folder.exists() and any(folder.iterdir()):
       raise UserError(f'{folder} is not empty: seeds are trained together from their start only.')
-  trials = [Trial(configs.override(config, {'seed': str(seed)}), pathlib.Path(folder)) for seed, folder in folders.items()]
+  trials = [
+    Trial(configs.override(config, {'seed': str(seed)}), pathlib.Path(folder))
+    for seed, folder in folders.items()
+  ]
   train_group(trials)
   for trial in trials:
     status = runs.read_json(trial.folder / runs.STATUS)
@@ -123,7 +131,9 @@ def train_group(trials: list[Trial], watch=None) -> None:
       return
     first = members[0]
     numbers = numbers_of(
-      [m.experiment.config for m in members], [m.parts.learning_rate for m in members], [m.total for m in members]
+      [m.experiment.config for m in members],
+      [m.parts.learning_rate for m in members],
+      [m.total for m in members],
     )
     compiled = step_of_all(lambda numbers, params: _options(first, numbers, params))
     with loop.stop_signals() as stopped:
@@ -132,15 +142,24 @@ def train_group(trials: list[Trial], watch=None) -> None:
         several = len(first.experiment.buckets) > 1
         now = [m for m in members if not several or m.step == members[0].step]
         chosen = np.array([m in now for m in members])
-        _Stretch(now, compiled, {key: value[chosen] for key, value in numbers.items()}, watch).run(stopped)
+        _Stretch(now, compiled, {key: value[chosen] for key, value in numbers.items()}, watch).run(
+          stopped
+        )
         kept = np.array([m.active for m in members])
-        members, numbers = [m for m in members if m.active], {key: value[kept] for key, value in numbers.items()}
+        members = [m for m in members if m.active]
+        numbers = {key: value[kept] for key, value in numbers.items()}
 
 
 def _members(trials: list[Trial]) -> list[_Member]:
   """The trials that can be trained and are not complete, ready to start."""
-  members, first, validate, about = [], None, None, environment()
-  trials = [trial._replace(config=configs.override(trial.config, {'parallel.strategy': 'jit'})) for trial in trials]
+  members = []
+  first = None
+  validate = None
+  about = environment()
+  trials = [
+    trial._replace(config=configs.override(trial.config, {'parallel.strategy': 'jit'}))
+    for trial in trials
+  ]
   for trial in trials:
     claim(trial.folder, trial.config)
     runs.write_json(trial.folder / 'environment.json', about)
@@ -148,7 +167,10 @@ def _members(trials: list[Trial]) -> list[_Member]:
     if _is_done(trial.folder):
       continue
     try:
-      experiment = first.beside(trial.config, trial.folder) if first else Experiment(trial.config, trial.folder)
+      if first:
+        experiment = first.beside(trial.config, trial.folder)
+      else:
+        experiment = Experiment(trial.config, trial.folder)
       first = first or experiment
       member = _member(trial, experiment, validate, len(trials))
     except UserError as error:
@@ -176,7 +198,9 @@ def _member(trial: Trial, experiment: Experiment, validate, among: int) -> _Memb
   if complete:
     checkpoints.close()
     return None
-  keeper = loop.Keeper(parts, checkpoints, loop.Log(trial.folder, start), meta, start, f'{trial.folder.name}: ', among)
+  keeper = loop.Keeper(
+    parts, checkpoints, loop.Log(trial.folder, start), meta, start, f'{trial.folder.name}: ', among
+  )
   return _Member(trial, experiment, parts, state, keeper, start)
 
 
@@ -184,28 +208,43 @@ def _options(member: _Member, numbers: dict, params):
   """Those of a trial with `numbers` and `params`, of the shape of `member`."""
   if not numbers:
     return member.parts.options
-  rate = (lambda step: numbers[RATES][step]) if RATES in numbers else member.parts.learning_rate
-  return step_options(member.experiment, with_numbers(member.experiment.config, numbers), rate, params)
+  if RATES in numbers:
+
+    def rate(step):
+      return numbers[RATES][step]
+  else:
+    rate = member.parts.learning_rate
+  return step_options(
+    member.experiment, with_numbers(member.experiment.config, numbers), rate, params
+  )
 
 
 class _Stretch:
   """Training until half of the members have ended: then those that go on are stacked anew, so that the others cost no more."""
 
   def __init__(self, members: list[_Member], compiled, numbers: dict, watch):
-    self.members, self.compiled, self.numbers, self.watch = members, compiled, numbers, watch
+    self.members = members
+    self.compiled = compiled
+    self.numbers = numbers
+    self.watch = watch
     self.waiting = None  # (how many steps of this stretch, metrics that are still computed, examples of each trial)
     for member in members:
       member.keeper.progress.among = len(members)
 
   def run(self, stopped: list) -> None:
     members = self.members
-    state, keys = stacked([member.state for member in members]), [member.stream_key for member in members]
+    state = stacked([member.state for member in members])
+    keys = [member.stream_key for member in members]
     for member in members:
       member.state = None  # lives in the stack
-    ends = {key: max(member.total for member in members if member.stream_key == key) for key in keys}
+    ends = {}
+    for key in keys:
+      ends[key] = max(member.total for member in members if member.stream_key == key)
     with contextlib.ExitStack() as stack:
       first = {member.stream_key: member for member in members}
-      streams = {key: iter(stack.enter_context(first[key].parts.stream(key[1], end))) for key, end in ends.items()}
+      streams = {}
+      for key, end in ends.items():
+        streams[key] = iter(stack.enter_context(first[key].parts.stream(key[1], end)))
       batches = {}
       for done in itertools.count(1):
         # One that has ended sees its last batch again: what becomes of it is not looked at.
@@ -220,7 +259,8 @@ class _Stretch:
           break
       for i, member in enumerate(members):
         if member.active:
-          member.state, member.step = _own(state, i), member.step + done
+          member.state = _own(state, i)
+          member.step = member.step + done
 
   def _settle(self):
     """Waits for the metrics of the newest step whose are not known, and gives each trial its own."""
@@ -231,17 +271,28 @@ class _Stretch:
     for i, member in enumerate(self.members):
       if member.active:
         own = {name: value[i] for name, value in metrics.items()}
-        self._guarded(member, lambda member=member, own=own, i=i: member.keeper.note(member.step + done, own, examples[i]))
+        self._guarded(
+          member,
+          lambda member=member, own=own, i=i: member.keeper.note(
+            member.step + done, own, examples[i]
+          ),
+        )
 
   def _after(self, done: int, state, stopped: bool):
     """What is due after a step: lines, validations, ends. The stack to go on from: another only where a trial's averaging begins."""
-    if stopped or any(member.active and member.keeper.due(member.step + done) for member in self.members):
+    if stopped or any(
+      member.active and member.keeper.due(member.step + done) for member in self.members
+    ):
       self._settle()
     for i, member in enumerate(self.members):
-      step, began = member.step + done, time.monotonic()
+      step = member.step + done
+      began = time.monotonic()
       if not member.active or not member.keeper.due(step):
         continue
-      self._guarded(member, lambda member=member, i=i: self._one_after(member, step, lambda: _own(state, i)))  # noqa: B023 called at once
+      self._guarded(
+        member,
+        lambda member=member, i=i: self._one_after(member, step, lambda: _own(state, i)),  # noqa: B023
+      )
       if member.keeper.averages:
         state = state._replace(averaged=state.averaged.at[i].set(1))
       for other in self.members:
@@ -269,7 +320,9 @@ class _Stretch:
       if member.active:
         member.keeper.save_at(member.step + done, lambda i=i: _own(state, i))
         member.end(loop.Interrupted('interrupted', stopped))
-    raise loop.Interrupted('Interrupted: all trials are saved. The same command goes on from there.', stopped)
+    raise loop.Interrupted(
+      'Interrupted: all trials are saved. The same command goes on from there.', stopped
+    )
 
 
 def _own(state: TrainState, i: int) -> TrainState:
@@ -279,10 +332,16 @@ def _own(state: TrainState, i: int) -> TrainState:
 def step_of_all(options_of):
   """The train step of states, batches and numbers that are stacked along a first axis [K, ...]; `options_of` the numbers and parameters of one trial."""
   return jax.jit(
-    jax.vmap(lambda state, batch, numbers: train_step(state, batch, options_of(numbers, state.params))), donate_argnums=0
+    jax.vmap(
+      lambda state, batch, numbers: train_step(state, batch, options_of(numbers, state.params))
+    ),
+    donate_argnums=0,
   )
 
 
 def stacked(trees):
   """Trees of one structure -> one with leaves [K, ...]."""
-  return jax.tree.map(lambda *leaves: np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves), *trees)
+  return jax.tree.map(
+    lambda *leaves: np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves),
+    *trees,
+  )

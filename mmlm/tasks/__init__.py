@@ -1,21 +1,28 @@
 """Tasks: which fields they read, their loss, how they answer, their metrics. `TASKS` maps the names of configs to them."""
 
-from mmlm.tasks.generation import TextGeneration
-from mmlm.tasks.labels import LabelPrediction
-from mmlm.tasks.language import LanguageModel, MaskedLanguageModel
+from mmlm.tasks.labeling import LabelPrediction
+from mmlm.tasks.language_modeling import LanguageModel, MaskedLanguageModel
 from mmlm.tasks.speech import SpeechToText
-from mmlm.tasks.word_vectors import WordVectors
+from mmlm.tasks.text_generation import TextGeneration
+from mmlm.word_vectors.vector_task import WordVectors
 
 TASKS = {
-  'captioning': TextGeneration(metrics=('bleu_1', 'bleu_2', 'bleu_3', 'bleu_4', 'rouge_l', 'cider_d', 'meteor')),
+  'captioning': TextGeneration(
+    metrics=('bleu_1', 'bleu_2', 'bleu_3', 'bleu_4', 'rouge_l', 'cider_d', 'meteor')
+  ),
   'translation': TextGeneration(metrics=('bleu_words', 'bleu', 'chrf', 'ter')),
   'recognition': SpeechToText(metrics=('wer', 'cer')),
   'speech_translation': SpeechToText(metrics=('bleu', 'chrf')),
   'word_vectors': WordVectors(),
-  'language_model': LanguageModel(metrics=('perplexity_word', 'bits_per_character', 'bits_per_byte')),
+  'language_model': LanguageModel(
+    metrics=('perplexity_word', 'bits_per_character', 'bits_per_byte')
+  ),
   'masked_language_model': MaskedLanguageModel(metrics=('perplexity_masked', 'masked_accuracy')),
-  'classification': LabelPrediction(metrics=('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error'), heads=('classifier',)),
+  'classification': LabelPrediction(
+    metrics=('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error'), heads=('classifier',)
+  ),
   'regression': LabelPrediction(
-    metrics=('mae', 'pearson', 'acc_7', 'acc_5', 'acc_2_has0', 'f1_has0', 'acc_2_non0', 'f1_non0'), heads=('regressor',)
+    metrics=('mae', 'pearson', 'acc_7', 'acc_5', 'acc_2_has0', 'f1_has0', 'acc_2_non0', 'f1_non0'),
+    heads=('regressor',),
   ),
 }

@@ -9,22 +9,28 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers import EOS, PAD
+from mmlm.data.tokenizers.tokenizer import EOS, PAD
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
-from mmlm.decoding.fusion import ALONE, Fusion, Part
+from mmlm.decoding.score_fusion import ALONE, Fusion, Part
 from mmlm.decoding.search import SearchOptions, SearchResult
-from mmlm.models.subsampling import rows_after
-from mmlm.tasks.generation import TextGeneration, begin_decoder
-from mmlm.traced import is_off
+from mmlm.models.encoders.subsampling import rows_after
+from mmlm.tasks.text_generation import TextGeneration, begin_decoder
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
+from mmlm.utils.traced import is_off
 
 
 @dataclass(frozen=True)
 class SpeechToText(TextGeneration):
   """As text generation, where a head may also align what it writes with its memory; the blank of CTC is the padding token."""
 
-  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder', 'ctc', 'joint', 'joint_recurrent')
+  heads: tuple[str, ...] = (
+    'transformer_decoder',
+    'recurrent_decoder',
+    'ctc',
+    'joint',
+    'joint_recurrent',
+  )
   align: bool = False  # an answer also tells where in the sound CTC finds it
 
   def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
@@ -37,14 +43,23 @@ class SpeechToText(TextGeneration):
     decoder, aligned, labels = self._branches(model, params, batch, rng)
     if decoder is None:
       return aligned.sum(), labels.sum()
-    return (1 - share) * summed_loss(*decoder, label_smoothing) + share * aligned.sum(), decoder[-1].sum()
+    return (1 - share) * summed_loss(
+      *decoder,
+      label_smoothing,
+    ) + share * aligned.sum(), decoder[-1].sum()
 
   def forward(self, model, params, batch) -> dict:
     """{'logits' [B, T, V]} of the decoder, where there is one, and of a CTC branch {'frames' [B, S, V], 'frames_mask' [B, S]}."""
-    found = super().forward(model, params, batch) if hasattr(model.head, 'hidden') else {}
+    if hasattr(model.head, 'hidden'):
+      found = super().forward(model, params, batch)
+    else:
+      found = {}
     if ctc_share(model.head):
       memory = model.apply({'params': params}, batch, method='encode')
-      found |= {'frames': model.apply({'params': params}, memory, method='frames'), 'frames_mask': memory.mask}
+      found |= {
+        'frames': model.apply({'params': params}, memory, method='frames'),
+        'frames_mask': memory.mask,
+      }
     return found
 
   def losses(self, model, params, batch):
@@ -55,43 +70,75 @@ class SpeechToText(TextGeneration):
     if decoder is None:
       return aligned, labels
     *given, weights = decoder
-    by_example = lambda tokens: tokens.reshape(batch['target'].shape).sum(1)
-    return (1 - share) * by_example(token_losses(*given) * weights) + share * aligned, by_example(weights)
+
+    def by_example(tokens):
+      return tokens.reshape(batch['target'].shape).sum(1)
+
+    return (1 - share) * by_example(token_losses(*given) * weights) + share * aligned, by_example(
+      weights
+    )
 
   def _branches(self, model, params, batch, rng):
     """What the decoder's loss needs (`_predicted`), None without a decoder; of CTC the losses and the labels they are of [B]."""
     inputs, weights = self._inputs(batch)
     rngs = {} if rng is None else {'dropout': rng}
-    decoder, logits, frames = model.apply({'params': params}, batch, inputs, rng is not None, rngs=rngs, method='branches')
+    decoder, logits, frames = model.apply(
+      {'params': params}, batch, inputs, rng is not None, rngs=rngs, method='branches'
+    )
     name = model.head.ctc_labels
     # The end of a text is no label; in a batch of which nothing has a transcript there is no such column.
-    labels, mask = batch.get(name, inputs[:, :1]), batch.get(f'{name}_mask', jnp.zeros_like(inputs[:, :1], bool))
+    labels = batch.get(name, inputs[:, :1])
+    mask = batch.get(f'{name}_mask', jnp.zeros_like(inputs[:, :1], bool))
     losses, counts = ctc_losses(logits, frames, labels, mask & (labels != EOS), PAD)
     if decoder is not None:
       x, table = decoder
-      decoder = x.reshape(-1, x.shape[-1]), table, batch['target'].reshape(-1), weights.reshape(-1)
+      decoder = (
+        x.reshape(
+          -1,
+          x.shape[-1],
+        ),
+        table,
+        batch['target'].reshape(-1),
+        weights.reshape(-1),
+      )
     return decoder, losses * batch['weight'], counts * batch['weight']
 
-  def generate(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> SearchResult:
+  def generate(
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+  ) -> SearchResult:
     """Hypotheses [B, N, T]: by the decoder and, so far as `fusion` says, the CTC branch of the same memory; or by CTC over frames."""
     if not ctc_share(model.head):
       return super().generate(model, params, batch, options, rng, fusion)
-    examples, there = len(batch['weight']), batch['weight'][:, None] > 0
+    examples = len(batch['weight'])
+    there = batch['weight'][:, None] > 0
     memory = model.apply({'params': params}, batch, method='encode')
-    frames = lambda: ctc.frame_log_probs(model.apply({'params': params}, memory, method='frames'), memory.mask & there, options)
+
+    def frames():
+      return ctc.frame_log_probs(
+        model.apply({'params': params}, memory, method='frames'), memory.mask & there, options
+      )
+
     if not hasattr(model.head, 'step'):
       return _over_frames(frames(), options, fusion)
     parts = fusion.parts(examples, options)
     if fusion.ctc_weight > 0:
       parts.insert(0, Part(fusion.ctc_weight, *ctc.prefix_scorer(frames(), options)))
     if fusion.ctc_weight < 1:
-      parts.insert(0, Part(1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options)))
+      parts.insert(
+        0, Part(1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options))
+      )
     return self.searched(parts, batch, options, rng)
 
-  def answer(self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE) -> dict:
+  def answer(
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+  ) -> dict:
     """The fields of `generate` and, with `align` and CTC on sounds, 'heard' [B, T], the text that CTC aligns, and 'places' [B, T, 2]."""
     found = super().answer(model, params, batch, options, rng, fusion)
-    return found | (_places(model, params, batch, found, options) if self.align and ctc_share(model.head) and 'audio' in batch else {})
+    return found | (
+      _places(model, params, batch, found, options)
+      if self.align and ctc_share(model.head) and 'audio' in batch
+      else {}
+    )
 
   def read(self, found: dict, outputs: Texts) -> list[dict]:
     """With 'alignment', [text of a piece, its first row of features, its last] in the order of the text; and the 'transcript' that it
@@ -103,7 +150,10 @@ class SpeechToText(TextGeneration):
     heard = [token for token in found['heard'].tolist() if token not in (PAD, EOS)]
     pieces = zip(outputs.decode_pieces(heard), found['places'].tolist())
     alignment = [[text, first, last] for text, (first, last) in pieces if text and first >= 0]
-    transcript = {'transcript': outputs.decode_batch([heard])[0]} if found['transcribes'] else {}
+    if found['transcribes']:
+      transcript = {'transcript': outputs.decode_batch([heard])[0]}
+    else:
+      transcript = {}
     return [row | transcript | ({'alignment': alignment} if alignment else {})]
 
 
@@ -117,10 +167,15 @@ def _places(model, params, batch, found: dict, options: SearchOptions) -> dict:
   factor = getattr(model.encoders['audio'], 'subsampling', 1)
   if memory.mask.shape[1] != rows_after(mask.shape[1], factor):
     return {}
-  log_probs = ctc.frame_log_probs(model.apply({'params': params}, memory, method='frames'), memory.mask, options)
-  tokens, transcribes = found['tokens'][:, 0], model.head.ctc_labels == 'transcript'
+  log_probs = ctc.frame_log_probs(
+    model.apply({'params': params}, memory, method='frames'), memory.mask, options
+  )
+  tokens = found['tokens'][:, 0]
+  transcribes = model.head.ctc_labels == 'transcript'
   if transcribes:
-    tokens = ctc.best_path(log_probs, dataclasses.replace(options, max_length=log_probs.shape[1])).tokens[:, 0]
+    tokens = ctc.best_path(
+      log_probs, dataclasses.replace(options, max_length=log_probs.shape[1])
+    ).tokens[:, 0]
   aligned = align(log_probs, tokens, ((tokens != PAD) & (tokens != EOS)).sum(1), PAD)
   last = jnp.minimum(aligned.last * factor + factor, mask.sum(1, keepdims=True)) - 1
   places = jnp.stack([aligned.first * factor, last], -1)

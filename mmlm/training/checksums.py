@@ -26,7 +26,10 @@ def crc(path) -> int:
 def write_checksums(folder) -> None:
   """Writes `folder`/checksums.json over the files of the items in it; the files beside the items are the library's own notes."""
   folder = pathlib.Path(folder)
-  files = {str(path.relative_to(folder)): crc(path) for path in sorted(folder.glob('*/**/*')) if path.is_file()}
+  files = {}
+  for path in sorted(folder.glob('*/**/*')):
+    if path.is_file():
+      files[str(path.relative_to(folder))] = crc(path)
   (folder / FILE).write_text(json.dumps({'files': files, 'own': _own(files)}))
 
 

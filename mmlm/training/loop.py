@@ -10,15 +10,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mmlm import runs
-from mmlm.errors import UserError
 from mmlm.parallel import hosts
 from mmlm.training.checkpoints import Checkpoints
-from mmlm.training.log import Log, Progress
+from mmlm.training.metric_writer import Log, Progress
 from mmlm.training.step import TrainState, train_step
-from mmlm.watch import Watch
+from mmlm.utils import run_dir as runs
+from mmlm.utils.errors import UserError
+from mmlm.utils.watchdog import Watch
 
-PREEMPTED = 75  # exit code after SIGTERM: to be started again by the same command (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = (
+  75  # exit code after SIGTERM: to be started again by the same command (EX_TEMPFAIL of sysexits.h)
+)
 
 
 class Schedule(NamedTuple):
@@ -52,7 +54,11 @@ class Interrupted(Exception):
 
   def __init__(self, text: str, received: list):
     super().__init__(text)
-    self.code = 130 if signal.SIGINT in received[:1] else PREEMPTED  # none is received where jax tells several processes
+    # none is received where jax tells several processes
+    if signal.SIGINT in received[:1]:
+      self.code = 130
+    else:
+      self.code = PREEMPTED
 
 
 class Diverged(UserError):
@@ -88,7 +94,10 @@ def stop_signals():
     for each in old:
       signal.signal(each, signal.SIG_DFL)
 
-  numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+  if jax.process_count() > 1:
+    numbers = (signal.SIGINT,)
+  else:
+    numbers = (signal.SIGINT, signal.SIGTERM)
   old = {number: signal.signal(number, note) for number in numbers}
   try:
     yield received
@@ -105,7 +114,8 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
     UserError: a full disk.
     Interrupted: after a signal, once the state is saved.
   """
-  total, writing = parts.schedule.total, hosts.writes()
+  total = parts.schedule.total
+  writing = hosts.writes()
   with contextlib.closing(checkpoints):
     state, meta, start = begin(parts, state, checkpoints, parallel.abstract(state))
     if is_complete(parts.schedule, start, meta):
@@ -113,7 +123,10 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
       if writing:  # it was interrupted at its last step, or trained before there was such a file
         runs.write_status(folder, 'done', total)
       return
-    watched = runs.watched(folder, total) if writing else contextlib.nullcontext()
+    if writing:
+      watched = runs.watched(folder, total)
+    else:
+      watched = contextlib.nullcontext()
     with watched, contextlib.closing(Log(folder, start, writing)) as log, stop_signals() as stopped:
       try:
         _steps(Keeper(parts, checkpoints, log, meta, start), parallel, state, start, stopped)
@@ -121,10 +134,14 @@ def train(parts: Parts, parallel, state: TrainState, checkpoints: Checkpoints, f
         if not stopped:
           raise
         # Ctrl-C also reached a loader process that was only starting.
-        raise Interrupted('Interrupted. The same command goes on from the last checkpoint.', stopped) from None
+        raise Interrupted(
+          'Interrupted. The same command goes on from the last checkpoint.', stopped
+        ) from None
 
 
-def begin(parts: Parts, state: TrainState, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict, int]:
+def begin(
+  parts: Parts, state: TrainState, checkpoints: Checkpoints, abstract: TrainState
+) -> tuple[TrainState, dict, int]:
   """`state`, or that of the newest checkpoint; what it tells of the run; and its step. `abstract`: shapes, types and places of the state."""
   state, meta = checkpoints.restore(abstract) or (state, {'best': None, 'stale': 0})
   start = int(state.step)
@@ -138,8 +155,12 @@ def is_complete(schedule: Schedule, step: int, meta: dict) -> bool:
 
 
 def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None:
-  parts, waiting = keeper.parts, None  # (step, metrics that are still computed, examples, operations)
-  compiled = parallel.step(lambda state, batch: parts.step(state, batch, parts.options), parts.options.accumulate)
+  # (step, metrics that are still computed, examples, operations)
+  parts = keeper.parts
+  waiting = None
+  compiled = parallel.step(
+    lambda state, batch: parts.step(state, batch, parts.options), parts.options.accumulate
+  )
   state = parallel.place(state)
 
   def settle():
@@ -147,7 +168,9 @@ def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None
     if waiting is None:
       return
     (step, metrics, examples, flops), waiting = waiting, None
-    with parts.watch(lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'):
+    with parts.watch(
+      lambda: f'step {step} is computed by the devices; one of them, or another host, may be lost'
+    ):
       metrics = jax.device_get(metrics)
     keeper.note(step, metrics, examples, flops)
 
@@ -167,15 +190,21 @@ def _steps(keeper: 'Keeper', parallel, state, start: int, stopped: list) -> None
       if stopped or hosts.preempted(step):
         settle()
         keeper.save_at(step, lambda: parallel.unreplicate(state))  # noqa: B023
-        raise Interrupted(f'Interrupted: saved at step {step}. The same command goes on from there.', stopped)
+        raise Interrupted(
+          f'Interrupted: saved at step {step}. The same command goes on from there.', stopped
+        )
       if ended:
         return
 
 
 def _watched(parts: Parts, batches, number: int):
   """The same batches; one that does not come is named."""
-  batches, end = iter(batches), object()
-  waits = lambda: f'step {number + 1} needs its batch, with the examples {", ".join(parts.ids(number)[:5])}, ...'
+  batches = iter(batches)
+  end = object()
+
+  def waits():
+    return f'step {number + 1} needs its batch, with the examples {", ".join(parts.ids(number)[:5])}, ...'
+
   while True:
     with parts.watch(waits):
       batch = next(batches, end)
@@ -193,10 +222,24 @@ class Keeper:
   States are asked for, as functions without arguments, only where they are wanted.
   """
 
-  def __init__(self, parts: Parts, checkpoints: Checkpoints, log: Log, meta: dict, start: int, name: str = '', among: int = 1):
-    self.parts, self.checkpoints, self.log, self.meta, self.name = parts, checkpoints, log, dict(meta), name
+  def __init__(
+    self,
+    parts: Parts,
+    checkpoints: Checkpoints,
+    log: Log,
+    meta: dict,
+    start: int,
+    name: str = '',
+    among: int = 1,
+  ):
+    self.parts = parts
+    self.checkpoints = checkpoints
+    self.log = log
+    self.meta = dict(meta)
+    self.name = name
     self.progress = Progress(start, parts.schedule.total, self.meta.get('since_last'), name, among)
-    self.values, self.averages = {}, False
+    self.values = {}
+    self.averages = False
 
   def note(self, step: int, metrics: dict, examples: int, flops: float = 0.0):
     """Checks and counts the metrics of a step, on the host."""
@@ -213,7 +256,10 @@ class Keeper:
     if self.parts.options.skip:
       self.meta['skipped'] = self.meta.get('skipped', 0) + 1
       row = self.meta['skipped_in_a_row'] = self.meta.get('skipped_in_a_row', 0) + 1
-      print(f'WARNING: {said}. The update is skipped ({self.meta["skipped"]} so far). The examples of this batch: {ids}.', flush=True)
+      print(
+        f'WARNING: {said}. The update is skipped ({self.meta["skipped"]} so far). The examples of this batch: {ids}.',
+        flush=True,
+      )
       if row < self.parts.skips:
         return
       said += f', and {row} updates were skipped in a row (watch.skips_in_a_row)'
@@ -229,16 +275,22 @@ class Keeper:
 
   def after(self, step: int, state) -> bool:
     """Logs, validates and saves, each in its time. Whether the run ends with this step."""
-    schedule, self.averages = self.parts.schedule, False
+    schedule = self.parts.schedule
+    self.averages = False
     last = step == schedule.total
     if step % schedule.log_every == 0 or last:
       rate = float(self.parts.learning_rate(step - 1))
-      skipped = {'skipped': self.meta['skipped']} if 'skipped' in self.meta else {}
+      if 'skipped' in self.meta:
+        skipped = {'skipped': self.meta['skipped']}
+      else:
+        skipped = {}
       self.log.write('train', step, self.progress.line(step) | {'learning_rate': rate} | skipped)
     if step % schedule.eval_every == 0 or last:
       self._validate(step, state())
       if is_complete(schedule, 0, self.meta):
-        print(f'{self.name}No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.')
+        print(
+          f'{self.name}No better {self.checkpoints.monitor} in {schedule.patience} validations: stopped.'
+        )
         return True
     return last
 
@@ -250,18 +302,31 @@ class Keeper:
   def _validate(self, step: int, state: TrainState):
     began = time.monotonic()
     self.values = values = self.parts.validate(state.ema if state.ema != () else state.params)
-    print(f'{self.name}step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)
+    print(
+      f'{self.name}step {step:>6} valid  ' + '  '.join(f'{k} {v:.4f}' for k, v in values.items()),
+      flush=True,
+    )
     seconds = time.monotonic() - began
     self.log.write('valid', step, values | {'seconds': seconds})
     self.progress.since += seconds  # examples a second are those of training
-    monitor, best = self.checkpoints.monitor, self.meta['best']
+    monitor = self.checkpoints.monitor
+    best = self.meta['best']
     if monitor not in values:
-      raise UserError(f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.')
-    better = math.isfinite(values[monitor]) and (best is None or self.checkpoints.sign * (values[monitor] - best) > 0)
-    self.meta |= {'best': values[monitor], 'stale': 0} if better else {'stale': self.meta['stale'] + 1}
+      raise UserError(
+        f'train.monitor={monitor!r} is not among the validation scores {sorted(values)}.'
+      )
+    better = math.isfinite(values[monitor]) and (
+      best is None or self.checkpoints.sign * (values[monitor] - best) > 0
+    )
+    self.meta |= (
+      {'best': values[monitor], 'stale': 0} if better else {'stale': self.meta['stale'] + 1}
+    )
     self.averages = self._averaging_begins(state, values[monitor])
     if self.averages:
-      print(f'{self.name}step {step:>6}: from here on the mean of the parameters is evaluated.', flush=True)
+      print(
+        f'{self.name}step {step:>6}: from here on the mean of the parameters is evaluated.',
+        flush=True,
+      )
       state = state._replace(averaged=np.int32(1))
     self._save(state, values)
 
@@ -269,7 +334,8 @@ class Keeper:
     """Whether the score is worse than the best of those before the last `average_after` validations."""
     if not (window := self.parts.schedule.average_after) or state.averaged:
       return False
-    before, sign = self.meta.get('scores', []), self.checkpoints.sign
+    before = self.meta.get('scores', [])
+    sign = self.checkpoints.sign
     self.meta['scores'] = [*before, score]
     return len(before) > window and sign * score < max(sign * old for old in before[:-window])
 

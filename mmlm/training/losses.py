@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mmlm.parallel import batch_shards
-from mmlm.traced import is_off, is_traced
+from mmlm.utils.traced import is_off, is_traced
 
 # Logits that stand in memory at once: on a CPU they stay in its cache, on others a chunk must be worth its start.
 LOGITS = {'cpu': 5 << 19}
@@ -22,8 +22,13 @@ def token_losses(x, table, targets, label_smoothing=0.0):
 
   With smoothing e the target distribution is (1 - e) on the target plus e / V on every token (Szegedy et al. 2016, 7).
   """
-  log_sums = jax.lax.map(lambda part: _softmax(table, *part)[0], _chunks(len(table), x))
-  return _joined(log_sums, len(x)) - (_wanted(table, targets, label_smoothing) * x.astype(jnp.float32)).sum(-1)
+  log_sums = jax.lax.map(
+    lambda part: _softmax(table, *part)[0],
+    _chunks(len(table), x),
+  )
+  return _joined(log_sums, len(x)) - (
+    _wanted(table, targets, label_smoothing) * x.astype(jnp.float32)
+  ).sum(-1)
 
 
 def summed_loss(x, table, targets, weights, label_smoothing=0.0):
@@ -40,28 +45,50 @@ def _summed_loss(x, table, targets, weights, traced, static):
 
 
 def _forward(x, table, targets, weights, traced, static):
-  label_smoothing = static if traced is None else traced
+  if traced is None:
+    label_smoothing = static
+  else:
+    label_smoothing = traced
 
   def step(grad_table, part):
     x, weights = part
     log_sum, soft = _softmax(table, x)
     soft = (soft * weights).astype(x.dtype)
-    grad_x = jnp.einsum('vc,vd->cd', soft, table.astype(x.dtype), preferred_element_type=jnp.float32)
-    return grad_table + jnp.einsum('vc,cd->vd', soft, x, preferred_element_type=jnp.float32), (log_sum, grad_x)
+    grad_x = jnp.einsum(
+      'vc,vd->cd', soft, table.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    return grad_table + jnp.einsum('vc,cd->vd', soft, x, preferred_element_type=jnp.float32), (
+      log_sum,
+      grad_x,
+    )
 
-  grad_table, found = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), _chunks(len(table), x, weights))
+  grad_table, found = jax.lax.scan(
+    step, jnp.zeros(table.shape, jnp.float32), _chunks(len(table), x, weights)
+  )
   log_sums, grad_x = (_joined(part, len(x)) for part in found)
   # The gradient is that of the softmax, which the loop has summed, less that of the target distribution: one row of the table a
   # token, and for smoothing the same for every row.
-  wanted, weighted = _wanted(table, targets, label_smoothing), x.astype(jnp.float32) * weights[:, None]
+  wanted = _wanted(table, targets, label_smoothing)
+  weighted = x.astype(jnp.float32) * weights[:, None]
   total = (log_sums * weights).sum() - (wanted * weighted).sum()
-  grad_table = grad_table.at[targets].add((label_smoothing - 1) * weighted) - label_smoothing / len(table) * weighted.sum(0)
-  return total, ((grad_x - wanted * weights[:, None]).astype(x.dtype), grad_table.astype(table.dtype))
+  grad_table = grad_table.at[targets].add((label_smoothing - 1) * weighted) - label_smoothing / len(
+    table
+  ) * weighted.sum(0)
+  return total, (
+    (grad_x - wanted * weights[:, None]).astype(x.dtype),
+    grad_table.astype(table.dtype),
+  )
 
 
 def _backward(static, gradients, cotangent):
   grad_x, grad_table = gradients
-  return grad_x * cotangent.astype(grad_x.dtype), grad_table * cotangent.astype(grad_table.dtype), None, None, None
+  return (
+    grad_x * cotangent.astype(grad_x.dtype),
+    grad_table * cotangent.astype(grad_table.dtype),
+    None,
+    None,
+    None,
+  )
 
 
 _summed_loss.defvjp(_forward, _backward)
@@ -70,7 +97,9 @@ _summed_loss.defvjp(_forward, _backward)
 def _wanted(table, targets, label_smoothing):
   """[N, D]: the mean row of the table under the target distribution of each token."""
   rows = jnp.take(table, targets, axis=0)
-  return rows if is_off(label_smoothing) else (1 - label_smoothing) * rows + label_smoothing * table.mean(0)
+  if is_off(label_smoothing):
+    return rows
+  return (1 - label_smoothing) * rows + label_smoothing * table.mean(0)
 
 
 def _softmax(table, x):
@@ -87,18 +116,34 @@ def _softmax(table, x):
 
 def _chunks(vocabulary: int, *arrays):
   """Arrays [N, ...] in chunks [., C, ...], the last filled with zeros."""
-  number, parts = len(arrays[0]), batch_shards()
-  count = max(1, -(-number * vocabulary // (parts * LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE))))
+  number = len(arrays[0])
+  parts = batch_shards()
+  count = max(
+    1, -(-number * vocabulary // (parts * LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)))
+  )
   size = -(-number // (count * parts)) * parts
-  fill = lambda a: jnp.pad(a, [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1))
+
+  def fill(a):
+    return jnp.pad(
+      a,
+      [(0, count * size - number)] + [(0, 0)] * (a.ndim - 1),
+    )
+
   # Where the tokens lie on several devices, every chunk takes some of each: a loop over devices would leave the others idle.
-  split = lambda a: a.reshape(count, size, *a.shape[1:]) if parts == 1 else a.reshape(size, count, *a.shape[1:]).swapaxes(0, 1)
+  def split(a):
+    if parts == 1:
+      return a.reshape(count, size, *a.shape[1:])
+    return a.reshape(size, count, *a.shape[1:]).swapaxes(0, 1)
+
   return tuple(split(fill(array)) for array in arrays)
 
 
 def _joined(chunks, number: int):
   """[., C, ...], the chunks of arrays [N, ...], as one such array."""
-  chunks = chunks if batch_shards() == 1 else chunks.swapaxes(0, 1)
+  if batch_shards() == 1:
+    chunks = chunks
+  else:
+    chunks = chunks.swapaxes(0, 1)
   return chunks.reshape(-1, *chunks.shape[2:])[:number]
 
 
@@ -112,7 +157,9 @@ def ctc_losses(logits, frames, labels, labels_mask, blank: int = 0):
     labels_mask: [B, T], padding at the end; no label is the blank.
   """
   losses = optax.ctc_loss(logits, 1.0 - frames, labels, 1.0 - labels_mask, blank_id=blank)
-  repeats = (labels[:, 1:] == labels[:, :-1]) & labels_mask[:, 1:]  # a blank must stand between equals
+  repeats = (labels[:, 1:] == labels[:, :-1]) & labels_mask[
+    :, 1:
+  ]  # a blank must stand between equals
   count = labels_mask.sum(1)
   counts = jnp.where(count + repeats.sum(1) <= frames.sum(1), count, 0)
   return jnp.where(counts > 0, losses, 0), counts

@@ -33,12 +33,22 @@ class StepOptions(NamedTuple):
   skip: bool = False  # leave the state as it is, but for the count of steps, where the loss or the gradient is not finite
 
 
-def initial_state(params, options: StepOptions, seed: int, carry=(), averages: bool = False) -> TrainState:
+def initial_state(
+  params, options: StepOptions, seed: int, carry=(), averages: bool = False
+) -> TrainState:
   """`averages`: the mean of iterates may begin some time (`TrainState.averaged`)."""
-  ema = jax.tree.map(jnp.copy, params) if options.ema_decay or averages else ()
+  if options.ema_decay or averages:
+    ema = jax.tree.map(jnp.copy, params)
+  else:
+    ema = ()
   rng = jax.random.key_data(jax.random.key(seed, impl='threefry2x32'))
-  averaged = jnp.zeros((), jnp.int32) if averages else ()
-  return TrainState(jnp.zeros((), jnp.int32), params, options.optimizer.init(params), ema, rng, carry, averaged)
+  if averages:
+    averaged = jnp.zeros((), jnp.int32)
+  else:
+    averaged = ()
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, options.optimizer.init(params), ema, rng, carry, averaged
+  )
 
 
 def gradient(params, batch, rng, options: StepOptions):
@@ -52,7 +62,9 @@ def gradient(params, batch, rng, options: StepOptions):
   if options.accumulate == 1:
     return sums(params, batch, rng)
   # [B, ...] -> [A, B/A, ...] with interleaved rows, so that padding at the end of a batch is spread evenly.
-  micro = jax.tree.map(lambda x: x.reshape(-1, options.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+  micro = jax.tree.map(
+    lambda x: x.reshape(-1, options.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+  )
 
   def add(total, inputs):
     index, part = inputs
@@ -61,7 +73,10 @@ def gradient(params, batch, rng, options: StepOptions):
 
   zero = ((0.0, 0.0), jax.tree.map(jnp.zeros_like, params))
   total, carry = jax.lax.scan(add, zero, (jnp.arange(options.accumulate), micro))
-  return total, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), carry)
+  return total, jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]),
+    carry,
+  )
 
 
 def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[TrainState, dict]:
@@ -99,12 +114,20 @@ def _average(state: TrainState, params, averaged, options: StepOptions):
   if not jax.tree.leaves(averaged):
     return state.ema
   share = 1 / jnp.maximum(averaged, 1)
-  return jax.tree.map(lambda old, new: jnp.where(averaged > 0, old + share * (new - old), new), state.ema, params)
+  return jax.tree.map(
+    lambda old, new: jnp.where(averaged > 0, old + share * (new - old), new), state.ema, params
+  )
 
 
 def where_finite(state, new, metrics: dict):
   """The state `new` after a step, or where the loss or the gradient is not finite the one before, with one step more counted."""
   finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+
   # A loop of no turn or one, not a `where`: the compiler would fuse that with the update, which is then rounded in another way.
-  again, back = lambda loop: loop[0], lambda loop: (jnp.zeros((), bool), loop[2], loop[2])
+  def again(loop):
+    return loop[0]
+
+  def back(loop):
+    return (jnp.zeros((), bool), loop[2], loop[2])
+
   return jax.lax.while_loop(again, back, (~finite, new, state._replace(step=new.step)))[1]

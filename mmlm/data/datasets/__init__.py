@@ -1,10 +1,1 @@
-"""Builders of data sets, and the one way in which long work shows progress."""
-
-import sys
-
-from tqdm import tqdm
-
-
-def progress(items, what: str):
-  """The items; what takes more than 3 seconds shows on stderr how many are done, how fast, and how long the rest will take."""
-  return tqdm(items, what, file=sys.stderr, delay=3, mininterval=3)
+"""Builders of data sets."""

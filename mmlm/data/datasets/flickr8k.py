@@ -12,9 +12,9 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from mmlm.data.datasets import progress
-from mmlm.data.image import decode_picture
-from mmlm.errors import UserError
+from mmlm.data.transforms.image import decode_picture
+from mmlm.utils.errors import UserError
+from mmlm.utils.progress import progress
 
 SPLITS = ('train', 'dev', 'test')
 F = tfds.features
@@ -39,11 +39,14 @@ index, caption), the pictures as *.jpg or in images_<split>.zip, and Chinese cap
 https://github.com/li-xirong/flickr8kcn, as captions_zh.tsv (split, image, index, kind, caption)"""
 
   def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source, self.skip_broken, self.skipped = pathlib.Path(source), skip_broken, []
+    self.source = pathlib.Path(source)
+    self.skip_broken = skip_broken
+    self.skipped = []
     super().__init__(**kwargs)
 
   def _info(self):
-    image, captions = F.Image(shape=(None, None, 3), encoding_format='jpeg'), F.Sequence(F.Text())
+    image = F.Image(shape=(None, None, 3), encoding_format='jpeg')
+    captions = F.Sequence(F.Text())
     features = {'id': F.Text(), 'image': image, 'captions_en': captions, 'captions_zh': captions}
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
@@ -58,10 +61,15 @@ https://github.com/li-xirong/flickr8kcn, as captions_zh.tsv (split, image, index
           raise UserError('no caption')
         data = pictures[name].read_bytes()
         decode_picture(data)
-        yield name, {'id': name, 'image': data, 'captions_en': english[name], 'captions_zh': chinese[name]}
+        yield (
+          name,
+          {'id': name, 'image': data, 'captions_en': english[name], 'captions_zh': chinese[name]},
+        )
       except (UserError, KeyError, OSError, zipfile.BadZipFile) as error:
         if not self.skip_broken:
-          raise UserError(f'{self.source}: unusable {name} ({split}, {error}): replace it, or use --skip_broken.') from None
+          raise UserError(
+            f'{self.source}: unusable {name} ({split}, {error}): replace it, or use --skip_broken.'
+          ) from None
         print(f'{self.name} {split}: left out {name} ({error})', file=sys.stderr)
         self.skipped.append(name)
 
@@ -74,10 +82,14 @@ def read_source(source) -> tuple:
   Raises: UserError when there are no captions, no pictures, or no name for a split.
   """
   names, english, chinese = (collections.defaultdict(kind) for kind in (dict, list, list))
-  for split, name, _, caption in _rows(source, 'captions_en.tsv', 'split', 'image', 'index', 'caption'):
+  for split, name, _, caption in _rows(
+    source, 'captions_en.tsv', 'split', 'image', 'index', 'caption'
+  ):
     names[split][name] = None
     english[name].append(caption)
-  for _, name, _, kind, caption in _rows(source, 'captions_zh.tsv', 'split', 'image', 'index', 'kind', 'caption'):
+  for _, name, _, kind, caption in _rows(
+    source, 'captions_zh.tsv', 'split', 'image', 'index', 'kind', 'caption'
+  ):
     if kind == 'written':
       chinese[name].append(caption)
   tokens = next(source.rglob('Flickr8k.token.txt'), None)
@@ -91,7 +103,12 @@ def read_source(source) -> tuple:
   for archive in source.rglob('images_*.zip'):
     pictures |= {path.name: path for path in zipfile.Path(archive).iterdir()}
   for what, found in [('English captions', english), ('pictures', pictures)] + [
-    (f'names of the split {split!r} (in captions_en.tsv or Flickr_8k.{split}Images.txt)', names[split]) for split in SPLITS]:
+    (
+      f'names of the split {split!r} (in captions_en.tsv or Flickr_8k.{split}Images.txt)',
+      names[split],
+    )
+    for split in SPLITS
+  ]:
     if not found:
       raise UserError(f'{source}: no Flickr8k here or below, there are no {what}.\n{Flickr8k.HOW}')
   return names, english, chinese, pictures
@@ -100,8 +117,13 @@ def read_source(source) -> tuple:
 def _rows(source, name, *columns) -> list:
   """Tab-separated rows below the header of the first file of a name, none without a file; quotes are literal."""
   path = next(source.rglob(name), None)
-  rows = [line.split('\t') for line in path.read_text(encoding='utf-8').splitlines()] if path else []
+  if path:
+    rows = [line.split('\t') for line in path.read_text(encoding='utf-8').splitlines()]
+  else:
+    rows = []
   for number, row in enumerate(rows, 1):
     if len(row) != len(columns) or (number == 1 and row != [*columns]):
-      raise UserError(f'{path}, line {number}: {len(row)} columns that should be {", ".join(columns)}, separated by tabs.')
+      raise UserError(
+        f'{path}, line {number}: {len(row)} columns that should be {", ".join(columns)}, separated by tabs.'
+      )
   return rows[1:]

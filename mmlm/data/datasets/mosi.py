@@ -11,12 +11,22 @@ import random
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmlm.data.parallel_text import read_table
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_table
+from mmlm.utils.errors import UserError
 
 F = tfds.features
 WIDTHS = {'text': 100, 'audio': 73, 'video': 100}
-COLUMNS = ('id', 'video', 'segment', 'split', 'bclstm_split', 'label', 'label_source', 'binary', 'text')
+COLUMNS = (
+  'id',
+  'video',
+  'segment',
+  'split',
+  'bclstm_split',
+  'label',
+  'label_source',
+  'binary',
+  'text',
+)
 FORMS = ('standard', 'bclstm', 'bclstm_videos')
 LEAK = (
   "mosi/standard has no field {0!r}: the {0} features come from classifiers that were trained on most of this split's test utterances, so "
@@ -51,34 +61,63 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
   @staticmethod
   def refuse(form: str, features) -> None:
     """UserError for a feature that this form leaves out on purpose."""
-    if leaking := [name for name in features if form in ('', 'standard') and name in ('video', 'text_features')]:
+    if leaking := [
+      name for name in features if form in ('', 'standard') and name in ('video', 'text_features')
+    ]:
       raise UserError(LEAK.format(leaking[0]))
 
   def _info(self):
     form = self.builder_config.name
     several = form == 'bclstm_videos'
-    wrap = lambda feature: F.Sequence(feature) if several else feature
-    shape = lambda width: (None, width) if several else (width,)
-    features = {'id': F.Text(), 'label': wrap(F.Scalar(dtype=np.float32)), 'binary': wrap(F.ClassLabel(names=['negative', 'positive']))}
+
+    def wrap(feature):
+      return F.Sequence(feature) if several else feature
+
+    def shape(width):
+      return (None, width) if several else (width,)
+
+    features = {
+      'id': F.Text(),
+      'label': wrap(F.Scalar(dtype=np.float32)),
+      'binary': wrap(F.ClassLabel(names=['negative', 'positive'])),
+    }
     features['audio'] = F.Tensor(shape=shape(WIDTHS['audio']), dtype=np.float32)
     features |= {'parts': F.Sequence(F.Text())} if several else {'text': F.Text()}
     if form != 'standard':
-      features |= {name: F.Tensor(shape=shape(100), dtype=np.float32) for name in ('text_features', 'video')}
+      features |= {
+        name: F.Tensor(shape=shape(100), dtype=np.float32) for name in ('text_features', 'video')
+      }
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    rows, features, form = self._read(), self._features(), self.builder_config.name
+    rows = self._read()
+    features = self._features()
+    form = self.builder_config.name
     if wrong := [name for name, values in features.items() if len(values) != len(rows)]:
-      raise UserError(f'{self.source}: features.npz has {len(features[wrong[0]])} rows of {wrong[0]}, utterances.tsv {len(rows)}.')
+      raise UserError(
+        f'{self.source}: features.npz has {len(features[wrong[0]])} rows of {wrong[0]}, utterances.tsv {len(rows)}.'
+      )
     videos = sorted({row['video'] for row in rows if row['bclstm_split'] == 'train'})
     held_out = set(random.Random(0).sample(videos, 10))
     examples = {'train': [], 'valid': [], 'test': []}
     for i, row in enumerate(rows):
-      split = row['split'] if form == 'standard' else 'valid' if row['video'] in held_out else row['bclstm_split']
-      label, binary = float(row['label'] or 'nan'), int(row['binary'])
+      if form == 'standard':
+        split = row['split']
+      elif row['video'] in held_out:
+        split = 'valid'
+      else:
+        split = row['bclstm_split']
+      label = float(row['label'] or 'nan')
+      binary = int(row['binary'])
       if form == 'standard' and row['label_source'] == 'missing':
         continue  # two training utterances: their score is not known, only that it is positive
-      example = {'id': row['id'], 'text': row['text'], 'label': label, 'binary': binary, 'audio': features['audio'][i]}
+      example = {
+        'id': row['id'],
+        'text': row['text'],
+        'label': label,
+        'binary': binary,
+        'audio': features['audio'][i],
+      }
       if form != 'standard':
         example |= {'text_features': features['text'][i], 'video': features['video'][i]}
       examples[split].append(example | {'of': row['video'], 'segment': int(row['segment'])})
@@ -88,8 +127,14 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
     path = self.source / 'utterances.tsv'
     rows = read_table(path, COLUMNS)
     for number, row in enumerate(rows, 2):
-      if row['split'] not in ('train', 'valid', 'test') or row['bclstm_split'] not in ('train', 'test') or row['binary'] not in ('0', '1'):
-        raise UserError(f'{path}, line {number}: split {row["split"]!r}, bclstm_split {row["bclstm_split"]!r} or binary {row["binary"]!r} is none.')
+      if (
+        row['split'] not in ('train', 'valid', 'test')
+        or row['bclstm_split'] not in ('train', 'test')
+        or row['binary'] not in ('0', '1')
+      ):
+        raise UserError(
+          f'{path}, line {number}: split {row["split"]!r}, bclstm_split {row["bclstm_split"]!r} or binary {row["binary"]!r} is none.'
+        )
     return rows
 
   def _features(self) -> dict:
@@ -98,21 +143,45 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
       with np.load(path, allow_pickle=False) as file:
         found = {name: np.asarray(file[name], np.float32) for name in WIDTHS}
     except (OSError, ValueError, KeyError) as error:
-      raise UserError(f'{path}: no feature file with {", ".join(WIDTHS)} ({error}).\n{self.HOW}') from None
+      raise UserError(
+        f'{path}: no feature file with {", ".join(WIDTHS)} ({error}).\n{self.HOW}'
+      ) from None
     for name, width in WIDTHS.items():
       if found[name].shape[1:] != (width,):
-        raise UserError(f'{path}: {name} has the shape {found[name].shape}, expected rows of {width}.')
+        raise UserError(
+          f'{path}: {name} has the shape {found[name].shape}, expected rows of {width}.'
+        )
       if (bad := ~np.isfinite(found[name])).any():
-        raise UserError(f'{path}: {name} has a value that is not finite, in row {int(np.argwhere(bad)[0][0])}.')
+        raise UserError(
+          f'{path}: {name} has a value that is not finite, in row {int(np.argwhere(bad)[0][0])}.'
+        )
     return found
 
   def _generate_examples(self, examples):
     if self.builder_config.name != 'bclstm_videos':
       for example in examples:
-        yield example['id'], {key: value for key, value in example.items() if key not in ('of', 'segment')}
+        yield (
+          example['id'],
+          {key: value for key, value in example.items() if key not in ('of', 'segment')},
+        )
       return
     for video in sorted({example['of'] for example in examples}):
-      parts = sorted((example for example in examples if example['of'] == video), key=lambda example: example['segment'])
-      column = lambda key, parts=parts: [part[key] for part in parts]
+      parts = sorted(
+        (example for example in examples if example['of'] == video),
+        key=lambda example: example['segment'],
+      )
+
+      def column(key, parts=parts):
+        return [part[key] for part in parts]
+
       arrays = {key: np.stack(column(key)) for key in ('text_features', 'audio', 'video')}
-      yield video, {'id': video, 'parts': column('id'), 'label': column('label'), 'binary': column('binary'), **arrays}
+      yield (
+        video,
+        {
+          'id': video,
+          'parts': column('id'),
+          'label': column('label'),
+          'binary': column('binary'),
+          **arrays,
+        },
+      )

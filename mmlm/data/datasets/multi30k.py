@@ -11,19 +11,27 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from mmlm.data.datasets import progress
 from mmlm.data.datasets.flickr8k import read_source
-from mmlm.data.image import decode_picture
-from mmlm.data.parallel_text import read_table
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_table
+from mmlm.data.transforms.image import decode_picture
+from mmlm.utils.errors import UserError
+from mmlm.utils.progress import progress
 
 LANGUAGES = ('en', 'de', 'fr', 'cs')
 F = tfds.features
 FILES = {
-  'train': 'train', 'valid': 'val', 'test_2016': 'test_2016_flickr', 'test_2017': 'test_2017_flickr', 'test_coco': 'test_2017_mscoco',
-}  # fmt: skip
+  'train': 'train',
+  'valid': 'val',
+  'test_2016': 'test_2016_flickr',
+  'test_2017': 'test_2017_flickr',
+  'test_coco': 'test_2017_mscoco',
+}
 PHOTO_SPLITS = ('train', 'valid', 'test_2016')
-DESCRIPTIONS = {'train': 'task2_train_with_image', 'valid': 'task2_val_with_image', 'test_2016': 'task2_test_2016_with_image'}
+DESCRIPTIONS = {
+  'train': 'task2_train_with_image',
+  'valid': 'task2_val_with_image',
+  'test_2016': 'task2_test_2016_with_image',
+}
 FORMS = ('text', 'photos', 'descriptions')
 
 
@@ -48,22 +56,34 @@ Photos (multi30k/photos, multi30k/descriptions): Flickr8k in FOLDER/../flickr8k 
 task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)."""
 
   def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source, self.skip_broken, self.skipped = pathlib.Path(source), skip_broken, []
+    self.source = pathlib.Path(source)
+    self.skip_broken = skip_broken
+    self.skipped = []
     super().__init__(**kwargs)
 
   def _info(self):
     form = self.builder_config.name
-    text = F.Sequence(F.Text()) if form == 'descriptions' else F.Text()
-    features = {'id': F.Text()} | dict.fromkeys(LANGUAGES[:2] if form == 'descriptions' else LANGUAGES, text)
+    if form == 'descriptions':
+      text = F.Sequence(F.Text())
+    else:
+      text = F.Text()
+    features = {'id': F.Text()} | dict.fromkeys(
+      LANGUAGES[:2] if form == 'descriptions' else LANGUAGES, text
+    )
     if form != 'text':
       features['image'] = F.Image(shape=(None, None, 3), encoding_format='jpeg')
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
     form = self.builder_config.name
-    splits = {split: list(self._examples(form, split)) for split in (FILES if form == 'text' else PHOTO_SPLITS)}
+    splits = {
+      split: list(self._examples(form, split))
+      for split in (FILES if form == 'text' else PHOTO_SPLITS)
+    }
     if empty := [split for split, examples in splits.items() if not examples]:
-      raise UserError(f'{self.source}: {empty[0]} has no example{"" if form == "text" else " with a photo"}.')
+      raise UserError(
+        f'{self.source}: {empty[0]} has no example{"" if form == "text" else " with a photo"}.'
+      )
     if form != 'text':
       owners = collections.defaultdict(set)
       for split, examples in splits.items():
@@ -71,7 +91,9 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
           for name in (example['id'], example['image']):
             owners[name].add(split)
       if shared := [name for name, found in owners.items() if len(found) > 1]:
-        raise UserError(f'{self.source}: the photo {shared[0]} is in {" and ".join(sorted(owners[shared[0]]))}.')
+        raise UserError(
+          f'{self.source}: the photo {shared[0]} is in {" and ".join(sorted(owners[shared[0]]))}.'
+        )
     return {split: self._generate_examples(split, examples) for split, examples in splits.items()}
 
   def _examples(self, form, split):
@@ -82,15 +104,23 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
       raise UserError(f'{path}: no such file.\n{self.HOW}')
     if form == 'descriptions':
       found = {}
-      for number, row in enumerate(read_table(path, ('image', 'flickr8k_image', 'lang', 'index', 'description')), 2):
+      for number, row in enumerate(
+        read_table(path, ('image', 'flickr8k_image', 'lang', 'index', 'description')), 2
+      ):
         if row['lang'] not in LANGUAGES[:2]:
-          raise UserError(f"{path}, line {number}: the language {row['lang']!r} is neither 'en' nor 'de'.")
-        example = found.setdefault(row['image'], {'id': row['image'], 'image': row['flickr8k_image'], 'en': [], 'de': []})
+          raise UserError(
+            f"{path}, line {number}: the language {row['lang']!r} is neither 'en' nor 'de'."
+          )
+        example = found.setdefault(
+          row['image'], {'id': row['image'], 'image': row['flickr8k_image'], 'en': [], 'de': []}
+        )
         example[row['lang']].append(row['description'])
       yield from found.values()
       return
     for number, row in enumerate(read_table(path, ('image', 'flickr8k_image', 'en', 'de')), 2):
-      example = {'id': row['image']} | {language: row.get(language, '').strip() for language in LANGUAGES}
+      example = {'id': row['image']} | {
+        language: row.get(language, '').strip() for language in LANGUAGES
+      }
       if not (example['en'] and example['de']):
         raise UserError(f'{path}, line {number}: an empty text.')
       if form == 'text':
@@ -99,7 +129,10 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
         yield example | {'image': row['flickr8k_image']}
 
   def _generate_examples(self, split, examples):
-    pictures = self._photos() if 'image' in examples[0] else None
+    if 'image' in examples[0]:
+      pictures = self._photos()
+    else:
+      pictures = None
     for number, example in enumerate(progress(examples, f'{self.name} {split}')):
       if pictures:
         try:
@@ -107,15 +140,22 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
           decode_picture(data)
         except (UserError, KeyError, OSError, zipfile.BadZipFile) as error:
           if not self.skip_broken:
-            raise UserError(f'the photo {example["image"]} ({split}) is unusable ({error}). Leave such out with --skip_broken.') from None
+            raise UserError(
+              f'the photo {example["image"]} ({split}) is unusable ({error}). Leave such out with --skip_broken.'
+            ) from None
           self.skipped.append(example['id'])
           continue
         example = example | {'image': data}
       yield number, example
 
   def _photos(self):
-    places = [self.source.parent / 'flickr8k', pathlib.Path(os.path.expandvars('$MMLM_DATA/flickr8k'))]
+    places = [
+      self.source.parent / 'flickr8k',
+      pathlib.Path(os.path.expandvars('$MMLM_DATA/flickr8k')),
+    ]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-      raise UserError(f'no Flickr8k for the photos, looked in {places[0]} and {places[1]}.\n{self.HOW}')
+      raise UserError(
+        f'no Flickr8k for the photos, looked in {places[0]} and {places[1]}.\n{self.HOW}'
+      )
     return read_source(folder)[-1]

@@ -14,12 +14,17 @@ import tensorflow_datasets as tfds
 from num2words import num2words
 from PIL import Image, ImageDraw, ImageFont
 
-from mmlm.data.datasets import progress
 from mmlm.data.text import MASK
+from mmlm.utils.progress import progress
 
-CELL, DIGITS = 16, 5  # a digit stands in a square of its own
+# a digit stands in a square of its own
+CELL = 16
+DIGITS = 5
 F = tfds.features
-SIZES = {'full': {'train': 30000, 'valid': 500, 'test': 1000}, 'tiny': {'train': 200, 'valid': 32, 'test': 32}}
+SIZES = {
+  'full': {'train': 30000, 'valid': 500, 'test': 1000},
+  'tiny': {'train': 200, 'valid': 32, 'test': 32},
+}
 # What is never masked: words that are the same in nearly all numerals.
 FRAME = {'hundred', 'thousand', 'and'}
 
@@ -29,22 +34,38 @@ class Numerals(tfds.core.GeneratorBasedBuilder):
 
   name = 'numerals'
   VERSION = tfds.core.Version('1.0.0')
-  FIELDS, HOW = {'id': 'id', 'image': 'image', 'text': 'masked', 'targets': 'de'}, ''
+  FIELDS = {'id': 'id', 'image': 'image', 'text': 'masked', 'targets': 'de'}
+  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
   def _info(self):
-    features = {'id': F.Text(), 'image': F.Image(shape=(CELL, CELL * DIGITS, 1))} | dict.fromkeys(('en', 'masked', 'de'), F.Text())
+    features = {
+      'id': F.Text(),
+      'image': F.Image(shape=(CELL, CELL * DIGITS, 1)),
+    } | dict.fromkeys(('en', 'masked', 'de'), F.Text())
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
     sizes = SIZES[self.builder_config.name]
-    numbers = iter(random.Random(0).sample(range(1, 10**DIGITS), sum(sizes.values())))
-    return {split: self._generate_examples(split, [next(numbers) for _ in range(size)]) for split, size in sizes.items()}
+    numbers = iter(
+      random.Random(0).sample(
+        range(1, 10**DIGITS),
+        sum(sizes.values()),
+      )
+    )
+    result = {}
+    for split, size in sizes.items():
+      result[split] = self._generate_examples(split, [next(numbers) for _ in range(size)])
+    return result
 
   def _generate_examples(self, split, numbers):
     for number in progress(numbers, f'{self.name} {split}'):
       english = num2words(number)
-      texts = {'en': english, 'masked': mask_one(english, random.Random(number)), 'de': num2words(number, lang='de')}
+      texts = {
+        'en': english,
+        'masked': mask_one(english, random.Random(number)),
+        'de': num2words(number, lang='de'),
+      }
       yield number, {'id': str(number), 'image': draw(number), **texts}
 
 
@@ -65,7 +86,9 @@ def draw(number: int) -> bytes:
   """The digits as a PNG, right-aligned, white on black."""
   picture = Image.new('L', (CELL * DIGITS, CELL))
   for place, digit in enumerate(reversed(str(number)), 1):
-    ImageDraw.Draw(picture).text((CELL * (DIGITS - place) + CELL // 2, CELL // 2), digit, 255, _font(), anchor='mm')
+    ImageDraw.Draw(picture).text(
+      (CELL * (DIGITS - place) + CELL // 2, CELL // 2), digit, 255, _font(), anchor='mm'
+    )
   file = io.BytesIO()
   picture.save(file, 'PNG')
   return file.getvalue()

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmlm.data.parallel_text import read_lines, read_table
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_lines, read_table
+from mmlm.utils.errors import UserError
 
 F = tfds.features
 CLASSES = ['negative', 'positive']
@@ -26,7 +26,9 @@ class Sentences(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text(), 'label': self.LABEL}))
+    return tfds.core.DatasetInfo(
+      builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text(), 'label': self.LABEL})
+    )
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
@@ -46,13 +48,18 @@ class Sentences(tfds.core.GeneratorBasedBuilder):
 class Sst2(Sentences):
   """Phrases of the training split, sentences of the others, as GLUE has them: 67,349 / 872 / 1,821."""
 
-  name, FOLDER = 'sst2', 'text/sst'
+  name = 'sst2'
+  FOLDER = 'text/sst'
   HOW = """\
 Get SST-2.zip of GLUE (https://gluebenchmark.com/tasks) and unpack it:  ./launch.sh prepare sst2 --source FOLDER
 FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv if it has labels (GLUE's own has none)."""
 
   def read_splits(self):
-    files = {'train': ('train.tsv', 'glue_like_train.tsv'), 'dev': ('dev.tsv', 'glue_like_dev.tsv'), 'test': ('test.tsv', 'glue_like_test.tsv')}
+    files = {
+      'train': ('train.tsv', 'glue_like_train.tsv'),
+      'dev': ('dev.tsv', 'glue_like_dev.tsv'),
+      'test': ('test.tsv', 'glue_like_test.tsv'),
+    }
     found = {}
     for split, names in files.items():
       try:
@@ -66,18 +73,30 @@ FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv
       if text is None or 'label' not in rows[0]:
         if split == 'test':
           continue
-        raise UserError(f'{path}, line 1: expected the columns sentence and label, found {", ".join(rows[0])}.')
+        raise UserError(
+          f'{path}, line 1: expected the columns sentence and label, found {", ".join(rows[0])}.'
+        )
       for number, row in enumerate(rows, 2):
         if row['label'] not in ('0', '1') or not row[text].strip():
-          raise UserError(f'{path}, line {number}: expected a sentence with label 0 or 1, found {row["label"]!r}, {row[text][:40]!r}.')
-      found[split] = [(f'{split}/{i}', row[text].strip(), int(row['label'])) for i, row in enumerate(rows)]
+          raise UserError(
+            f'{path}, line {number}: expected a sentence with label 0 or 1, found {row["label"]!r}, {row[text][:40]!r}.'
+          )
+      found[split] = [
+        (
+          f'{split}/{i}',
+          row[text].strip(),
+          int(row['label']),
+        )
+        for i, row in enumerate(rows)
+      ]
     return found
 
 
 class Mr(Sentences):
   """10,662 sentences of film reviews, half of them positive, in ten folds of their own for cross-validation: 'fold_0' to 'fold_9'."""
 
-  name, FOLDER = 'mr', 'text/mr'
+  name = 'mr'
+  FOLDER = 'text/mr'
   HOW = """\
 Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as one file in UTF-8, a line each: label (0 or 1), space, sentence:
   ./launch.sh prepare mr --source FOLDER, which holds it as rt-polarity.all.txt (.xz)"""
@@ -88,7 +107,9 @@ Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as on
     for number, line in enumerate(read_lines(path), 1):
       label, _, text = line.partition(' ')
       if label not in ('0', '1') or not text.strip():
-        raise UserError(f'{path}, line {number}: expected 0 or 1, a space and a sentence, found {line[:40]!r}.')
+        raise UserError(
+          f'{path}, line {number}: expected 0 or 1, a space and a sentence, found {line[:40]!r}.'
+        )
       rows.append((f'line {number}', text.strip(), int(label)))
     random.Random(0).shuffle(rows)
     rows.sort(key=lambda row: row[-1])  # so that the folds have as many of each class
@@ -98,8 +119,14 @@ Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as on
 class Vader(Sentences):
   """Snippets of four kinds with the mean of twenty people's scores, -4 to 4; snippets of one text are in one split: about 8 : 1 : 1."""
 
-  name, FOLDER = 'vader', 'text/vader'
-  FILES = {'tweets': 'tweets', 'movies': 'movieReviewSnippets', 'products': 'amazonReviewSnippets', 'editorials': 'nytEditorialSnippets'}
+  name = 'vader'
+  FOLDER = 'text/vader'
+  FILES = {
+    'tweets': 'tweets',
+    'movies': 'movieReviewSnippets',
+    'products': 'amazonReviewSnippets',
+    'editorials': 'nytEditorialSnippets',
+  }
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FILES]
   LABEL = F.Scalar(dtype=np.float32)
   HOW = """\
@@ -113,9 +140,15 @@ Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give
       try:
         score = float(row['score'])
       except ValueError:
-        raise UserError(f'{path}, line {number}: the score {row["score"]!r} is no number.') from None
+        raise UserError(
+          f'{path}, line {number}: the score {row["score"]!r} is no number.'
+        ) from None
       if not -4 <= score <= 4 or not row['text'].strip():
-        raise UserError(f'{path}, line {number}: expected a text with a score from -4 to 4, found {score}, {row["text"][:40]!r}.')
+        raise UserError(
+          f'{path}, line {number}: expected a text with a score from -4 to 4, found {score}, {row["text"][:40]!r}.'
+        )
       draw = random.Random(row['id'].partition('_')[0]).random()
-      found['train' if draw < 0.8 else 'valid' if draw < 0.9 else 'test'].append((row['id'], row['text'].strip(), score))
+      found['train' if draw < 0.8 else 'valid' if draw < 0.9 else 'test'].append(
+        (row['id'], row['text'].strip(), score)
+      )
     return found

@@ -11,10 +11,10 @@ import zipfile
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmlm.data.audio import SUFFIXES, decode_audio
-from mmlm.data.datasets import progress
-from mmlm.data.parallel_text import read_lines, read_table
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_lines, read_table
+from mmlm.data.transforms.audio import SUFFIXES, decode_audio
+from mmlm.utils.errors import UserError
+from mmlm.utils.progress import progress
 
 F = tfds.features
 DIGITS = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
@@ -32,7 +32,9 @@ class Sounds(tfds.core.GeneratorBasedBuilder):
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'text', 'speaker': 'speaker'}
 
   def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source, self.skip_broken, self.skipped = pathlib.Path(source), skip_broken, []
+    self.source = pathlib.Path(source)
+    self.skip_broken = skip_broken
+    self.skipped = []
     super().__init__(**kwargs)
 
   def _info(self):
@@ -40,7 +42,10 @@ class Sounds(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split, rows) for split, rows in self.read_splits().items()}
+    result = {}
+    for split, rows in self.read_splits().items():
+      result[split] = self._generate_examples(split, rows)
+    return result
 
   def read_splits(self) -> dict[str, list[dict]]:
     """{split: examples}, with the path of a sound (of the disk or in an archive) where its bytes will stand."""
@@ -52,8 +57,13 @@ class Sounds(tfds.core.GeneratorBasedBuilder):
         yield row['id'], row | {'audio': self.read(row['audio'])}
       except (UserError, OSError, KeyError, zipfile.BadZipFile) as error:
         if not self.skip_broken:
-          raise UserError(f'{row["audio"]}: unusable ({split}, {error}): replace it, or use --skip_broken.') from None
-        print(f'{self.name} {split}: left out {row["id"]} ({error})', file=sys.stderr)
+          raise UserError(
+            f'{row["audio"]}: unusable ({split}, {error}): replace it, or use --skip_broken.'
+          ) from None
+        print(
+          f'{self.name} {split}: left out {row["id"]} ({error})',
+          file=sys.stderr,
+        )
         self.skipped.append(row['id'])
 
   def read(self, sound):
@@ -93,10 +103,21 @@ FOLDER holds recordings/{digit}_{speaker}_{number}.wav (or .flac), or the same i
     splits = {'train': [], 'valid': [], 'test': []}
     for name, path in files_in(self.source / 'recordings').items():
       if not (parts := re.fullmatch(r'(\d)_(.+)_(\d+)', name)):
-        raise UserError(f'{path}: expected a name such as 7_jackson_32.wav: digit, speaker, number.')
-      digit, speaker, number = int(parts[1]), parts[2], int(parts[3])
-      split = 'test' if number < 5 else 'valid' if number < 10 else 'train'
-      splits[split].append({'id': name, 'audio': path, 'speaker': speaker, 'word': DIGITS[digit], 'label': digit})
+        raise UserError(
+          f'{path}: expected a name such as 7_jackson_32.wav: digit, speaker, number.'
+        )
+      digit = int(parts[1])
+      speaker = parts[2]
+      number = int(parts[3])
+      if number < 5:
+        split = 'test'
+      elif number < 10:
+        split = 'valid'
+      else:
+        split = 'train'
+      splits[split].append(
+        {'id': name, 'audio': path, 'speaker': speaker, 'word': DIGITS[digit], 'label': digit}
+      )
     if empty := [split for split, rows in splits.items() if not rows]:
       raise self.missing(f'no recordings of the split {empty[0]!r}')
     return splits
@@ -105,7 +126,8 @@ FOLDER holds recordings/{digit}_{speaker}_{number}.wav (or .flac), or the same i
 class An4(Sounds):
   """Spelled words, numbers, dates: 1,078 utterances as 13 cepstra a hundred times a second. 'valid' is eight of the training speakers."""
 
-  name, FOLDER = 'an4', 'an4_mfcc'
+  name = 'an4'
+  FOLDER = 'an4_mfcc'
   WIDTH = 13
   AUDIO = F.Tensor(shape=(None, WIDTH), dtype=np.float32)
   HOW = """\
@@ -117,20 +139,43 @@ order of the table, and 'offsets', where each begins and where the last ends."""
     path = self.source / 'utterances.tsv'
     if not path.is_file():
       raise self.missing('no utterances.tsv')
-    rows, (cepstra, offsets) = read_table(path, ('id', 'split', 'speaker', 'frames', 'text')), self._cepstra()
+    rows, (cepstra, offsets) = (
+      read_table(path, ('id', 'split', 'speaker', 'frames', 'text')),
+      self._cepstra(),
+    )
     if len(offsets) != len(rows) + 1 or offsets[-1] != len(cepstra):
-      raise UserError(f'{path}: {len(rows)} utterances, mfcc.npz has {len(offsets) - 1} of {offsets[-1]} frames out of {len(cepstra)}.')
+      raise UserError(
+        f'{path}: {len(rows)} utterances, mfcc.npz has {len(offsets) - 1} of {offsets[-1]} frames out of {len(cepstra)}.'
+      )
     speakers = sorted({row['speaker'] for row in rows if row['split'] == 'train'})
     held_out = set(random.Random(0).sample(speakers, max(1, len(speakers) // 9)))
     splits = {'train': [], 'valid': [], 'test': []}
     for i, row in enumerate(rows):
       found = cepstra[offsets[i] : offsets[i + 1]].astype(np.float32)
-      if row['split'] not in ('train', 'test') or row['frames'] != str(len(found)) or not row['text'].strip():
-        raise UserError(f'{path}, line {i + 2}: split {row["split"]!r}, {row["frames"]} frames ({len(found)} in mfcc.npz) or an empty text.')
+      if (
+        row['split'] not in ('train', 'test')
+        or row['frames'] != str(len(found))
+        or not row['text'].strip()
+      ):
+        raise UserError(
+          f'{path}, line {i + 2}: split {row["split"]!r}, {row["frames"]} frames ({len(found)} in mfcc.npz) or an empty text.'
+        )
       if not len(found) or not np.isfinite(found).all():
-        raise UserError(f'{path}, line {i + 2}: the cepstra of {row["id"]} are none, or not finite.')
-      split = 'valid' if row['speaker'] in held_out else row['split']
-      splits[split].append({'id': row['id'], 'audio': found, 'speaker': row['speaker'], 'text': row['text'].strip().lower()})
+        raise UserError(
+          f'{path}, line {i + 2}: the cepstra of {row["id"]} are none, or not finite.'
+        )
+      if row['speaker'] in held_out:
+        split = 'valid'
+      else:
+        split = row['split']
+      splits[split].append(
+        {
+          'id': row['id'],
+          'audio': found,
+          'speaker': row['speaker'],
+          'text': row['text'].strip().lower(),
+        }
+      )
     return splits
 
   def read(self, sound):
@@ -140,7 +185,8 @@ order of the table, and 'offsets', where each begins and where the last ends."""
     path = self.source / 'mfcc.npz'
     try:
       with np.load(path, allow_pickle=False) as file:
-        cepstra, offsets = file['mfcc'], file['offsets']
+        cepstra = file['mfcc']
+        offsets = file['offsets']
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
       raise UserError(f'{path}: no file with mfcc and offsets ({error}).\n{self.HOW}') from None
     if cepstra.ndim != 2 or cepstra.shape[1] != self.WIDTH:
@@ -155,8 +201,11 @@ class Mboshi(Sounds):
   'valid' is about a twentieth of each training speaker, without a sentence, Mboshi or French, that is also in 'train'.
   """
 
-  name, FOLDER = 'mboshi', 'mboshi_french'
-  VERSION = tfds.core.Version('1.0.1')  # 1.0.0 had &apos; in its French, which sacreBLEU's 13a reads as '& apos ;', words that are found cheaply
+  name = 'mboshi'
+  FOLDER = 'mboshi_french'
+  VERSION = tfds.core.Version(
+    '1.0.1'
+  )  # 1.0.0 had &apos; in its French, which sacreBLEU's 13a reads as '& apos ;', words that are found cheaply
   EXTRA = {'mboshi': F.Text(), 'french': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'mboshi', 'speaker': 'speaker'}
   COLUMNS = ('id', 'split', 'speaker', 'mboshi', 'french')
@@ -167,16 +216,27 @@ FOLDER holds full_corpus_newsplit/{train,dev} with NAME.wav, NAME.mb.cleaned and
 mboshi, french) and the sounds in speech_{train,dev} or speech_{train,dev}.zip."""
 
   def read_splits(self):
-    table, splits = self.source / 'utterances.tsv', {'train': [], 'dev': []}
-    for where, row, sound in self._of_table(table) if table.is_file() else self._of_files(self.source / 'full_corpus_newsplit'):
+    table = self.source / 'utterances.tsv'
+    splits = {'train': [], 'dev': []}
+    for where, row, sound in (
+      self._of_table(table)
+      if table.is_file()
+      else self._of_files(self.source / 'full_corpus_newsplit')
+    ):
       if row['split'] not in splits or not row['mboshi'].strip() or not row['french'].strip():
-        raise UserError(f'{where}: an empty text, or the split {row["split"]!r} is none of train, dev.')
-      row = {key: html.unescape(row[key]).strip() for key in self.COLUMNS}  # Moses wrote &apos; for an apostrophe
+        raise UserError(
+          f'{where}: an empty text, or the split {row["split"]!r} is none of train, dev.'
+        )
+      row = {
+        key: html.unescape(row[key]).strip() for key in self.COLUMNS
+      }  # Moses wrote &apos; for an apostrophe
       splits[row.pop('split')].append(row | {'audio': sound})
     if empty := [split for split, rows in splits.items() if not rows]:
       raise self.missing(f'no utterance of the split {empty[0]!r}')
     held_out = self._held_out(splits['train'])
-    rest, valid = ([row for row in splits['train'] if (row['id'] in held_out) == held] for held in (False, True))
+    rest, valid = (
+      [row for row in splits['train'] if (row['id'] in held_out) == held] for held in (False, True)
+    )
     return {'train': rest, 'valid': valid, 'test': splits['dev']}
 
   def _of_table(self, table):
@@ -184,26 +244,49 @@ mboshi, french) and the sounds in speech_{train,dev} or speech_{train,dev}.zip."
     for number, row in enumerate(read_table(table, self.COLUMNS), 2):
       sound = sounds.get(row['split'], {}).get(row['id'])
       if sound is None:
-        raise UserError(f'{table}, line {number}: no sound {row["id"]} in speech_{row["split"]} or speech_{row["split"]}.zip.')
+        raise UserError(
+          f'{table}, line {number}: no sound {row["id"]} in speech_{row["split"]} or speech_{row["split"]}.zip.'
+        )
       yield f'{table}, line {number}', row, sound
 
   def _of_files(self, folder):
     for split in ('train', 'dev'):
       for name, sound in files_in(folder / split).items():
-        texts = [' '.join(read_lines(sound.with_name(f'{name}.{language}.cleaned'))) for language in ('mb', 'fr')]
-        yield sound, dict(zip(self.COLUMNS, (name, split, name.partition('_')[0], *texts))), sound
+        texts = []
+        for language in ('mb', 'fr'):
+          texts.append(' '.join(read_lines(sound.with_name(f'{name}.{language}.cleaned'))))
+        yield (
+          sound,
+          dict(
+            zip(
+              self.COLUMNS,
+              (name, split, name.partition('_')[0], *texts),
+            )
+          ),
+          sound,
+        )
 
   def _held_out(self, rows) -> set[str]:
     """Ids of utterances whose sentences are in no other: groups that share a sentence, drawn as long as their speakers have room."""
     group = {}  # text -> list of rows, one object for all that hang together
     for row in rows:
-      joined, texts = [row], (('mboshi', row['mboshi']), ('french', row['french']))
+      joined = [row]
+      texts = (('mboshi', row['mboshi']), ('french', row['french']))
       for other in {id(found): found for text in texts if (found := group.get(text))}.values():
         joined += other
-      group |= {(language, member[language]): joined for member in joined for language in ('mboshi', 'french')}
-    groups = sorted({id(found): found for found in group.values()}.values(), key=lambda found: min(row['id'] for row in found))
+      group |= {
+        (language, member[language]): joined
+        for member in joined
+        for language in ('mboshi', 'french')
+      }
+    groups = sorted(
+      {id(found): found for found in group.values()}.values(),
+      key=lambda found: min(row['id'] for row in found),
+    )
     random.Random(0).shuffle(groups)
-    room = {speaker: max(1, round(self.SHARE * count)) for speaker, count in collections.Counter(row['speaker'] for row in rows).items()}
+    room = {}
+    for speaker, count in collections.Counter(row['speaker'] for row in rows).items():
+      room[speaker] = max(1, round(self.SHARE * count))
     held_out = set()
     for found in groups:
       needed = collections.Counter(row['speaker'] for row in found)

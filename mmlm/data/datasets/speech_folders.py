@@ -3,11 +3,27 @@
 import tensorflow_datasets as tfds
 
 from mmlm.data.datasets.sounds import Sounds
-from mmlm.data.parallel_text import read_lines, read_table
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_lines, read_table
+from mmlm.utils.errors import UserError
 
 F = tfds.features
-FROM_ENGLISH = ('de', 'tr', 'fa', 'sv-SE', 'mn', 'zh-CN', 'cy', 'ca', 'sl', 'et', 'id', 'ar', 'ta', 'lv', 'ja')
+FROM_ENGLISH = (
+  'de',
+  'tr',
+  'fa',
+  'sv-SE',
+  'mn',
+  'zh-CN',
+  'cy',
+  'ca',
+  'sl',
+  'et',
+  'id',
+  'ar',
+  'ta',
+  'lv',
+  'ja',
+)
 INTO_ENGLISH = ('fr', 'es', 'it', 'ru', 'pt', 'nl', *FROM_ENGLISH)
 
 
@@ -21,23 +37,39 @@ FOLDER, or FOLDER/LibriSpeech, holds train-clean-100/SPEAKER/CHAPTER/*.flac with
 prepared; for more splits later remove data/librispeech first."""
 
   def read_splits(self):
-    root = next((place for place in (self.source / 'LibriSpeech', self.source) if place.is_dir()), self.source)
-    splits = {folder.name.replace('-', '_'): self._split(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+    root = next(
+      (place for place in (self.source / 'LibriSpeech', self.source) if place.is_dir()), self.source
+    )
+    splits = {}
+    for folder in sorted(root.iterdir()):
+      if folder.is_dir():
+        splits[folder.name.replace('-', '_')] = self._split(folder)
     if not (splits := {split: rows for split, rows in splits.items() if rows}):
       raise self.missing('no folder with */*/*.trans.txt below')
     return splits
 
   def _split(self, folder) -> list[dict]:
-    rows, told = [], set()
+    rows = []
+    told = set()
     for transcripts in sorted(folder.glob('*/*/*.trans.txt')):
       for number, line in enumerate(read_lines(transcripts), 1):
         name, _, text = line.partition(' ')
         sound = transcripts.with_name(f'{name}.flac')
         if not text.strip() or not (self.skip_broken or sound.is_file()):
-          what = 'no text' if not text.strip() else f'no file {sound.name} beside it'
+          if not text.strip():
+            what = 'no text'
+          else:
+            what = f'no file {sound.name} beside it'
           raise UserError(f'{transcripts}, line {number}: {name!r} has {what}.')
         told.add(sound)
-        rows.append({'id': name, 'audio': sound, 'speaker': transcripts.parents[1].name, 'text': text.strip().lower()})
+        rows.append(
+          {
+            'id': name,
+            'audio': sound,
+            'speaker': transcripts.parents[1].name,
+            'text': text.strip().lower(),
+          }
+        )
     if alone := sorted(set(folder.glob('*/*/*.flac')) - told):
       raise UserError(f'{alone[0]}: no line of a .trans.txt beside it tells its text.')
     return rows
@@ -48,7 +80,8 @@ class Covost(Sounds):
 
   name = 'covost'
   BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name=name) for name in (*(f'{code}_en' for code in INTO_ENGLISH), *(f'en_{code}' for code in FROM_ENGLISH))
+    tfds.core.BuilderConfig(name=name)
+    for name in (*(f'{code}_en' for code in INTO_ENGLISH), *(f'en_{code}' for code in FROM_ENGLISH))
   ]
   EXTRA = {'sentence': F.Text(), 'translation': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'translation', 'speaker': 'speaker'}
@@ -62,7 +95,10 @@ FOLDER holds clips/*.mp3 and covost_v2.fr_en.{train,dev,test}.tsv with a header 
     for split in ('train', 'dev', 'test'):
       path = self.source / f'covost_v2.{self.builder_config.name}.{split}.tsv'
       if path.is_file():
-        splits[split] = [self._row(f'{path}, line {number}', row) for number, row in enumerate(read_table(path, ('path', 'sentence', 'translation')), 2)]
+        splits[split] = [
+          self._row(f'{path}, line {number}', row)
+          for number, row in enumerate(read_table(path, ('path', 'sentence', 'translation')), 2)
+        ]
     if not any(splits.values()):
       raise self.missing(f'no covost_v2.{self.builder_config.name}.*.tsv with a line')
     return splits
@@ -74,5 +110,9 @@ FOLDER holds clips/*.mp3 and covost_v2.fr_en.{train,dev,test}.tsv with a header 
     if not (self.skip_broken or sound.is_file()):
       raise UserError(f'{where}: no file clips/{row["path"]}.')
     return {
-      'id': sound.stem, 'audio': sound, 'speaker': row.get('client_id', ''), 'sentence': row['sentence'].strip(), 'translation': row['translation'].strip(),
-    }  # fmt: skip
+      'id': sound.stem,
+      'audio': sound,
+      'speaker': row.get('client_id', ''),
+      'sentence': row['sentence'].strip(),
+      'translation': row['translation'].strip(),
+    }

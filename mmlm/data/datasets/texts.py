@@ -4,9 +4,9 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from mmlm.data.parallel_text import read_lines
-from mmlm.data.plain_text import read_text
-from mmlm.errors import UserError
+from mmlm.data.sources.parallel_text import read_lines
+from mmlm.data.sources.plain_text import read_text
+from mmlm.utils.errors import UserError
 
 F = tfds.features
 
@@ -22,7 +22,11 @@ class RunningText(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text()}), disable_shuffling=True)
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=F.FeaturesDict({'id': F.Text(), 'text': F.Text()}),
+      disable_shuffling=True,
+    )
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
@@ -42,7 +46,8 @@ class RunningText(tfds.core.GeneratorBasedBuilder):
 class TinyShakespeare(RunningText):
   """One document a split: the first nine tenths of its 1,115,394 characters to train on, the rest to validate."""
 
-  name, FOLDER = 'tiny_shakespeare', 'text/lm'
+  name = 'tiny_shakespeare'
+  FOLDER = 'text/lm'
   HOW = """\
 Get input.txt of https://github.com/karpathy/char-rnn (data/tinyshakespeare):  ./launch.sh prepare tiny_shakespeare --source FOLDER
 FOLDER holds it as input.txt or tinyshakespeare.txt"""
@@ -58,7 +63,9 @@ class Brown(RunningText):
   so that all of them hold every kind of text.
   """
 
-  name, FOLDER, BLOCK = 'brown', 'text/lm', 100
+  name = 'brown'
+  FOLDER = 'text/lm'
+  BLOCK = 100
   HOW = """\
 Get the Brown corpus (nltk.download('brown') gives it) and write a sentence a line, words between spaces, without tags:
   ./launch.sh prepare brown --source FOLDER, which holds it as brown.txt (.xz)"""
@@ -70,5 +77,7 @@ Get the Brown corpus (nltk.download('brown') gives it) and write a sentence a li
       if not line.strip():
         raise UserError(f'{path}, line {number + 1}: empty.')
       place = number // self.BLOCK % 20
-      found['valid' if place == 18 else 'test' if place == 19 else 'train'].append((f'line {number + 1}', line.strip()))
+      found['valid' if place == 18 else 'test' if place == 19 else 'train'].append(
+        (f'line {number + 1}', line.strip())
+      )
     return found

@@ -37,19 +37,38 @@ import tensorflow_datasets as tfds
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from mmlm.data.datasets import progress
+from mmlm.utils.progress import progress
 
-SIDE, SIZE, BASELINE = 32, 22, 24
+SIDE = 32
+SIZE = 22
+BASELINE = 24
 MIN_FACES = 8
 F = tfds.features
 FACES = (
-  'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-BoldOblique', 'DejaVuSans-Oblique', 'DejaVuSansMono', 'DejaVuSansMono-Bold',
-  'DejaVuSansMono-BoldOblique', 'DejaVuSansMono-Oblique', 'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-BoldItalic',
-  'DejaVuSerif-Italic', 'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralBolIta', 'STIXGeneralItalic')  # fmt: skip
+  'DejaVuSans',
+  'DejaVuSans-Bold',
+  'DejaVuSans-BoldOblique',
+  'DejaVuSans-Oblique',
+  'DejaVuSansMono',
+  'DejaVuSansMono-Bold',
+  'DejaVuSansMono-BoldOblique',
+  'DejaVuSansMono-Oblique',
+  'DejaVuSerif',
+  'DejaVuSerif-Bold',
+  'DejaVuSerif-BoldItalic',
+  'DejaVuSerif-Italic',
+  'STIXGeneral',
+  'STIXGeneralBol',
+  'STIXGeneralBolIta',
+  'STIXGeneralItalic',
+)
 VALID_FACE = 'DejaVuSans-BoldOblique'
 TEST_FACES = ('DejaVuSerif-Italic', 'DejaVuSansMono-Oblique')
 # Faces, and how many characters: the first so many letters; None: every character.
-FORMS = {'full': (FACES, None), 'tiny': (('DejaVuSans', 'DejaVuSerif-Bold', VALID_FACE, TEST_FACES[0]), 200)}
+FORMS = {
+  'full': (FACES, None),
+  'tiny': (('DejaVuSans', 'DejaVuSerif-Bold', VALID_FACE, TEST_FACES[0]), 200),
+}
 LIMITS = {'valid': 1500, 'test_faces': 3000, 'test_characters': 1000}
 
 
@@ -58,7 +77,8 @@ class UnicodePictures(tfds.core.GeneratorBasedBuilder):
 
   name = 'unicode_pictures'
   VERSION = tfds.core.Version('1.0.0')
-  FIELDS, HOW = {'id': 'id', 'image': 'image', 'targets': 'caption'}, ''
+  FIELDS = {'id': 'id', 'image': 'image', 'targets': 'caption'}
+  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in FORMS]
 
   def _info(self):
@@ -74,7 +94,10 @@ class UnicodePictures(tfds.core.GeneratorBasedBuilder):
       file = io.BytesIO()
       Image.frombytes('L', (SIDE, SIDE), picture).save(file, 'PNG', compress_level=1)
       key = f'U+{code:04X}/{face}'
-      yield key, {'id': key, 'image': file.getvalue(), 'caption': unicodedata.name(chr(code)).lower()}
+      yield (
+        key,
+        {'id': key, 'image': file.getvalue(), 'caption': unicodedata.name(chr(code)).lower()},
+      )
 
 
 def make_splits(faces=FACES, characters=None) -> dict:
@@ -92,8 +115,15 @@ def make_splits(faces=FACES, characters=None) -> dict:
         splits['test_characters'][code, face] = picture
   trained = {(code, picture) for (code, _), picture in splits['train'].items()}
   for split, limit in LIMITS.items():
-    unseen = [(key, picture) for key, picture in splits[split].items() if (key[0], picture) not in trained]
-    splits[split] = dict(sorted(unseen, key=lambda item: _hash(*item[0]))[:limit])
+    unseen = [
+      (key, picture) for key, picture in splits[split].items() if (key[0], picture) not in trained
+    ]
+    splits[split] = dict(
+      sorted(
+        unseen,
+        key=lambda item: _hash(*item[0]),
+      )[:limit]
+    )
   return splits
 
 
@@ -113,19 +143,28 @@ def _map(face) -> frozenset:
 def _codes() -> list:
   """Code points, in order, that have a name and a visible glyph in enough faces."""
   counts = collections.Counter(code for face in FACES for code in _map(face))
-  return sorted(code for code, count in counts.items() if count >= MIN_FACES
-                and unicodedata.category(chr(code))[0] not in 'CZM' and unicodedata.name(chr(code), ''))
+  return sorted(
+    code
+    for code, count in counts.items()
+    if count >= MIN_FACES
+    and unicodedata.category(chr(code))[0] not in 'CZM'
+    and unicodedata.name(chr(code), '')
+  )
 
 
 def _render(face, codes):
   """Yields (code, grey bytes), in order, of the codes that the face has and that leave ink."""
-  fonts = [ImageFont.truetype(_file(face), size, layout_engine=ImageFont.Layout.BASIC) for size in range(SIZE, SIZE // 2, -1)]
+  fonts = []
+  for size in range(SIZE, SIZE // 2, -1):
+    fonts.append(ImageFont.truetype(_file(face), size, layout_engine=ImageFont.Layout.BASIC))
   for code in sorted(_map(face).intersection(codes)):
     for font in fonts:
       left, top, right, bottom = font.getbbox(chr(code), anchor='ls')
       if right - left <= SIDE and top + BASELINE >= 0 and bottom + BASELINE <= SIDE:
         break
     picture = Image.new('L', (SIDE, SIDE))
-    ImageDraw.Draw(picture).text(((SIDE - right + left) // 2 - left, BASELINE), chr(code), 255, font, anchor='ls')
+    ImageDraw.Draw(picture).text(
+      ((SIDE - right + left) // 2 - left, BASELINE), chr(code), 255, font, anchor='ls'
+    )
     if picture.getbbox():
       yield code, picture.tobytes()

@@ -1,0 +1,264 @@
+"""A trained language model: scores running text (`evaluate`), writes some (`generate`), leaves as a GPT-2 (`to_gpt2`).
+
+Axes: C tokens that the model reads at once, V vocabulary.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK
+from mmlm.decoding.search import SearchOptions, draw
+from mmlm.evaluation.metrics.text_metrics import Views, score_texts
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.prediction import file_name
+from mmlm.pretrained.gpt2 import export_gpt2
+from mmlm.tasks.text_generation import begin_decoder
+from mmlm.utils import run_dir as runs
+from mmlm.utils.errors import UserError
+
+NO_BATCH = {'weight': np.ones(1, np.float32)}  # gives the shapes of a model without encoders
+
+
+def language_params(experiment: Experiment):
+  """Parameters of the chosen checkpoint of a language model, and its step."""
+  params, step = experiment.trained_params(
+    experiment.parallel.abstract(experiment.abstract_params(NO_BATCH))
+  )
+  return experiment.weights(params), step
+
+
+def evaluate_text(experiment: Experiment, splits: tuple) -> list[dict]:
+  """Scores the running text of splits, writes its stretches and scores, prints them; returns the score files."""
+  config = experiment.config
+  evaluator = experiment.text_evaluator()
+  written = []
+  params, step = language_params(experiment)
+  params = experiment.parallel.place(params)
+  for split in splits or experiment.splits('test'):
+    began = time.monotonic()
+    text = experiment.running_text(split)
+    rows = evaluator.rows(params, text)
+    scores = score_texts(
+      Views(rows),
+      config.evaluate.metrics or experiment.task.metrics,
+      config.evaluate.bootstrap_samples,
+    )
+    nats, tokens = (sum(row[key] for row in rows) for key in ('nats', 'tokens'))
+    if config.data.stream == 'continuous':
+      context = {'lanes': config.evaluate.batch_size}
+    else:
+      context = {'stride': config.evaluate.stride or config.data.max_length}
+    result = {
+      'split': split,
+      'step': step,
+      'decoding': context,
+      'shuffled': False,
+      'n': len(rows),
+      'scores': scores,
+      'nats_per_token': nats / tokens,
+      'tokens': tokens,
+      'unknown': sum(row['unknown'] for row in rows),
+      'checkpoint': config.evaluate.checkpoint,
+      'average': config.evaluate.average,
+      'seconds': round(time.monotonic() - began, 1),
+    }
+    usual = (
+      runs.read_json(experiment.folder / 'config.json')['evaluate'].get('stride', 0)
+      == config.evaluate.stride
+    )
+    tag = f'{file_name(split)}-{step}' + ('' if usual else f'-stride_{config.evaluate.stride}')
+    runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
+    runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
+    written.append(result)
+    told = ', '.join(f'{name} {value}' for name, value in context.items())
+    print(
+      f'{split} ({told}), {tokens:,} tokens, {nats / tokens:.4f} nats a token, step {step}; {len(rows)} stretches of text:'
+    )
+    for metric, s in scores.items():
+      print(f'  {metric:<18} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
+  return written
+
+
+class Writer:
+  """Writes token by token, of any length: a decoder whose context is full reads the last half of it again and goes on from there. A model
+  that carries a state needs no context.
+
+  Args:
+    options: how to draw (`max_length` is not used).
+  """
+
+  def __init__(self, model, params, context: int, options: SearchOptions):
+    self.context = context
+    self.options = options
+    self.endless = hasattr(model.head, 'zero_state')
+    alone = SearchOptions('greedy', max_length=context)
+    self._begin = jax.jit(lambda params: begin_decoder(model, params, None, 1, alone)[1])
+    self._params = params
+
+    def step(params, cache, token):
+      return begin_decoder(model, params, None, 1, alone)[0](token[None], cache)
+
+    def read(params, cache, tokens, count):
+      return jax.lax.fori_loop(0, count, lambda i, cache: step(params, cache, tokens[i])[1], cache)
+
+    def write(params, cache, token, length, key):
+      logits, cache = step(params, cache, token)
+      if self.options.method == 'greedy':
+        keys = None
+      else:
+        keys = key[None]
+      return draw(
+        logits.astype(jnp.float32), length[None], self.options, keys, self.options.temperature
+      )[0][0], cache
+
+    self._read = jax.jit(read)
+    self._write = jax.jit(write, donate_argnums=1)
+
+  def __call__(self, prompt: list[int], key, limit: int):
+    """Yields tokens behind the prompt (at least one token), `limit` of them or until the end token, which is not among them."""
+    said = list(prompt)
+    cache, used = self._behind(
+      said if self.endless or len(said) <= self.context else said[-self._half :]
+    )
+    for number in range(limit):
+      if used == self.context and not self.endless:
+        cache, used = self._behind(said[-self._half :])
+      token, cache = self._write(
+        self._params,
+        cache,
+        np.int32(said[-1]),
+        np.int32(number),
+        key,
+      )
+      used += 1
+      if int(token) == EOS:
+        return
+      said.append(int(token))
+      yield int(token)
+
+  @property
+  def _half(self) -> int:
+    return max(1, self.context // 2)
+
+  def _behind(self, tokens: list[int]):
+    """The cache in which all tokens but the last stand, and how many these are."""
+    cache = self._begin(self._params)
+    known = tokens[:-1]
+    for start in range(0, len(known), self.context):
+      part = known[start : start + self.context]
+      cache = self._read(
+        self._params,
+        cache,
+        np.pad(np.array(part, np.int32), (0, self.context - len(part))),
+        len(part),
+      )
+    return cache, len(known)
+
+
+class Spelling:
+  """Text of tokens as they come: what each adds, held back while the bytes are no whole character."""
+
+  def __init__(self, tokenizer, before: list[int]):
+    self.tokenizer = tokenizer
+    self.told = list(before)
+    self.waiting = []
+
+  def __call__(self, token: int) -> str:
+    self.waiting.append(token)
+    decode = self.tokenizer.decode_batch
+    # A few tokens before tell whether a space stands between: their text is a prefix of both.
+    old, new = decode(
+      [
+        self.told[-4:],
+        self.told[-4:] + self.waiting,
+      ]
+    )
+    if new.endswith('\N{REPLACEMENT CHARACTER}') and len(self.waiting) < 4:
+      return ''
+    self.told = (self.told + self.waiting)[-4:]
+    self.waiting = []
+    return new[len(old) :]
+
+
+def generate(
+  workdir: str, prompt: str, max_length: int, num: int, seed: int, settings: dict, **drawing
+) -> list[str]:
+  """Writes on behind a prompt, to the terminal as it goes; returns the texts. `drawing`: temperature, top_k, top_p."""
+  experiment = Experiment.of_run(workdir, settings)
+  if experiment.modalities or experiment.task.answers != 'targets':
+    raise UserError(
+      f'{workdir}: its task is {experiment.config.task}, which reads {", ".join(experiment.modalities)}: only a language model goes on by itself.'
+    )
+  for name, value, least in (
+    ('max_length', max_length, 1),
+    ('num', num, 1),
+    ('temperature', drawing['temperature'], 0),
+  ):
+    if not value >= least:
+      raise UserError(f'--{name}={value}: expected {least} or more.')
+  options = _options(experiment, **drawing)
+  tokens = _prompt(experiment, prompt)
+  params, _ = language_params(experiment)
+  writer = Writer(
+    experiment.model, jax.tree.map(jnp.asarray, params), experiment.config.data.max_length, options
+  )
+  texts = []
+  keys = jax.random.split(jax.random.key(seed), num)
+  for number, key in enumerate(keys):
+    if num > 1:
+      print(f'--- {number + 1} of {num}')
+    print(prompt, end='', flush=True)
+    spelled = Spelling(experiment.tokenizer, tokens)
+    written = prompt
+    for token in writer(tokens, key, max_length):
+      written += (piece := spelled(token))
+      print(piece, end='', flush=True)
+    print()
+    texts.append(written)
+  return texts
+
+
+def _options(experiment: Experiment, temperature: float, top_k: int, top_p: float) -> SearchOptions:
+  if temperature:
+    drawn = {'method': 'sample', 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+  else:
+    drawn = {'method': 'greedy'}
+  if not temperature and (top_k, top_p) != (0, 1.0):
+    raise UserError(
+      '--temperature=0 always takes the likeliest token: --top_k and --top_p do nothing with it.'
+    )
+  # A text whose ends were never learned has none: it is cut by --max_length alone.
+  endless = not experiment.config.data.ends
+  most = 1 << 30
+  return SearchOptions(
+    **drawn, max_length=most, min_length=most if endless else 0, pad_id=PAD, bos_id=BOS, eos_id=EOS
+  )
+
+
+def _prompt(experiment: Experiment, prompt: str) -> list[int]:
+  """What the model reads first: the start, where documents have one, and the prompt."""
+  tokens = experiment.tokenizer.encode(prompt)
+  if UNK in tokens:
+    strange = sorted(
+      {character for character in prompt if UNK in experiment.tokenizer.encode(character)}
+    ) or [prompt]
+    print(f'(not in the vocabulary and read as unknown: {" ".join(map(repr, strange))})')
+  return [BOS, *tokens]
+
+
+def to_gpt2(workdir: str, output: str, settings: dict) -> None:
+  """Writes the decoder of a language model as a GPT-2: config.json, model.safetensors, tokenizer.json."""
+  experiment = Experiment.of_run(workdir, settings)
+  if experiment.modalities or experiment.config.model.head.name != 'transformer_decoder':
+    raise UserError(
+      f'{workdir}: only a language model with the head transformer_decoder has the shape of a GPT-2.'
+    )
+  if pathlib.Path(output).exists() and any(pathlib.Path(output).iterdir()):
+    raise UserError(f'--output {output}: this folder is not empty.')
+  params, step = language_params(experiment)
+  export_gpt2(output, experiment.model.head, params['head'], experiment.tokenizer)
+  print(f'Written: {output}, the decoder of step {step}')

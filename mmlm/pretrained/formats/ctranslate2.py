@@ -1,0 +1,109 @@
+"""Reader of CTranslate2's `model.bin`, which may lie in several parts, one after another.
+
+All numbers are little-endian. The file is: u32 version; the name of its kind; u32 revision; u32 count of variables; for each its name, u8
+rank, rank x u32 shape, u8 type, u32 bytes, the values; u32 count of aliases, each two names. A name is a u16 length with the final NUL,
+then its bytes.
+"""
+
+import contextlib
+import math
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from mmlm.utils.errors import UserError
+
+TYPES = ('<f4', '<i1', '<i2', '<i4', '<f2')
+VERSIONS = range(2, 7)  # of the layout above
+
+
+class Contents(NamedTuple):
+  kind: str  # such as 'WhisperSpec'
+  variables: dict[str, np.ndarray]  # in the types of the file
+  aliases: dict[str, str]  # {other name: name of a variable}
+
+
+class _Parts:
+  """Files read as if they were one; what is read says what it was wanted for."""
+
+  def __init__(self, files: list):
+    self.files = files
+    self.place = 'its first number'
+
+  def fill(self, buffer: memoryview):
+    """Reads as many bytes as the buffer has, from as many files as it takes."""
+    while len(buffer):
+      if self.files:
+        found = self.files[0].readinto(buffer)
+      else:
+        found = 0
+      if not found and not self.files:
+        raise ValueError(
+          f'it ends within {self.place}, {len(buffer)} bytes before its end: a part is cut or missing'
+        )
+      if found:
+        self.files = self.files
+      else:
+        self.files = self.files[1:]
+      buffer = buffer[found:]
+
+  def numbers(self, form: str) -> tuple:
+    data = bytearray(struct.calcsize('<' + form))
+    self.fill(memoryview(data))
+    return struct.unpack('<' + form, data)
+
+  def name(self) -> str:
+    data = bytearray(self.numbers('H')[0])
+    self.fill(memoryview(data))
+    return data.decode('utf-8').removesuffix('\0')
+
+  def variable(self) -> tuple[str, np.ndarray]:
+    name = self.name()
+    self.place = f'the variable {name!r}'
+    shape = self.numbers(f'{self.numbers("B")[0]}I')
+    kind, size = self.numbers('BI')
+    if kind >= len(TYPES) or math.prod(shape) * np.dtype(TYPES[kind]).itemsize != size:
+      raise ValueError(
+        f'{self.place} has the shape {shape}, type {kind} and {size} bytes, which do not fit'
+      )
+    values = np.empty(math.prod(shape), TYPES[kind])
+    self.fill(memoryview(values).cast('B') if size else memoryview(b''))
+    return name, values.reshape(shape)
+
+
+def _read(parts: _Parts) -> Contents:
+  (version,) = parts.numbers('I')
+  if version not in VERSIONS:
+    raise ValueError(f'it does not start as such a file does (version {version})')
+  parts.place = 'its head'
+  kind = parts.name()
+  _, count = parts.numbers('II')
+  variables = dict(parts.variable() for _ in range(count))
+  parts.place = 'the aliases at its end'
+  return Contents(
+    kind,
+    variables,
+    dict(
+      (
+        parts.name(),
+        parts.name(),
+      )
+      for _ in range(parts.numbers('I')[0])
+    ),
+  )
+
+
+def read_model(*paths) -> Contents:
+  """All variables of a file, or of the parts of one in their order; nothing is held twice.
+
+  Raises:
+    UserError: no such file, a truncated, damaged or foreign one.
+  """
+  try:
+    with contextlib.ExitStack() as stack:
+      return _read(_Parts([stack.enter_context(open(path, 'rb')) for path in paths]))
+  except (OSError, ValueError, MemoryError) as error:  # ValueError: also a name that is no UTF-8
+    raise UserError(
+      f'cannot read {" + ".join(map(str, paths))} as a model.bin of CTranslate2: {error}.'
+    ) from None
