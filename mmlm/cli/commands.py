@@ -131,10 +131,8 @@ def claim(folder: pathlib.Path, config) -> None:
     stored = configs.complete(
       configs.from_dict(runs.read_json(path))
     ).to_dict()  # keys that are newer than the run have their defaults
-    lines = []
-    for line in differences(json.loads(json.dumps(stored)), wanted):
-      if not line.startswith(configs.NOT_PART_OF_THE_RUN):
-        lines.append(line)
+    stored = json.loads(json.dumps(stored))
+    lines = differences(configs.without_resumable(stored), configs.without_resumable(wanted))
     if lines:
       listed = ''.join(f'\n  {line}' for line in lines)
       raise UserError(

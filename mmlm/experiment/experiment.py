@@ -39,7 +39,7 @@ from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.metrics.text_metrics import METRICS
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.experiment.initialization import started
-from mmlm.models.encoders import FEATURE_ENCODERS
+from mmlm.models.encoders import ENCODERS, FEATURE_ENCODERS
 from mmlm.models.encoders.subsampling import rows_after
 from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import build_model
@@ -74,6 +74,8 @@ class Experiment:
       raise UserError(
         'task=word_vectors: `train`, `sweep`, `evaluate`, `similarity`, `vectors` and `report` know word vectors, other commands have no use for them.'
       )
+    if not config.model.encoders and config.task not in ('language_model', 'word_vectors'):
+      raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
     one_of(f'model.head.name of {config.task}', config.model.head.name, self.task.heads)
     for name in config.evaluate.metrics:
       one_of('evaluate.metrics', name, METRICS)

@@ -62,8 +62,8 @@ def training_parts(
     ids=planned.ids,
     schedule=loop.Schedule(
       total,
-      max(1, steps('log_every')),
-      max(1, steps('eval_every')),
+      max(1, steps('log_every', total)),
+      max(1, steps('eval_every', total)),
       config.train.patience,
       averages,
     ),
@@ -165,9 +165,13 @@ def text_validation(experiment: Experiment):
 
 def _steps(config, plan):
   """A key of config.train -> how many steps its duration is."""
-  return lambda key: configs.to_steps(
-    config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch
-  )
+
+  def steps(key: str, total: int | None = None) -> int:
+    return configs.to_steps(
+      config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch, total
+    )
+
+  return steps
 
 
 def _rate(config, plan):

@@ -15,6 +15,7 @@ from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
+from mmlm.utils.options import option
 from mmlm.utils.traced import is_traced
 
 
@@ -106,7 +107,7 @@ class _Pooled(nn.Module):
   pool: str = 'mean'
   hidden: int = 0
   pooler: str = ''
-  answer_dropout: float = -1.0
+  answer_dropout: float = option(-1.0, traced=True)
   dropout: float = 0.0
   dtype: str = 'float32'
 
@@ -186,7 +187,9 @@ class Ctc(nn.Module):
 class _WithCtc(nn.Module):
   """A decoder and, on the same memory, a CTC branch (Watanabe et al. 2017, II-C)."""
 
-  ctc_weight: float = 0.3  # of the CTC branch in the loss; the decoder has the rest
+  ctc_weight: float = option(
+    0.3, 'of the CTC branch in the loss; the decoder has the rest', traced=True
+  )
   ctc_labels: str = 'target'  # what CTC learns: the 'target', or the 'transcript' where the target is its translation
 
   def setup(self):

@@ -10,6 +10,7 @@ import flax.linen as nn
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.layers import ACTIVATIONS, Dropout
 from mmlm.parallel import spread_rows
+from mmlm.utils.options import FRACTION, option
 
 
 class FeedForward(nn.Module):
@@ -158,7 +159,9 @@ class WithDeepTransformer(WithTransformer):
   """With the fields of parts whose Transformer may be large."""
 
   ffn_dim: int = 0  # 0 = four times the width
-  attention_dropout: float = 0.0  # of the weights of attention
+  attention_dropout: float = option(
+    0.0, 'of the weights of attention', limits=FRACTION, traced=True
+  )
   hidden_dropout: bool = True  # also inside the feed-forward
   scan: bool = False
   remat: bool = False

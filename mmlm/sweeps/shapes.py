@@ -1,11 +1,15 @@
-"""Which trials one program can train: those whose configs differ only in numbers that do not change the program.
+"""Which trials one program can train: those whose configs differ only in numbers that it can trace.
 
-Dropout, weight decay and the like are traced, each trial with its own; rates of learning are a table with a column a trial; what only
-decides when something is written stays outside of the program.
+Which keys these are is stated where each key is declared (`traced`, `schedule`, `outside_program`
+of mmlm/utils/options.py). Traced numbers, such as dropout and weight decay, are an argument of the
+program; learning rates are a table with a row a trial; what only decides when something is written
+stays outside of the program.
+
+Axes: K trials, T steps of the longest of them.
 """
 
-import fnmatch
-import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,121 +17,93 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from mmlm.config import options_in
 from mmlm.utils.errors import UserError
+from mmlm.utils.options import Option
 
-# What is 0 or below is switched off: trials with it and without it are not of one program.
-TRACED = (
-  'optimizer.weight_decay',
-  'train.label_smoothing',
-  'model.dropout',
-  'model.modality_dropout',
-  'model.encoders.*.grid_dropout',
-  'model.encoders.*.attention_dropout',
-  'model.head.attention_dropout',
-  'model.head.answer_dropout',
-  'model.head.ctc_weight',
-)
-SCHEDULE = (
-  'optimizer.learning_rate',
-  'optimizer.warmup',
-  'optimizer.final_fraction',
-  'optimizer.schedule',
-  'train.duration',
-)
-OUTSIDE = (
-  'name',
-  'card',
-  'train.log_every',
-  'train.eval_every',
-  'train.patience',
-  'train.keep_latest',
-  'train.keep_best',
-)
 RATES = 'rates'
+NO_OPTION = Option()  # of keys that are the user's, such as those of data.fields
 
 
-def _flat(config) -> dict:
-  return flatten_dict(
-    config.to_dict(), keep_empty_nodes=True, sep='.'
-  )  # a model without encoders has an empty group of them
+def _flat(config: ConfigDict) -> dict[str, Any]:
+  """Returns {path: value}; an empty group stays, such as the encoders of a language model."""
+  return flatten_dict(config.to_dict(), keep_empty_nodes=True, sep='.')
 
 
-def _is_traced(key: str) -> bool:
-  return any(fnmatch.fnmatch(key, pattern) for pattern in TRACED)
-
-
-def shape_of(config) -> tuple:
-  """What two completed configs must have in common to be trained by one program.
+def shape_of(config: ConfigDict) -> tuple:
+  """Returns what two completed configs must have in common to be trained by one program.
 
   Raises:
-    UserError: a task whose step is one of its own.
+    UserError: a task that has a train step of its own.
   """
   if config.task == 'word_vectors':
     raise UserError(
-      'task=word_vectors: word vectors move rows of tables on one device, a trial at a time. Choose --executor=local.'
+      'task=word_vectors: word vectors are trained on one device, a trial at a time. '
+      'Choose --executor=local.'
     )
-  values = _flat(config)
+  options = options_in(config)
   # Batches of several lengths come in an order that depends on the seed.
-  if len(config.data.buckets) > 1:
-    free = (*SCHEDULE, *OUTSIDE)
-  else:
-    free = (*SCHEDULE, *OUTSIDE, 'seed')
-
-  def told(key, value):
-    if _is_traced(key):
-      return (value > 0) - (value < 0)
-    return value
-
-  return tuple(
-    sorted((key, repr(told(key, value))) for key, value in values.items() if key not in free)
-  )
+  seed_is_free = len(config.data.buckets) <= 1
+  shape = []
+  for key, value in _flat(config).items():
+    declared = options.get(key, NO_OPTION)
+    if declared.traced:
+      value = np.sign(value)  # 0 and less switch something off: another program
+    is_free = declared.schedule or declared.outside_program or (key == 'seed' and seed_is_free)
+    if not is_free:
+      shape.append((key, repr(value)))
+  return tuple(sorted(shape))
 
 
-def groups_of(items: list, config_of) -> list[list]:
-  """`items` in groups that one program can train each, in the order of their first; `config_of` gives the config of an item."""
-  groups = {}
+def groups_of(items: list, config_of: Callable[[Any], ConfigDict]) -> list[list]:
+  """Returns the items in groups that one program can train each, in the order of their first.
+
+  Args:
+    config_of: item -> its completed config.
+  """
+  groups: dict[tuple, list] = {}
   for item in items:
-    groups.setdefault(shape_of(config_of(item)), []).append(item)
+    shape = shape_of(config_of(item))
+    groups.setdefault(shape, []).append(item)
   return list(groups.values())
 
 
-def numbers_of(configs: list, schedules: list, totals: list[int]) -> dict:
-  """What differs between K trials: {key: [K]}, and `RATES` [K, T] where their learning rates do.
+def numbers_of(
+  configs: Sequence[ConfigDict], schedules: Sequence[Callable], totals: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Returns what differs between K trials: {key: [K]}, and `RATES` [K, T] of learning rates.
 
   Args:
     schedules: of each trial, step -> learning rate.
-    totals: steps of each trial; its row of the table ends with its last rate.
+    totals: steps of each trial; its row of the table is filled up with its last rate.
   """
   values = [_flat(config) for config in configs]
-
-  def differs(key):
-    return any(value[key] != values[0][key] for value in values)
-
-  found = {
-    key: np.array([value[key] for value in values], np.float32)
-    for key in values[0]
-    if _is_traced(key) and differs(key)
-  }
-  if any(map(differs, SCHEDULE)):
-    rates = [
-      np.asarray(jax.vmap(lambda step, rate=rate: jnp.float32(rate(step)))(jnp.arange(total)))
-      for rate, total in zip(schedules, totals)
-    ]
-    found[RATES] = np.stack(
-      list(
-        itertools.starmap(
-          lambda row, more: np.pad(row, (0, more), 'edge'),
-          ((r, max(totals) - len(r)) for r in rates),
-        )
-      )
-    )
-  return found
+  numbers: dict[str, np.ndarray] = {}
+  rates_differ = False
+  for key, declared in options_in(configs[0]).items():
+    of_trials = [value[key] for value in values]
+    differs = any(value != of_trials[0] for value in of_trials)
+    if differs and declared.traced:
+      numbers[key] = np.array(of_trials, np.float32)
+    rates_differ |= differs and declared.schedule
+  if rates_differ:
+    numbers[RATES] = _table_of_rates(schedules, totals)
+  return numbers
 
 
-def with_numbers(config, numbers: dict) -> ConfigDict:
-  """`config` with the numbers of one trial, which may be traced."""
-  return ConfigDict(
-    unflatten_dict(
-      _flat(config) | {key: value for key, value in numbers.items() if key != RATES}, sep='.'
-    )
-  )
+def _table_of_rates(schedules: Sequence[Callable], totals: Sequence[int]) -> np.ndarray:
+  """Returns the learning rates of all steps, [K, T]."""
+  rows = []
+  for schedule, total in zip(schedules, totals):
+    rates = jax.vmap(lambda step, rate=schedule: jnp.float32(rate(step)))(jnp.arange(total))
+    rows.append(np.pad(rates, (0, max(totals) - total), 'edge'))
+  return np.stack(rows)
+
+
+def with_numbers(config: ConfigDict, numbers: dict[str, Any]) -> ConfigDict:
+  """Returns `config` with the numbers of one trial, which may be traced."""
+  values = _flat(config)
+  for key, value in numbers.items():
+    if key != RATES:
+      values[key] = value
+  return ConfigDict(unflatten_dict(values, sep='.'))

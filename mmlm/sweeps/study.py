@@ -68,10 +68,7 @@ class Plan:
     return configs.override(self.config, settings)
 
   def told(self) -> dict:
-    base = {}
-    for key, value in self.config.to_dict().items():
-      if not key.startswith(configs.NOT_PART_OF_THE_RUN):
-        base[key] = value
+    base = configs.without_resumable(self.config.to_dict())
     own = {
       'space': repr(self.space),
       'sampler': self.sampler,
@@ -157,11 +154,14 @@ class Sweep:
   def _claim(self):
     path = self.folder / SWEEP
     wanted = self.plan.told()
-    if path.exists() and (lines := differences(runs.read_json(path), wanted)):
-      listed = ''.join(f'\n  {line}' for line in lines)
-      raise UserError(
-        f'{self.folder} holds another sweep. It differs in{listed}\nGive another --workdir.'
-      )
+    if path.exists():
+      stored = runs.read_json(path)
+      stored['config'] = configs.without_resumable(stored['config'])
+      if lines := differences(stored, wanted):
+        listed = ''.join(f'\n  {line}' for line in lines)
+        raise UserError(
+          f'{self.folder} holds another sweep. It differs in{listed}\nGive another --workdir.'
+        )
     runs.refuse_foreign(self.folder, SWEEP, 'sweep')
     runs.write_json(path, wanted)
 

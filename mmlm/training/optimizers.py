@@ -35,7 +35,7 @@ SCHEDULES = {
 
 def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: int):
   """Learning rate of a step: linear warm-up, then the named schedule."""
-  warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch)
+  warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch, total_steps)
   named = SCHEDULES[one_of('optimizer.schedule', config.schedule, SCHEDULES)]
   rate = config.learning_rate
   after = named(rate, warmup, total_steps, config.final_fraction)

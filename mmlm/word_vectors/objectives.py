@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmlm.config import HEAD_CLASSES
+
 
 class RowGradients(NamedTuple):
   """What an update adds up: for each table, rows of it [n] and their gradients [n, D]; and sum and number of the losses."""
@@ -241,3 +243,4 @@ class Glove:
 
 
 WORD_VECTORS = {'skip_gram': SkipGram, 'cbow': Cbow, 'glove': Glove}
+HEAD_CLASSES.update(WORD_VECTORS)

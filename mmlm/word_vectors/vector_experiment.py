@@ -221,9 +221,9 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
   plan, loader = experiment.plan_and_loader(split, config.train.batch_size)
   validate = _validation(experiment)
 
-  def steps(key):
+  def steps(key, of=None):
     return configs.to_steps(
-      config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch
+      config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch, of
     )
 
   total = steps('duration')
@@ -240,7 +240,10 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
     stream=lambda start, stop: stream(_Numbers(), loader, start, stop),
     ids=lambda number: ['of epoch {} the batch {}'.format(*divmod(number, plan.steps_per_epoch))],
     schedule=loop.Schedule(
-      total, max(1, steps('log_every')), max(1, steps('eval_every')), config.train.patience
+      total,
+      max(1, steps('log_every', total)),
+      max(1, steps('eval_every', total)),
+      config.train.patience,
     ),
     watch=watch_of(config),
     skips=config.watch.skips_in_a_row,

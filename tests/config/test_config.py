@@ -1,13 +1,19 @@
 """The schema of configs: what is read, filled in, overridden, and refused with a hint."""
 
+import dataclasses
 import pathlib
+import sys
 
 import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+import mmlm.word_vectors.objectives  # noqa: F401 registers its heads
 from mmlm import config as configs
+from mmlm.decoding.score_fusion import FusionOptions
+from mmlm.decoding.search import SearchOptions
+from mmlm.training.optimizers import make_schedule
 from mmlm.utils.errors import UserError
 
 FILES = sorted(ROOT.glob('configs/*/*.py'))
@@ -76,6 +82,16 @@ def test_every_config_file_completes(path, arg):
 
 def test_there_are_config_files():
   assert len(FILES) >= 4
+
+
+def test_config_files_import_each_other_where_the_project_is_not_on_the_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  elsewhere = [path for path in sys.path if pathlib.Path(path).resolve() != ROOT]
+  monkeypatch.setattr(sys, 'path', elsewhere)
+  for name in [name for name in sys.modules if name.partition('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  spec = in_file(tmp_path, 'from configs.captioning.flickr8k import recipe', 'recipe(config)')
+  assert configs.load_config(spec).model.head['heads'] == 8
 
 
 def test_a_relative_path_is_also_looked_for_in_the_project(tmp_path, monkeypatch):
@@ -221,7 +237,6 @@ def replaced(**groups):
     (dict(tokenizer='word'), "tokenizer='word': expected a group"),
     (dict(optimiser={'name': 'lion'}), 'optimiser: unknown key. Nearest: optimizer'),
     (dict(train={'batchsize': 3}), 'train.batchsize: unknown key. Nearest: train.batch_size'),
-    (dict(model__encoders={}), 'model.encoders is empty'),
     (dict(model__encoders={'image': 'vit'}), "model.encoders.image='vit': expected"),
     (dict(model__encoders={'image': {'layers': 1}}), 'model.encoders.image.name: no None'),
     (
@@ -367,30 +382,83 @@ def test_another_part_brings_its_own_options():
 # Durations
 
 
-def test_durations():
-  def steps(text):
-    return configs.to_steps(text, 'key', 64, 25)
+@pytest.mark.parametrize(
+  'text, steps',
+  [
+    ('7 steps', 7),
+    ('1 step', 1),
+    ('2 epochs', 50),
+    ('0.5 epochs', 13),
+    ('64 examples', 1),
+    ('65 examples', 2),
+    ('0 steps', 0),
+    ('5 %', 10),
+    ('7%', 14),
+    ('0.3 %', 1),
+    ('100 %', 200),
+    ('0 %', 0),
+  ],
+)
+def test_a_duration_is_rounded_up_to_steps(text, steps):
+  assert configs.to_steps(text, 'key', 64, 25, total_steps=200) == steps
 
-  assert [
-    steps(t)
-    for t in (
-      '7 steps',
-      '1 step',
-      '2 epochs',
-      '0.5 epochs',
-      '64 examples',
-      '65 examples',
-      '0 steps',
-    )
-  ] == [
-    7,
-    1,
-    50,
-    13,
-    1,
-    2,
-    0,
-  ]
-  for text in ('', '7', 'steps', '7 minutes', '-7 steps', '7 steps 8', '1e3 steps', '∞ steps'):
-    with pytest.raises(UserError, match=f"key='{text}': expected a duration such as"):
-      steps(text)
+
+@pytest.mark.parametrize(
+  'text', ['', '7', 'steps', '7 minutes', '-7 steps', '7 steps 8', '1e3 steps', '∞ steps', '-5 %']
+)
+def test_other_texts_are_no_durations(text):
+  with pytest.raises(UserError, match=f"key='{text}': expected a duration such as .*'5 %'"):
+    configs.to_steps(text, 'key', 64, 25, 200)
+
+
+@pytest.mark.parametrize('key', ['optimizer.warmup', 'train.log_every', 'train.eval_every'])
+def test_a_duration_may_be_a_share_of_the_run(key):
+  assert overridden(key, '5 %') == '5 %'
+  with pytest.raises(UserError, match=f"{key}='101 %': a share of the run is at most '100 %'"):
+    overridden(key, '101 %')
+
+
+def test_the_length_of_the_run_is_no_share_of_itself():
+  message = "train.duration='50 %': the length of the run cannot be a share of itself"
+  with pytest.raises(UserError, match=message):
+    overridden('train.duration', '50 %')
+  with pytest.raises(UserError, match=message):
+    configs.to_steps('50 %', 'train.duration', 64, 25)
+
+
+def test_a_warmup_of_a_tenth_reaches_the_peak_after_a_tenth_of_the_run():
+  options = configs.default_config().optimizer
+  options.warmup = '10 %'
+  rate = make_schedule(options, 200, batch_size=64, steps_per_epoch=25)
+  assert rate(19) < options.learning_rate == rate(20)
+
+
+# Properties of keys
+
+
+def test_decoding_has_the_fields_of_its_dataclasses_with_their_defaults():
+  fields = [*dataclasses.fields(SearchOptions), *dataclasses.fields(FusionOptions)]
+  declared = {}
+  for field in fields:
+    is_token = '_id' in field.name  # the tokenizer gives these
+    if not is_token:
+      declared[field.name] = field.default
+  declared['max_length'] = 0  # data.max_length
+  assert configs.default_config().decoding.to_dict() == declared
+
+
+def test_keys_that_may_change_when_a_run_is_continued_are_left_out():
+  fixed = configs.without_resumable(configs.complete(small()).to_dict())
+  for key in ('name', 'card', 'parallel', 'evaluate', 'watch'):
+    assert key not in fixed
+  assert 'dir' not in fixed['data'] and 'max_length' in fixed['data']
+  assert 'log_every' not in fixed['train'] and 'eval_every' in fixed['train']
+  assert fixed['model'] == configs.complete(small()).model.to_dict()
+
+
+def test_options_of_parts_tell_their_limits_and_properties():
+  options = configs.options_in(configs.complete(small()))
+  assert options['model.encoders.image.attention_dropout'].traced
+  assert options['model.dropout'].traced and not options['model.dim'].traced
+  assert options['train.duration'].schedule and options['train.log_every'].outside_program
+  assert 'model.encoders.image.dim' not in options and 'data.splits.train' not in options

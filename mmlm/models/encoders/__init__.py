@@ -17,6 +17,7 @@ from mmlm.models.recurrent import FeatureRecurrent, RecurrentEncoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer, WithTransformer
 from mmlm.utils.errors import UserError
+from mmlm.utils.options import FRACTION, option
 
 
 def _whole_mask(mask, x):
@@ -67,7 +68,9 @@ class EfficientNetGrid(WithTransformer):
   layers: int = 0
   frozen: bool = True
   cache: bool = True
-  grid_dropout: float = 0.0  # of whole values of the grid, before the projection
+  grid_dropout: float = option(
+    0.0, 'of whole values of the grid, before the projection', limits=FRACTION, traced=True
+  )
 
   @nn.compact
   def __call__(self, x, mask=None, train=False):

@@ -15,6 +15,7 @@ from mmlm.models.recurrent import Bidirectional
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import FeedForward, WithDeepTransformer
 from mmlm.utils.errors import UserError
+from mmlm.utils.options import FRACTION, option
 
 
 @jax.custom_vjp
@@ -143,7 +144,9 @@ class Conformer(nn.Module):
   heads: int = 4
   kernel: int = 15
   ffn_dim: int = 0  # 0 = four times the width
-  attention_dropout: float = 0.0  # of the weights of attention
+  attention_dropout: float = option(
+    0.0, 'of the weights of attention', limits=FRACTION, traced=True
+  )
   remat: bool = False
   dropout: float = 0.0
   dtype: str = 'float32'
