@@ -8,7 +8,8 @@
 0.544; all scores with their intervals: experiments/README.md. `:language=zh` trains on the Chinese captions.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def recipe(config):

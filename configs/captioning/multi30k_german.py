@@ -7,7 +7,8 @@
 """
 
 from configs.captioning.flickr8k import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -11,7 +11,8 @@ validation on that is no better than those before (NT-ASGD); for it, and for mor
 `--config.model.head.hidden_dim=650 --config.model.head.weight_drop=0.5 --config.model.dropout=0.4 --config.train.duration='40 epochs'`.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.utils.choices import one_of
 
 

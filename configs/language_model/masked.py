@@ -8,7 +8,8 @@
 anew in each step; validation masks the same ones each time.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.pretrained.bert import bert_options
 
 

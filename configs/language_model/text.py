@@ -11,7 +11,8 @@ not see each other, or `lstm`, which reads on. `gpt2=FOLDER` goes on from a GPT-
 (`decoding.language_model`), or start its decoder (`train.start_from`).
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.pretrained.gpt2 import gpt2_options
 from mmlm.utils.choices import one_of
 

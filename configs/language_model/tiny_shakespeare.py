@@ -10,7 +10,8 @@ weights of attention too, and inside the feed-forward layers, where nanoGPT has 
 Positions are rotary, not learned as nanoGPT's: `--config.model.head.positions=learned` for those.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.utils.choices import one_of
 
 SIZES = {

@@ -8,7 +8,8 @@
 """
 
 from configs.sentiment.bert_sst2 import recipe
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 
 def get_config(arg=''):

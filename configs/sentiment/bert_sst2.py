@@ -9,7 +9,8 @@
 multiplies the rate of each layer by so much of the one above it (Howard & Ruder 2018). GLUE's dev split is scored.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.pretrained.bert import bert_options
 
 

@@ -9,7 +9,8 @@
 words start at random, as in Kim's CNN-rand (width 300). The fold after the one that is scored chooses the checkpoint.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

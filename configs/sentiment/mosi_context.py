@@ -18,7 +18,8 @@ chosen on ten videos alone, had been seen on the test before the folds were aske
 `:fusion=` any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, audio and video.
 """
 
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 FIELDS = {'text': 'text_features', 'audio': 'audio', 'video': 'video'}
 WIDTHS = {'text': 100, 'audio': 73, 'video': 100}

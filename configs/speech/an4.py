@@ -10,8 +10,9 @@ no other; its weight and the width were chosen on the validation part. `:tokeniz
 are 7.4 (ESPnet) and 5.95 (Kaldi) WER from the waveforms.
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -7,9 +7,10 @@
 decoder alone).
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
 from configs.speech.librispeech import ENCODER, large
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -8,8 +8,9 @@ A small Conformer with CTC and a Transformer decoder; `:head=ctc` is CTC alone. 
 by recording: the mean of a word of a third of a second is its vowel.
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

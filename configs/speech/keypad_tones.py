@@ -6,7 +6,8 @@
 `:head=` ctc, joint, joint_recurrent, transformer_decoder or recurrent_decoder; `:encoder=` conformer, audio_transformer or audio_recurrent.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def recipe(config, encoder: dict, head='joint', **options):

@@ -7,8 +7,9 @@
 FOLDER holds train-clean-100 and so on as the archives have them; `:train=train_clean_360`, `:valid=dev_other` name other parts.
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 # The medium size of Gulati et al. (2020), table 1.
 ENCODER = {

@@ -8,8 +8,9 @@ A Conformer that fits some hours of speech; `:tokenizer=unigram` with `--config.
 many values a row. `test=` names a manifest for `evaluate`; without it the validation set is scored.
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -16,8 +16,9 @@ All have bidirectional LSTMs and LSTM decoders with attention, or CTC, of which 
 larger and has Transformer decoders.
 """
 
+from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 from mmlm.utils.choices import one_of
 
 FIELDS = {

@@ -7,8 +7,9 @@ The model is that of parallel.py with a frozen picture encoder beside it: `:fusi
 resampler; `:modalities=text` for the text alone. `test=` names a manifest for `evaluate`; without it the validation set is scored.
 """
 
+from configs.smoke import smoke
 from configs.translation.parallel import recipe
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -9,7 +9,8 @@ it learns sooner; `:post_norm` is the published form with its rates. `:annealed`
 falls to zero within 40 epochs; the number for French was made so.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def recipe(config, source, target):

@@ -10,8 +10,9 @@
 another run, here that of the text alone, for a few epochs: with `:modalities=text,start=runs/text` it is what a fusion is compared with.
 """
 
+from configs.smoke import smoke
 from configs.translation.multi30k import BLOCK, recipe
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 
 def get_config(arg=''):

@@ -3,8 +3,9 @@
 ./launch.sh train configs/translation/multi30k_prenorm.py --workdir runs/prenorm
 """
 
+from configs.smoke import smoke
 from configs.translation.multi30k import recipe
-from mmlm.config import default_config, parse_arg, smoke
+from mmlm.config import default_config, parse_arg
 
 
 def get_config(arg=''):

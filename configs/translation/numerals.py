@@ -7,7 +7,8 @@
 with any fusion, one in ten from the text alone, and no better than that with the picture of another numeral.
 """
 
-from mmlm.config import chosen, default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import chosen, default_config, parse_arg
 
 
 def get_config(arg=''):

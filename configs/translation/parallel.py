@@ -6,7 +6,8 @@
 Pre-norm Transformer, 3 + 3 layers, D 256; a language code chooses Moses' rules, `moses=False` takes texts as they are.
 """
 
-from mmlm.config import default_config, parse_arg, smoke
+from configs.smoke import smoke
+from mmlm.config import default_config, parse_arg
 
 
 def recipe(config, source, target, moses):

@@ -4,7 +4,6 @@ from mmlm.config.durations import parse_duration, to_steps
 from mmlm.config.keys import options_in, without_resumable
 from mmlm.config.load import ROOT, chosen, from_dict, load_config, parse_arg
 from mmlm.config.schema import HEAD_CLASSES, default_config
-from mmlm.config.smoke_forms import smoke
 from mmlm.config.validate import complete, override
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
   'override',
   'parse_arg',
   'parse_duration',
-  'smoke',
   'to_steps',
   'without_resumable',
 ]
