@@ -13,8 +13,8 @@ import time
 from experiments.record import hardware
 from experiments.rows import Row
 from mmlm.cli import commands
-from mmlm.evaluation.metrics.text_metrics import METRICS as DEFINITIONS
-from mmlm.evaluation.metrics.text_metrics import Views, score_texts
+from mmlm.evaluation.metrics import METRICS as DEFINITIONS
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.evaluation.significance import mean_and_spread
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import decode, params_of
@@ -60,7 +60,7 @@ def measure(row: str, paper) -> list[dict]:
     params, step = params_of(experiment, loader)
     answers = decode(first, evaluator, params, split)
     runs.write_jsonl(experiment.folder / 'predictions' / f'{split}-{step}.jsonl', answers)
-    found.append(score_texts(Views(answers), METRICS, 1))
+    found.append(score_predictions(Predictions(answers), METRICS, 1))
   told = commands.environment()
   rows = []
   for metric, (title, factor, _, _) in METRICS.items():

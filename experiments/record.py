@@ -19,7 +19,8 @@ import shlex
 import sys
 
 from experiments.tables import add_rows, write_tables
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.score_predictions import Predictions
 from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
 from mmlm.tasks import TASKS
 from mmlm.utils.errors import UserError
@@ -176,7 +177,9 @@ class Runs:
     total = {}
     for results in self.results:
       rows = read_jsonl(results[key][2])
-      for row, statistics in zip(rows, Views(rows, self.language).statistics(metric), strict=True):
+      for row, statistics in zip(
+        rows, Predictions(rows, self.language).statistics(metric), strict=True
+      ):
         total[row['id']] = total.get(row['id'], 0) + statistics
     return total
 

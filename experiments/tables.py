@@ -11,8 +11,7 @@ import re
 import sys
 
 from experiments.rows import measured, rows_of_tables
-from mmlm.evaluation.metrics.text_metrics import METRICS
-from mmlm.training.checkpoints import higher_is_better
+from mmlm.evaluation.metrics import METRICS
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, write_atomic, write_json
 
@@ -137,10 +136,17 @@ def mark(row) -> str:
   low, high = row['interval'] or (row['ours'], row['ours'])
   if low <= row['published'] <= high:
     return 'reproduced'
-  key = next((key for key, metric in METRICS.items() if metric.definition == row['definition']), '')
-  if (row['ours'] > row['published']) == higher_is_better(key):
+  if (row['ours'] > row['published']) == _higher_is_better(row['definition']):
     return 'beaten'
   return 'below'
+
+
+def _higher_is_better(definition: str) -> bool:
+  """Returns the direction of a metric by its definition; those of word vectors are not in METRICS."""
+  for metric in METRICS.values():
+    if metric.definition == definition:
+      return metric.higher_is_better
+  return True
 
 
 def _not_run(table: dict, rows: dict, results: list) -> list:

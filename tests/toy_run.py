@@ -15,6 +15,7 @@ from PIL import Image
 from mmlm.data import batching
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.data.transforms.ops import parse_ops
+from mmlm.evaluation.metrics import higher_is_better
 from mmlm.parallel import Parallel
 from mmlm.training import loop
 from mmlm.training.checkpoints import Checkpoints
@@ -101,7 +102,13 @@ class Toy:
     )
 
   def checkpoints(self, writing=True):
-    return Checkpoints(self.folder / 'checkpoints', self.monitor, *self.keep, writing=writing)
+    return Checkpoints(
+      self.folder / 'checkpoints',
+      self.monitor,
+      *self.keep,
+      writing=writing,
+      higher_is_better=higher_is_better(self.monitor),
+    )
 
   def train(self):
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +178,7 @@ def tree(folder):
 
 def fill(folder, scores, **options):
   """Checkpoints whose parameters are the step, saved with the given scores."""
+  options['higher_is_better'] = higher_is_better(options.get('monitor', 'loss'))
   checkpoints = Checkpoints(folder, **options)
   for step, score in enumerate(scores, 1):
     params = {'w': jnp.full(3, float(step))}

@@ -62,7 +62,7 @@ def step(options) -> list[dict]:
     plan.steps_per_epoch,
   )
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, higher_is_better=False)
 
     def behind_one():
       checkpoints.save(trainer.state, {}, {'loss': 1.0})
@@ -111,7 +111,7 @@ def blocking(options) -> list[dict]:
   seconds = {'blocking': [], 'written': [], 'restored': []}
   abstract = jax.eval_shape(lambda: state)
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-    checkpoints = Checkpoints(folder, keep_latest=1)
+    checkpoints = Checkpoints(folder, keep_latest=1, higher_is_better=False)
     for _ in range(options.rounds + 1):
       state = jax.block_until_ready(change(state))
       began = time.perf_counter()

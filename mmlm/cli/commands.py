@@ -23,7 +23,7 @@ from mmlm.data.transforms.audio import SUFFIXES
 from mmlm.data.transforms.features import is_features, read_features
 from mmlm.evaluation.metrics.label_metrics import confusion_table
 from mmlm.evaluation.metrics.speech_metrics import error_report, format_report, timing
-from mmlm.evaluation.metrics.text_metrics import Views, check_reference_words, score_texts
+from mmlm.evaluation.score_predictions import Predictions, check_reference_words, score_predictions
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, Predictor, decode, file_name, params_of
 from mmlm.experiment.training import GREEDY, training_parts
@@ -251,9 +251,9 @@ def evaluate(
     condition = Condition(shuffled='inputs' if shuffled else '')
     rows = decode(experiment, evaluator, params, split, condition=condition, progress=tag)
     speech = timing(rows, time.monotonic() - began)
-    views = Views(rows, config.data.languages.target)
+    views = Predictions(rows, config.data.languages.target)
     metrics = config.evaluate.metrics or experiment.task.metrics
-    scores = score_texts(views, metrics, config.evaluate.bootstrap_samples)
+    scores = score_predictions(views, metrics, config.evaluate.bootstrap_samples)
     if 'wer' in scores or 'cer' in scores:
       speech |= error_report(rows, views.statistics('wer'), views.statistics('cer'))
     result = {

@@ -5,7 +5,9 @@ import sys
 
 from mmlm.data.sources.parallel_text import decode_line
 from mmlm.evaluation.ablation import WORDS, ablation_table, format_table, mask_words, missing_curve
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, computable
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.metrics import views as metric_views
+from mmlm.evaluation.score_predictions import Predictions, computable
 from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, Predictor, decode, file_name, params_of
@@ -44,7 +46,7 @@ def compare(first: str, second: str, split: str, settings: dict) -> dict:
     metrics = ('bleu', 'chrf', 'ter')
     samples = 1000
     language = ''
-  views = [Views([side[name] for name in ids], language) for side in sides]
+  views = [Predictions([side[name] for name in ids], language) for side in sides]
   print(f'{len(ids)} examples\n  a  {paths[0]}\n  b  {paths[1]}')
   results = {}
   for name in computable(views[0], metrics):
@@ -162,7 +164,7 @@ def missing_curves(experiment: Experiment, predictions: dict) -> dict:
     metrics = [
       name
       for name in experiment.config.evaluate.metrics or experiment.task.metrics
-      if METRICS[name].view in ('label', 'value')
+      if METRICS[name].view in (metric_views.labels, metric_views.values)
     ]
     curves[modality] = {metric: missing_curve(complete, rows, metric) for metric in metrics}
     for metric in metrics[:1]:

@@ -6,7 +6,8 @@ A condition is a name and a change of the examples: the inputs of another exampl
 import numpy as np
 
 from mmlm.data.text import MASK
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, computable
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.score_predictions import Predictions, computable
 from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.utils.choices import one_of
 
@@ -57,11 +58,11 @@ def ablation_table(
     'difference', 'p'}}]
   """
   first, *_ = predictions.values()
-  base = Views(first, language)
+  base = Predictions(first, language)
   table = []
   metrics = computable(base, metrics)
   for condition, rows in predictions.items():
-    views = Views(rows, language)
+    views = Predictions(rows, language)
     row = {'condition': condition, 'n': len(rows)}
     row['changed'] = float(
       np.mean([a['hypothesis'] != b['hypothesis'] for a, b in zip(first, rows, strict=True)])
@@ -88,7 +89,7 @@ def missing_curve(
   Returns:
     [{'share', 'value', 'low', 'high'}]: the mean over the draws, and what 95 % of them lie between.
   """
-  full, less = (Views(rows).statistics(metric) for rows in (complete, without))
+  full, less = (Predictions(rows).statistics(metric) for rows in (complete, without))
   numbers: dict = {}
   group = np.array(
     [numbers.setdefault(str(row.get('input') or row['id']), len(numbers)) for row in complete]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
-from mmlm.evaluation.metrics.language_metrics import LANGUAGE_METRICS, stretches
-from mmlm.evaluation.metrics.meteor import Unavailable
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.metrics.language_metrics import stretches
+from mmlm.evaluation.metrics.metric import Unavailable
 from mmlm.parallel import side_by_side
 
 
@@ -72,7 +73,7 @@ def summary(rows: list[dict], names) -> dict:
   found = {'loss': sum(row['nats'] for row in rows) / sum(row['tokens'] for row in rows)}
   for name in names:
     try:
-      metric = LANGUAGE_METRICS[name]
+      metric = METRICS[name]
       found[name] = float(metric.value(metric.statistics(rows, rows).sum(0)))
     except Unavailable:
       continue

@@ -36,7 +36,7 @@ from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import Fusion, FusionOptions, Scorer
 from mmlm.decoding.search import SearchOptions
 from mmlm.evaluation.evaluator import Evaluator
-from mmlm.evaluation.metrics.text_metrics import METRICS
+from mmlm.evaluation.metrics import METRICS, higher_is_better
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.experiment.initialization import started
 from mmlm.models.encoders import ENCODERS, FEATURE_ENCODERS
@@ -424,7 +424,13 @@ class Experiment:
     else:
       vocabulary = ''
     return Checkpoints(
-      folder, train.monitor, train.keep_latest, train.keep_best, writing, vocabulary
+      folder,
+      train.monitor,
+      train.keep_latest,
+      train.keep_best,
+      writing,
+      vocabulary,
+      higher_is_better=higher_is_better(train.monitor),
     )
 
   def trained_params(self, abstract=None) -> tuple:

@@ -10,7 +10,8 @@ from mmlm.data import batching
 from mmlm.data.labels import Classes
 from mmlm.data.pipeline import stream
 from mmlm.data.running_text import PLANS, StreamLoader
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, score_texts
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.evaluation.text_evaluator import summary
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import decode
@@ -239,8 +240,8 @@ def validation(experiment: Experiment):
         rows = decode(experiment, evaluator, params, split, limit)
         found |= {
           name: s['value']
-          for name, s in score_texts(
-            Views(rows, config.data.languages.target), (metric,), 1
+          for name, s in score_predictions(
+            Predictions(rows, config.data.languages.target), (metric,), 1
           ).items()
         }
       values |= {prefix + name: value for name, value in found.items()}

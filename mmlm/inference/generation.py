@@ -12,7 +12,7 @@ import numpy as np
 
 from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK
 from mmlm.decoding.search import SearchOptions, draw
-from mmlm.evaluation.metrics.text_metrics import Views, score_texts
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import file_name
 from mmlm.pretrained.gpt2 import export_gpt2
@@ -42,8 +42,8 @@ def evaluate_text(experiment: Experiment, splits: tuple) -> list[dict]:
     began = time.monotonic()
     text = experiment.running_text(split)
     rows = evaluator.rows(params, text)
-    scores = score_texts(
-      Views(rows),
+    scores = score_predictions(
+      Predictions(rows),
       config.evaluate.metrics or experiment.task.metrics,
       config.evaluate.bootstrap_samples,
     )

@@ -3,7 +3,7 @@
 import math
 import pathlib
 
-from mmlm.evaluation.metrics.text_metrics import METRICS
+from mmlm.evaluation.metrics import METRICS
 from mmlm.reports.pages import read_object, read_rows
 from mmlm.utils.errors import UserError
 

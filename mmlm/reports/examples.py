@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mmlm.data.transforms.image import decode_picture
-from mmlm.evaluation.metrics.caption_metrics import CAPTION_METRICS, tokenize_caption
-from mmlm.evaluation.metrics.text_metrics import METRICS
+from mmlm.evaluation.metrics import METRICS
 from mmlm.reports import speech_view as speech
 from mmlm.reports.pages import number, read_rows
 from mmlm.utils.errors import UserError
@@ -87,18 +86,17 @@ def _numbers(rows) -> list:
 
 
 def _texts(rows, name='word_f1', label='word F1') -> list:
-  hypotheses = [tokenize_caption(row['hypothesis']) for row in rows]
-  references = [[tokenize_caption(text) for text in row['references']] for row in rows]
 
-  def single(metric, *texts):
-    return np.atleast_1d(metric.value(metric.statistics(*texts))).tolist()
+  def single(metric):
+    statistics = metric.statistics(*metric.view(rows, ''))
+    return np.atleast_1d(metric.value(statistics)).tolist()
 
-  exact = single(CAPTION_METRICS['exact_match'], hypotheses, references)
-  own = [row['hypothesis'] for row in rows], [row['references'] for row in rows]
-  grades = single(METRICS[name], *((hypotheses, references) if name in CAPTION_METRICS else own))
+  exact = single(METRICS['exact_match'])
+  grades = single(METRICS[name])
+  digits = 2 if name == 'word_f1' else 1  # chrF is a percentage
 
   def told(row, grade):
-    return f'{label} {grade:.{2 if name in CAPTION_METRICS else 1}f} · score\N{NO-BREAK SPACE}{number(row["score"])}'
+    return f'{label} {grade:.{digits}f} · score\N{NO-BREAK SPACE}{number(row["score"])}'
 
   return [
     row | {'exact': e, 'grade': g, 'told': told(row, g)}

@@ -13,9 +13,9 @@ import soundfile
 from PIL import Image
 
 from mmlm.data.transforms.audio import decode_audio, log_mel_spectrogram
+from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.speech_metrics import (
   KINDS,
-  SPEECH_METRICS,
   alignment,
   error_rate,
   plain,
@@ -262,7 +262,7 @@ def difference(row: dict) -> list[tuple[str, str, str]]:
 def graded(rows: list) -> list:
   """The rows with `exact`, `grade` and `told` (html.py) by their rate of wrong words, or of characters where no reference has two words."""
   single = all(len(plain(text).split()) < 2 for row in rows for text in row['references'])
-  sums = SPEECH_METRICS['cer' if single else 'wer'].statistics(
+  sums = METRICS['cer' if single else 'wer'].statistics(
     [row['hypothesis'] for row in rows], [row['references'] for row in rows]
   )
   found = []

@@ -9,10 +9,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from mmlm.evaluation.metrics import higher_is_better
 from mmlm.reports.curves import COLOURS, HEIGHT, WIDTH, plot, plots_of_runs
 from mmlm.reports.pages import read_object, write_page
 from mmlm.sweeps.listing import SWEEP
-from mmlm.training.checkpoints import higher_is_better
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json
 

@@ -6,7 +6,7 @@ import pathlib
 import time
 from typing import NamedTuple
 
-from mmlm.training.checkpoints import higher_is_better
+from mmlm.evaluation.metrics import higher_is_better
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
 

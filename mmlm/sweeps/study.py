@@ -22,9 +22,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mmlm import config as configs
+from mmlm.evaluation.metrics import higher_is_better
 from mmlm.sweeps.listing import SWEEP, Look, look, number, table
 from mmlm.sweeps.spaces import as_text, point_of
-from mmlm.training.checkpoints import higher_is_better
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences

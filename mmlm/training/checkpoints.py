@@ -25,27 +25,6 @@ REMOVED = '.removed'  # where a step goes that is no longer kept
 FULL = 'the newest checkpoint was not written, older ones are whole'
 
 
-LOWER = (
-  'loss',
-  'perplexity',
-  'ter',
-  'wer',
-  'wer_normalized',
-  'cer',
-  'mae',
-  'calibration_error',
-  'perplexity_word',
-  'bits_per_character',
-  'bits_per_byte',
-  'nats_per_character',
-  'perplexity_masked',
-)
-
-
-def higher_is_better(metric: str) -> bool:
-  return metric.rpartition('/')[2] not in LOWER
-
-
 class _Manager(ocp.CheckpointManager):
   """Orbax's, which a damaged file of metrics does not stop: its step is never the best."""
 
@@ -62,7 +41,9 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
   """The folder `checkpoints/` of a run; only the training (`writing`) makes it and clears what a killed writer left.
 
-  `vocabulary`: the fingerprint of the tokenizer; a step that was trained with another is refused.
+  Args:
+    monitor: the score by which the best steps are chosen, and `higher_is_better`, its direction.
+    vocabulary: the fingerprint of the tokenizer; a step that was trained with another is refused.
   """
 
   def __init__(
@@ -73,11 +54,13 @@ class Checkpoints:
     keep_best: int = 1,
     writing: bool = True,
     vocabulary: str = '',
+    *,
+    higher_is_better: bool,
   ):
     self.folder = pathlib.Path(folder).absolute()
     self.monitor = monitor
     self.vocabulary = vocabulary
-    self.sign = 1 if higher_is_better(monitor) else -1
+    self.sign = 1 if higher_is_better else -1
 
     def best(metrics):
       return self.sign * metrics[monitor]

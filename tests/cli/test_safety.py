@@ -134,7 +134,7 @@ def test_a_checkpoint_older_than_checksums_is_read(whole, copy):
 )
 def test_arrays_that_do_not_fit_are_named_and_nothing_is_moved(copy, change, says):
   state = Toy(copy).state
-  checkpoints = Checkpoints(copy / 'checkpoints')
+  checkpoints = Checkpoints(copy / 'checkpoints', higher_is_better=False)
   with pytest.raises(UserError, match=f'(?s)10 holds other arrays.*{says}'):
     checkpoints.restore(state._replace(params=change))
   with pytest.raises(
@@ -151,7 +151,7 @@ def test_misfits_are_none_where_trees_agree():
 
 def test_a_step_that_goes_is_renamed_first(tmp_path):
   """Killed while it is removed, it would be seen in part."""
-  checkpoints = Checkpoints(tmp_path, keep_latest=1)
+  checkpoints = Checkpoints(tmp_path, keep_latest=1, higher_is_better=False)
   state = TrainState(jnp.array(1), {'w': jnp.zeros(3)}, (), (), jnp.zeros(2, jnp.uint32))
   left = tmp_path / REMOVED / '7' / 'params'
   for step in (1, 2):
@@ -161,9 +161,9 @@ def test_a_step_that_goes_is_renamed_first(tmp_path):
   checkpoints.close()
   assert not (tmp_path / REMOVED).exists()
   left.mkdir(parents=True)  # of a killed process
-  Checkpoints(tmp_path, writing=False)
+  Checkpoints(tmp_path, writing=False, higher_is_better=False)
   assert left.exists()
-  Checkpoints(tmp_path)
+  Checkpoints(tmp_path, higher_is_better=False)
   assert not left.exists()
 
 

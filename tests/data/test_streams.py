@@ -21,8 +21,9 @@ from mmlm.data.running_text import (
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.data.sources.tfds_source import TfdsSource
 from mmlm.data.tokenizers.tokenizer import BOS, EOS, MASK, SPECIALS, UNK, Tokenizer, train_tokenizer
-from mmlm.evaluation.metrics.language_metrics import BLOCK, LANGUAGE_METRICS, stretches
-from mmlm.evaluation.metrics.meteor import Unavailable
+from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.metrics.language_metrics import BLOCK, stretches
+from mmlm.evaluation.metrics.metric import Unavailable
 from mmlm.utils.errors import UserError
 
 DOCUMENTS = ('ab a\n', 'c', 'abc abc  cab', 'ba')
@@ -303,7 +304,7 @@ def test_a_batch_holds_its_spans():
 def values(rows):
   found = {}
   for name in ('perplexity_word', 'bits_per_character', 'nats_per_character', 'bits_per_byte'):
-    metric = LANGUAGE_METRICS[name]
+    metric = METRICS[name]
     try:
       found[name] = metric.value(metric.statistics(rows, rows).sum(0))
     except Unavailable:

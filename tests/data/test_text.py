@@ -8,7 +8,8 @@ from mmlm.config import load_config
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.data.text import LANGUAGES, MASK, Texts, moses_detokenize, moses_tokenize, words
 from mmlm.data.tokenizers.tokenizer import UNK, Tokenizer, train_tokenizer, usual_casing
-from mmlm.evaluation.metrics.text_metrics import Views, check_reference_words
+from mmlm.evaluation.metrics.views import moses_words
+from mmlm.evaluation.score_predictions import check_reference_words
 from mmlm.utils.errors import UserError
 
 
@@ -47,7 +48,7 @@ def test_the_references_have_the_published_words(sentences):
   """12,103 words are what published BLEU on test_2016 is computed from; what differs fails."""
   rows = references_of(sentences['de'])
   config = load_config('configs/translation/multi30k.py')
-  written = [group[0] for group in Views(rows, 'de').of('words')[1]]
+  written = [group[0] for group in moses_words(rows, 'de')[1]]
   assert sum(len(text.split()) for text in written) == 12103
   assert all(text == text.lower() for text in written)
   references = [row['references'] for row in rows]

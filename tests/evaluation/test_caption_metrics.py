@@ -3,11 +3,21 @@ import math
 import numpy as np
 import pytest
 
-from mmlm.evaluation.metrics import caption_metrics, meteor, text_metrics
-from mmlm.evaluation.metrics.caption_metrics import CAPTION_METRICS, tokenize_caption
+from mmlm.evaluation.metrics import METRICS, caption_metrics, meteor
+from mmlm.evaluation.metrics.caption_tokens import tokenize_caption
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.utils.errors import UserError
 
-TEXT_METRICS = [name for name in CAPTION_METRICS if name != 'meteor']
+TEXT_METRICS = [
+  'bleu_1',
+  'bleu_2',
+  'bleu_3',
+  'bleu_4',
+  'rouge_l',
+  'cider_d',
+  'exact_match',
+  'word_f1',
+]
 HYPOTHESES = [
   'a dog runs on the grass',
   'two men sit',
@@ -26,7 +36,7 @@ def score_texts(hypotheses, references, names, samples=1000):
   rows = []
   for text, group in zip(hypotheses, references, strict=True):
     rows.append({'hypothesis': text, 'references': group})
-  return text_metrics.score_texts(text_metrics.Views(rows), names, samples)
+  return score_predictions(Predictions(rows), names, samples)
 
 
 def value(name, hypotheses, references):
@@ -156,7 +166,7 @@ def test_neither_order_of_examples_nor_of_references_matters(name):
 
 @pytest.mark.parametrize('name', [name for name in TEXT_METRICS if name != 'cider_d'])
 def test_an_example_given_twice_is_a_weight_of_two(name):
-  metric = CAPTION_METRICS[name]
+  metric = METRICS[name]
   tokens = [text.split() for text in HYPOTHESES]
   references = [[text.split() for text in group] for group in REFERENCES]
   weights = np.array([1, 2, 1, 1])
@@ -181,7 +191,7 @@ def test_values_of_single_examples_come_in_order():
   names = ('exact_match', 'word_f1')
   single = {}
   for name in names:
-    single[name] = CAPTION_METRICS[name].value(CAPTION_METRICS[name].statistics(tokens, references))
+    single[name] = METRICS[name].value(METRICS[name].statistics(tokens, references))
   assert single['exact_match'].tolist() == [0, 1, 0, 0]
   assert single['word_f1'].shape == (4,) and single['word_f1'].argmax() == 1
 

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from mmlm.evaluation.ablation import SHARES, missing_curve
+from mmlm.evaluation.metrics import METRICS, views
 from mmlm.evaluation.metrics.label_metrics import confusion_table
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, score_texts
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 
 
 def labels(seed=0, count=200, classes='abc'):
@@ -40,7 +41,7 @@ def values(seed=0, count=300):
 
 
 def value(rows, name):
-  return score_texts(Views(rows), [name], 1)[name]['value']
+  return score_predictions(Predictions(rows), [name], 1)[name]['value']
 
 
 def f1_by_hand(true, said, name):
@@ -109,11 +110,11 @@ def test_a_constant_answer_has_no_correlation():
   ],
 )
 def test_resampled_values_are_those_of_the_resampled_rows(name):
-  if METRICS[name].view in ('label', 'confidence'):
+  if METRICS[name].view in (views.labels, views.confidences):
     rows = labels()
   else:
     rows = values()
-  statistics = Views(rows).statistics(name)
+  statistics = Predictions(rows).statistics(name)
   drawn = np.random.default_rng(1).integers(len(rows), size=len(rows))
   assert METRICS[name].value(statistics[drawn].sum(0)) == pytest.approx(
     value([rows[i] for i in drawn], name)

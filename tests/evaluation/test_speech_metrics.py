@@ -11,7 +11,7 @@ from program import done, write_jsonl
 from test_audio import encoded, tone
 
 from mmlm.cli.commands import inputs_of
-from mmlm.evaluation.metrics import speech_metrics
+from mmlm.evaluation.metrics import METRICS, higher_is_better, speech_metrics
 from mmlm.evaluation.metrics.speech_metrics import (
   KINDS,
   alignment,
@@ -20,9 +20,8 @@ from mmlm.evaluation.metrics.speech_metrics import (
   format_report,
   timing,
 )
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, score_texts
+from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.evaluation.significance import paired_bootstrap
-from mmlm.training.checkpoints import higher_is_better
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
 
@@ -97,13 +96,13 @@ def distance(first, second) -> int:
 def test_rates_are_edits_over_the_length_of_the_references(name, split):
   rows = corpus()
   pairs = [(split(row['references'][0]), split(row['hypothesis'])) for row in rows]
-  counts = Views(rows).statistics(name)
+  counts = Predictions(rows).statistics(name)
   assert counts[:, 1:].sum(1).tolist() == [distance(*pair) for pair in pairs]
   assert (
     counts[:, :3].sum(1).tolist() == [len(true) for true, _ in pairs]
     and (counts[:, [0, 1, 3]].sum(1) == [len(said) for _, said in pairs]).all()
   )
-  found = score_texts(Views(rows), [name], 200)[name]
+  found = score_predictions(Predictions(rows), [name], 200)[name]
   assert found['value'] == pytest.approx(
     100 * sum(distance(*pair) for pair in pairs) / sum(len(true) for true, _ in pairs)
   )
@@ -165,14 +164,14 @@ def test_alignment_spells_out_the_errors():
 
 
 def test_two_systems_are_compared_by_their_sums():
-  good, bad = (Views(corpus(noise=noise)).statistics('wer') for noise in (0.05, 0.4))
+  good, bad = (Predictions(corpus(noise=noise)).statistics('wer') for noise in (0.05, 0.4))
   found = paired_bootstrap(good, bad, METRICS['wer'].value, 500)
   assert found['difference'] < -10 and found['p'] < 0.02
   assert paired_bootstrap(good, good, METRICS['wer'].value, 50)['p'] == 1
 
 
 def report_of(rows):
-  views = Views(rows)
+  views = Predictions(rows)
   return error_report(rows, views.statistics('wer'), views.statistics('cer'))
 
 
@@ -184,10 +183,12 @@ def test_speakers_add_up_to_the_whole():
   length = sum(report['words'][kind] for kind in KINDS[:3])
   assert sum(row['words'] for row in report['by_speaker']) == length
   weighted = sum(row['wer'] * row['words'] for row in report['by_speaker']) / length
-  assert weighted == pytest.approx(score_texts(Views(rows), ['wer'], 1)['wer']['value'], abs=0.02)
+  assert weighted == pytest.approx(
+    score_predictions(Predictions(rows), ['wer'], 1)['wer']['value'], abs=0.02
+  )
   own = [row for row in rows if row['speaker'] == 'b']
   assert report['by_speaker'][1]['cer'] == pytest.approx(
-    score_texts(Views(own), ['cer'], 1)['cer']['value'], abs=0.01
+    score_predictions(Predictions(own), ['cer'], 1)['cer']['value'], abs=0.01
   )
   assert report['characters'] == dict(
     zip(

@@ -8,10 +8,9 @@ from sacrebleu.significance import PairedTest
 from mmlm.config import default_config
 from mmlm.data.text import MASK
 from mmlm.evaluation.ablation import ablation_table, format_table, mask_words
-from mmlm.evaluation.metrics import meteor
-from mmlm.evaluation.metrics.text_metrics import METRICS, Views, check_reference_words, score_texts
+from mmlm.evaluation.metrics import METRICS, higher_is_better, meteor
+from mmlm.evaluation.score_predictions import Predictions, check_reference_words, score_predictions
 from mmlm.evaluation.significance import paired_bootstrap
-from mmlm.training.checkpoints import higher_is_better
 from mmlm.utils.errors import UserError
 
 SACREBLEU = {'bleu': sacrebleu.BLEU(), 'chrf': sacrebleu.CHRF(), 'ter': sacrebleu.TER()}
@@ -46,13 +45,13 @@ def test_scores_are_those_of_sacrebleu(name, most):
   for i in range(most):
     columns.append([row['references'][i] if i < len(row['references']) else None for row in rows])
   expected = SACREBLEU[name].corpus_score([row['hypothesis'] for row in rows], columns).score
-  found = score_texts(Views(rows), [name], 200)[name]
+  found = score_predictions(Predictions(rows), [name], 200)[name]
   assert found['value'] == pytest.approx(expected) and 10 < expected < 95
   assert found['low'] < found['value'] < found['high'] and found['high'] - found['low'] < 20
   twice = np.array([2.0, *[1] * (len(rows) - 1)])  # an example given twice is a weight of two
-  sums = twice @ Views(rows).statistics(name)
+  sums = twice @ Predictions(rows).statistics(name)
   assert METRICS[name].value(np.stack([sums, sums])) == pytest.approx(
-    score_texts(Views([rows[0], *rows]), [name], 1)[name]['value']
+    score_predictions(Predictions([rows[0], *rows]), [name], 1)[name]['value']
   )
 
 
@@ -61,8 +60,10 @@ def test_scores_are_those_of_sacrebleu(name, most):
 )
 def test_a_perfect_hypothesis_scores_the_best(name, best):
   rows = corpus(noise=0)
-  assert [*score_texts(Views(rows, 'de'), [name], 5)[name].values()] == pytest.approx([best] * 3)
-  worse = score_texts(Views(corpus(noise=0.1), 'de'), [name], 5)[name]['value']
+  assert [*score_predictions(Predictions(rows, 'de'), [name], 5)[name].values()] == pytest.approx(
+    [best] * 3
+  )
+  worse = score_predictions(Predictions(corpus(noise=0.1), 'de'), [name], 5)[name]['value']
   assert worse < best if higher_is_better(name) else worse > best
 
 
@@ -76,14 +77,16 @@ def test_published_bleu_reads_the_words_that_the_model_wrote():
   }
 
   def value(**changes):
-    return score_texts(Views([row | changes], 'de'), ['bleu_words'], 1)['bleu_words']['value']
+    return score_predictions(Predictions([row | changes], 'de'), ['bleu_words'], 1)['bleu_words'][
+      'value'
+    ]
 
   assert value() == pytest.approx(100) == value(words='ein MANN , der läuft .')
   assert value(words='Ein Mann, der läuft.') < 1
   without = {key: text for key, text in row.items() if key != 'words'} | {
     'hypothesis': 'Ein Mann, der läuft.'
   }
-  assert score_texts(Views([without], 'de'), ['bleu_words'], 1)['bleu_words'][
+  assert score_predictions(Predictions([without], 'de'), ['bleu_words'], 1)['bleu_words'][
     'value'
   ] == pytest.approx(100)
 
@@ -107,7 +110,10 @@ def test_references_of_another_length_fail_the_evaluation():
 
 def compared(first, second, name='bleu', **options):
   return paired_bootstrap(
-    Views(first).statistics(name), Views(second).statistics(name), METRICS[name].value, **options
+    Predictions(first).statistics(name),
+    Predictions(second).statistics(name),
+    METRICS[name].value,
+    **options,
   )
 
 
@@ -216,7 +222,7 @@ def test_an_ablation_compares_each_condition_with_the_first(monkeypatch, capsys)
     and without['ter']['difference'] > 10
     and without['bleu']['p'] < 0.02
   )
-  expected = score_texts(Views(predictions['without image']), ['bleu'], 200)['bleu']
+  expected = score_predictions(Predictions(predictions['without image']), ['bleu'], 200)['bleu']
   assert {key: without['bleu'][key] for key in expected} == pytest.approx(expected, rel=0.03)
   assert 'meteor' not in whole and 'METEOR is left out' in capsys.readouterr().out
   lines = format_table(table, names).splitlines()

@@ -11,7 +11,7 @@ from test_reports import ROW
 
 from experiments import record, tables
 from experiments.rows import Row, measured, rows_of_tables
-from mmlm.evaluation.metrics.text_metrics import METRICS
+from mmlm.evaluation.metrics import METRICS
 from mmlm.sweeps import papers
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError

@@ -317,7 +317,7 @@ def test_a_difference_is_word_by_word_with_the_nearest_reference():
   rng = np.random.default_rng(0)
   for _ in range(30):  # the reference that the error rate counts
     texts = [' '.join(rng.choice([*'abc'], rng.integers(0, 5))) for _ in range(4)]
-    rate = speech.SPEECH_METRICS['wer'].statistics(texts[:1], [texts[1:]])[0]
+    rate = speech.METRICS['wer'].statistics(texts[:1], [texts[1:]])[0]
     wrong = [kind for kind, *_ in difference(row(*texts))]
     assert [wrong.count(kind) for kind in ('substitute', 'delete', 'insert')] == rate[1:].tolist()
     assert sum(len(true) for kind, true, _ in nearest(row(*texts)) if kind == 'equal') == rate[0]

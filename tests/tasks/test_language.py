@@ -376,9 +376,9 @@ def test_averaging_begins_when_no_validation_has_been_better_for_a_while():
 def test_a_checkpoint_holds_what_is_carried_and_how_many_are_averaged(tmp_path):
   state, _ = lane_steps(steps=2, averages=True)
   state = state._replace(averaged=np.int32(7))
-  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+  with contextlib.closing(Checkpoints(tmp_path, higher_is_better=False)) as checkpoints:
     checkpoints.save(state, {}, {'loss': 1.0})
-  again, _ = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: state))
+  again, _ = Checkpoints(tmp_path, higher_is_better=False).restore(jax.eval_shape(lambda: state))
   jax.tree.map(np.testing.assert_array_equal, again, state)
   assert again.averaged == 7 and jax.tree.structure(again) == jax.tree.structure(state)
 

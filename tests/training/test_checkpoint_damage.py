@@ -84,7 +84,7 @@ def test_evaluation_says_which_steps_are_good(tmp_path):
   fill(tmp_path / 'checkpoints', [1, 2, 3, 4], keep_latest=4)
   for step in (2, 4):
     truncate(tmp_path, step)
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', writing=False)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', writing=False, higher_is_better=False)
   with pytest.raises(
     UserError, match=r'checkpoints/4 cannot be read .*Steps that can: \[1, 3\]; choose one'
   ):

@@ -1,189 +1,238 @@
-"""Metrics of labels and of scores: classification, and sentiment as MMSA defines it (Mao et al. 2022); as sums of statistics.
+"""Metrics of classes and of numbers: classification, and sentiment as MMSA defines it (Mao et al. 2022).
 
-Axes: N examples, C classes. Views (`Metric.view`): 'label' gives names of classes, 'confidence' (name, probability) for names,
-'value' numbers.
+Axes: N examples, C classes. Every example has one reference. Classes are names, numbers are those
+that a regression predicts; a reference of either is text.
 """
+
+import functools
 
 import numpy as np
 
-from mmlm.evaluation.metrics.metric import Metric
+from mmlm.evaluation.metrics import views
+from mmlm.evaluation.metrics.metric import Metric, Statistics, mean_statistics
 
-BINS = 15
-
-
-def _correct(hypotheses, references) -> np.ndarray:
-  """[N, 2] for a mean: right or not, and 1."""
-  right = [hypothesis == reference for hypothesis, (reference,) in zip(hypotheses, references)]
-  return np.stack([np.array(right, float), np.ones(len(right))], 1)
+BINS = 15  # of the calibration error
 
 
-def confusion(hypotheses, references) -> np.ndarray:
-  """[N, C (C + 1)]: one cell of the table (class of the reference, class said); the last column is for classes never asked for."""
-  classes = {name: i for i, name in enumerate(sorted({reference for (reference,) in references}))}
+# Classes
+
+
+def _correct(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+  correct = [hypothesis == reference for hypothesis, (reference,) in zip(hypotheses, references)]
+  return mean_statistics(correct)
+
+
+def confusion(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+  """Returns [N, C (C + 1)]: the cell (class of the reference, predicted class) of each example.
+
+  The last column counts predictions of classes that no reference has.
+  """
+  names = sorted({reference for (reference,) in references})
+  classes = {name: number for number, name in enumerate(names)}
   counts = np.zeros((len(hypotheses), len(classes), len(classes) + 1))
-  for row, (hypothesis, (reference,)) in enumerate(zip(hypotheses, references)):
-    counts[row, classes[reference], classes.get(hypothesis, len(classes))] = 1
+  for example, (hypothesis, (reference,)) in enumerate(zip(hypotheses, references)):
+    column = classes.get(hypothesis, len(classes))
+    counts[example, classes[reference], column] = 1
   return counts.reshape(len(hypotheses), -1)
 
 
 def confusion_table(predictions: list[dict]) -> tuple[list[str], np.ndarray]:
-  """Rows of a predictions file -> the names of the classes, and counts [C, C]: class of the reference, class said."""
-  true = [row['references'][0] for row in predictions]
-  said = [row['hypothesis'] for row in predictions]
-  names = list(predictions[0].get('probabilities') or sorted({*true, *said}))
+  """Returns the names of the classes and counts [C, C], class of the reference by predicted class."""
+  references = [prediction['references'][0] for prediction in predictions]
+  hypotheses = [prediction['hypothesis'] for prediction in predictions]
+  names = list(predictions[0].get('probabilities') or sorted({*references, *hypotheses}))
+  numbers = {name: number for number, name in enumerate(names)}
   table = np.zeros((len(names), len(names)), int)
-  np.add.at(
-    table,
-    ([names.index(name) for name in true], [names.index(name) for name in said]),
-    1,
-  )
+  for reference, hypothesis in zip(references, hypotheses):
+    table[numbers[reference], numbers[hypothesis]] += 1
   return names, table
 
 
-def _f1(sums) -> tuple[np.ndarray, np.ndarray]:
-  """F1 [..., C] and support [..., C] of summed confusion tables."""
+def _f1(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns F1 [..., C] and support [..., C] of summed confusion tables."""
   size = int(sums.shape[-1] ** 0.5)
   table = sums.reshape(*sums.shape[:-1], size, size + 1)
-  hit = np.diagonal(table, axis1=-2, axis2=-1)
+  correct = np.diagonal(table, axis1=-2, axis2=-1)
   support = table.sum(-1)
-  said = table[..., :size].sum(-2)
-  return 2 * hit / np.maximum(support + said, 1), support
+  predicted = table[..., :size].sum(-2)
+  return 2 * correct / np.maximum(support + predicted, 1), support
 
 
-def macro_f1(sums) -> np.ndarray:
-  """Mean F1 of the classes, each as heavy; a class that is neither there nor said counts in no mean."""
-  found, support = _f1(sums)
-  there = (support > 0) | (found > 0)
-  return (found * there).sum(-1) / np.maximum(there.sum(-1), 1)
+def macro_f1(sums: np.ndarray) -> np.ndarray:
+  """Returns the mean F1 of the classes, without those that are neither present nor predicted."""
+  f1, support = _f1(sums)
+  present = (support > 0) | (f1 > 0)
+  return (f1 * present).sum(-1) / np.maximum(present.sum(-1), 1)
 
 
-def weighted_f1(sums) -> np.ndarray:
-  """Mean F1 of the classes, each as heavy as it is frequent."""
-  found, support = _f1(sums)
-  return (found * support).sum(-1) / support.sum(-1)
+def weighted_f1(sums: np.ndarray) -> np.ndarray:
+  """Returns the mean F1 of the classes, weighted by their frequency."""
+  f1, support = _f1(sums)
+  return (f1 * support).sum(-1) / support.sum(-1)
 
 
-def _calibration(hypotheses, references) -> np.ndarray:
-  """[N, 3 BINS]: for the bin of the confidence, right or not, the confidence, and 1."""
-  out = np.zeros((len(hypotheses), BINS, 3))
-  for row, ((label, confidence), (reference,)) in enumerate(zip(hypotheses, references)):
-    out[
-      row,
-      min(
-        int(confidence * BINS),
-        BINS - 1,
-      ),
-    ] = label == reference, confidence, 1
-  return out.reshape(len(hypotheses), -1)
+def _calibration(hypotheses: list[tuple[str, float]], references: list[list[str]]) -> np.ndarray:
+  """Returns [N, 3 BINS]: in the bin of the confidence whether correct, the confidence, and 1."""
+  statistics = np.zeros((len(hypotheses), BINS, 3))
+  for example, ((label, confidence), (reference,)) in enumerate(zip(hypotheses, references)):
+    number = min(int(confidence * BINS), BINS - 1)
+    statistics[example, number] = label == reference, confidence, 1
+  return statistics.reshape(len(hypotheses), -1)
 
 
-def _expected_calibration_error(sums) -> np.ndarray:
-  right, confidence, _ = np.moveaxis(
-    sums.reshape(*sums.shape[:-1], BINS, 3),
-    -1,
-    0,
-  )
-  return np.abs(right - confidence).sum(-1) / sums.reshape(
-    *sums.shape[:-1],
-    BINS,
-    3,
-  )[..., 2].sum(-1)
+def _expected_calibration_error(sums: np.ndarray) -> np.ndarray:
+  bins = sums.reshape(*sums.shape[:-1], BINS, 3)
+  correct, confidence, counts = np.moveaxis(bins, -1, 0)
+  return np.abs(correct - confidence).sum(-1) / counts.sum(-1)
 
 
-def _numbers(hypotheses, references) -> tuple[np.ndarray, np.ndarray]:
-  return np.array(hypotheses, float), np.array([reference for (reference,) in references], float)
+# Numbers
 
 
-def _absolute_error(hypotheses, references) -> np.ndarray:
-  said, true = _numbers(hypotheses, references)
-  return np.stack([np.abs(said - true), np.ones(len(said))], 1)
+def _numbers(hypotheses: list[float], references: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the predicted numbers and the labels, both [N]."""
+  labels = [reference for (reference,) in references]
+  return np.array(hypotheses, float), np.array(labels, float)
 
 
-def _moments(hypotheses, references) -> np.ndarray:
-  said, true = _numbers(hypotheses, references)
-  return np.stack(
-    [said, true, said**2, true**2, said * true, np.ones(len(said))],
-    1,
-  )
+def _absolute_error(hypotheses: list[float], references: list[list[str]]) -> np.ndarray:
+  predicted, labels = _numbers(hypotheses, references)
+  return mean_statistics(np.abs(predicted - labels))
 
 
-def _pearson(sums) -> np.ndarray:
+def _moments(hypotheses: list[float], references: list[list[str]]) -> np.ndarray:
+  """Returns [N, 6]: x, y, x^2, y^2, x y and 1 of predicted numbers x and labels y."""
+  x, y = _numbers(hypotheses, references)
+  return np.stack([x, y, x**2, y**2, x * y, np.ones(len(x))], 1)
+
+
+def _pearson(sums: np.ndarray) -> np.ndarray:
   x, y, xx, yy, xy, n = np.moveaxis(np.asarray(sums), -1, 0)
-  spread = np.maximum(
-    (xx - x * x / n) * (yy - y * y / n),
-    0,
-  )
-  return np.where(
-    spread > 0,
-    (xy - x * y / n) / np.sqrt(np.where(spread > 0, spread, 1)),
-    0.0,
-  )
+  spread = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
+  correlation = (xy - x * y / n) / np.sqrt(np.where(spread > 0, spread, 1))
+  return np.where(spread > 0, correlation, 0.0)
 
 
-def _rounded(limit: int):
-  """Right when both round to the same whole number within -limit..limit (half to even, as numpy and MMSA do)."""
+def _rounded(limit: int, hypotheses: list[float], references: list[list[str]]) -> np.ndarray:
+  """Correct when both round to the same whole number within -limit to limit.
 
-  def statistics(hypotheses, references) -> np.ndarray:
-    said, true = (
-      np.round(np.clip(values, -limit, limit)) for values in _numbers(hypotheses, references)
-    )
-    return np.stack([said == true, np.ones(len(said))], 1).astype(float)
-
-  return statistics
-
-
-def _signs(zeros: bool):
-  """Confusion [N, 6] of negative and not (zeros: with the examples whose label is 0), or of positive and not without these."""
-
-  def statistics(hypotheses, references) -> np.ndarray:
-    said, true = _numbers(hypotheses, references)
-    positive = [(values >= 0) if zeros else (values > 0) for values in (said, true)]
-    out = np.zeros((len(said), 2, 3))
-    out[np.arange(len(said)), positive[1].astype(int), positive[0].astype(int)] = 1
-    return (out * (zeros | (true != 0))[:, None, None]).reshape(len(said), -1)
-
-  return statistics
+  Halves round to even numbers, as in numpy and MMSA.
+  """
+  predicted, labels = _numbers(hypotheses, references)
+  predicted = np.round(np.clip(predicted, -limit, limit))
+  labels = np.round(np.clip(labels, -limit, limit))
+  return mean_statistics(predicted == labels)
 
 
-def _accuracy_of_table(sums) -> np.ndarray:
+def _signs_with_zeros(hypotheses: list[float], references: list[list[str]]) -> np.ndarray:
+  """Returns the confusion [N, 6] of 'negative' and 'not negative' (MMSA's Has0)."""
+  predicted, labels = _numbers(hypotheses, references)
+  return _confusion_of_two(predicted >= 0, labels >= 0)
+
+
+def _signs_without_zeros(hypotheses: list[float], references: list[list[str]]) -> np.ndarray:
+  """Returns the confusion [N, 6] of 'not positive' and 'positive', 0 for labels of 0 (MMSA's Non0)."""
+  predicted, labels = _numbers(hypotheses, references)
+  return _confusion_of_two(predicted > 0, labels > 0) * (labels != 0)[:, None]
+
+
+def _confusion_of_two(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns [N, 6], the confusion tables of two classes (False, True)."""
+  table = np.zeros((len(labels), 2, 3))
+  table[np.arange(len(labels)), labels.astype(int), predicted.astype(int)] = 1
+  return table.reshape(len(labels), -1)
+
+
+def _accuracy_of_table(sums: np.ndarray) -> np.ndarray:
   return (sums[..., 0] + sums[..., 4]) / sums.sum(-1)
 
 
-LABEL_METRICS = {
-  'accuracy': Metric('share of right labels', _correct, view='label'),
-  'macro_f1': Metric('mean F1 of the classes', confusion, macro_f1, 'label'),
-  'weighted_f1': Metric(
-    'mean F1 of the classes, each as heavy as it is frequent', confusion, weighted_f1, 'label'
-  ),
-  'calibration_error': Metric(
-    f'expected calibration error, {BINS} bins of equal width (Guo et al. 2017)',
-    _calibration,
-    _expected_calibration_error,
-    'confidence',
-  ),
-  'mae': Metric('mean absolute error', _absolute_error, view='value'),
-  'pearson': Metric("Pearson's r", _moments, _pearson, 'value'),
-  'acc_7': Metric('share equal after rounding within -3..3 (MMSA)', _rounded(3), view='value'),
-  'acc_5': Metric('share equal after rounding within -2..2 (MMSA)', _rounded(2), view='value'),
-  'acc_2_has0': Metric(
-    'accuracy of negative or not, all examples (MMSA Has0)',
-    _signs(True),
-    _accuracy_of_table,
-    'value',
-  ),
-  'f1_has0': Metric(
-    'weighted F1 of negative or not, all examples (MMSA Has0)', _signs(True), weighted_f1, 'value'
-  ),
-  'acc_2_non0': Metric(
-    'accuracy of positive or negative, without labels of 0 (MMSA Non0)',
-    _signs(False),
-    _accuracy_of_table,
-    'value',
-  ),
-  'f1_non0': Metric(
-    'weighted F1 of positive or negative, without labels of 0 (MMSA Non0)',
-    _signs(False),
-    weighted_f1,
-    'value',
-  ),
-}
+# Definitions
+
+ACCURACY = Metric(
+  definition='share of right labels',
+  higher_is_better=True,
+  view=views.labels,
+  statistics=_correct,
+)
+MACRO_F1 = Metric(
+  definition='mean F1 of the classes',
+  higher_is_better=True,
+  view=views.labels,
+  statistics=confusion,
+  value=macro_f1,
+)
+WEIGHTED_F1 = Metric(
+  definition='mean F1 of the classes, each as heavy as it is frequent',
+  higher_is_better=True,
+  view=views.labels,
+  statistics=confusion,
+  value=weighted_f1,
+)
+CALIBRATION_ERROR = Metric(
+  definition=f'expected calibration error, {BINS} bins of equal width (Guo et al. 2017)',
+  higher_is_better=False,
+  view=views.confidences,
+  statistics=_calibration,
+  value=_expected_calibration_error,
+)
+MAE = Metric(
+  definition='mean absolute error',
+  higher_is_better=False,
+  view=views.values,
+  statistics=_absolute_error,
+)
+PEARSON = Metric(
+  definition="Pearson's r",
+  higher_is_better=True,
+  view=views.values,
+  statistics=_moments,
+  value=_pearson,
+)
+
+
+def _rounded_accuracy(limit: int) -> Metric:
+  return Metric(
+    definition=f'share equal after rounding within -{limit}..{limit} (MMSA)',
+    higher_is_better=True,
+    view=views.values,
+    statistics=functools.partial(_rounded, limit),
+  )
+
+
+ACC_7 = _rounded_accuracy(3)
+ACC_5 = _rounded_accuracy(2)
+
+
+def _accuracy_of_signs(statistics: Statistics, definition: str) -> Metric:
+  return Metric(
+    definition=definition,
+    higher_is_better=True,
+    view=views.values,
+    statistics=statistics,
+    value=_accuracy_of_table,
+  )
+
+
+def _f1_of_signs(statistics: Statistics, definition: str) -> Metric:
+  return Metric(
+    definition=definition,
+    higher_is_better=True,
+    view=views.values,
+    statistics=statistics,
+    value=weighted_f1,
+  )
+
+
+ACC_2_HAS0 = _accuracy_of_signs(
+  _signs_with_zeros, 'accuracy of negative or not, all examples (MMSA Has0)'
+)
+F1_HAS0 = _f1_of_signs(
+  _signs_with_zeros, 'weighted F1 of negative or not, all examples (MMSA Has0)'
+)
+ACC_2_NON0 = _accuracy_of_signs(
+  _signs_without_zeros, 'accuracy of positive or negative, without labels of 0 (MMSA Non0)'
+)
+F1_NON0 = _f1_of_signs(
+  _signs_without_zeros, 'weighted F1 of positive or negative, without labels of 0 (MMSA Non0)'
+)

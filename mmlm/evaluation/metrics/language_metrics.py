@@ -2,77 +2,109 @@
 
 Axes: N stretches of text (examples of the bootstrap), T tokens.
 
-A stretch is a document, or BLOCK characters of a longer one; a token belongs to the stretch in which it ends. What is counted is the text
-itself, so that models with other tokenizers have the same stretches and the same counts. The end of a document, where it is predicted,
-counts as one word, one character and one byte, as a line end does.
+A stretch is a document, or BLOCK characters of a longer one; a token belongs to the stretch in which it
+ends. What is counted is the text itself, so that models with different tokenizers have the same stretches
+and the same counts. The end of a document, where it is predicted, counts as one word, one character and
+one byte, as a line end does.
 """
+
+import functools
 
 import numpy as np
 
 from mmlm.data.running_text import RunningText
 from mmlm.data.tokenizers.tokenizer import EOS, UNK
-from mmlm.evaluation.metrics.meteor import Unavailable
-from mmlm.evaluation.metrics.metric import Metric, mean_value
+from mmlm.evaluation.metrics import views
+from mmlm.evaluation.metrics.metric import Metric, Unavailable, Value, mean_value
 
-BLOCK = 2000
-UNITS = ('words', 'characters', 'bytes')
+BLOCK = 2000  # characters of a stretch
 
 
-def _nats_over(unit: str):
-  def statistics(rows, _) -> np.ndarray:
-    if any('nats' not in row or row.get(unit) is None for row in rows):
+def _nats_over(unit: str, rows: list[dict], _) -> np.ndarray:
+  """Returns [N, 2]: nats and units."""
+  statistics = []
+  for row in rows:
+    if 'nats' not in row or row.get(unit) is None:
       raise Unavailable(
-        f'The nats over {unit} are left out: the tokenizer loses {unit} of the text, which itself has no probability then.'
+        f'The nats over {unit} are left out: the tokenizer loses {unit} of the text, '
+        'which itself has no probability then.'
       )
-    return np.array([[row['nats'], row[unit]] for row in rows], float)
+    statistics.append([row['nats'], row[unit]])
+  return np.array(statistics, float)
 
-  return statistics
+
+def _correct_over_tokens(rows: list[dict], _) -> np.ndarray:
+  """Returns [N, 2]: masked tokens predicted correctly, and masked tokens."""
+  return np.array([[row['right'], row['tokens']] for row in rows], float)
 
 
-_OF_ALL = 'nats of all tokens of the text over its {}, the end of a document counting as one where it is predicted'
-LANGUAGE_METRICS = {
-  'perplexity_word': Metric(
-    f'perplexity a word: e to the power of the {_OF_ALL.format("words (what stands between spaces)")}; words outside a vocabulary of words are '
-    'predicted as <unk>, so that it compares within one vocabulary',
-    _nats_over('words'),
-    lambda sums: np.exp(mean_value(sums)),
-    'nats',
-  ),
-  'bits_per_character': Metric(
-    f'bits a character: {_OF_ALL.format("characters")}, by ln 2',
-    _nats_over('characters'),
-    lambda sums: mean_value(sums) / np.log(2),
-    'nats',
-  ),
-  'nats_per_character': Metric(
-    f'nats a character: {_OF_ALL.format("characters")}',
-    _nats_over('characters'),
-    mean_value,
-    'nats',
-  ),
-  'bits_per_byte': Metric(
-    f'bits a byte: {_OF_ALL.format("bytes in UTF-8")}, by ln 2',
-    _nats_over('bytes'),
-    lambda sums: mean_value(sums) / np.log(2),
-    'nats',
-  ),
-  'perplexity_masked': Metric(
-    'perplexity of masked tokens: e to the power of their mean nats, 15 % of the tokens of each text, drawn once',
-    _nats_over('tokens'),
-    lambda sums: np.exp(mean_value(sums)),
-    'nats',
-  ),
-  'masked_accuracy': Metric(
-    'share of these tokens that are found',
-    lambda rows, _: np.array([[row['right'], row['tokens']] for row in rows], float),
-    mean_value,
-    'nats',
-  ),
-}
+def _perplexity(sums: np.ndarray) -> np.ndarray:
+  return np.exp(mean_value(sums))
+
+
+def _bits(sums: np.ndarray) -> np.ndarray:
+  return mean_value(sums) / np.log(2)
+
+
+def _nats_metric(unit: str, value: Value, definition: str) -> Metric:
+  return Metric(
+    definition=definition,
+    higher_is_better=False,
+    view=views.token_nats,
+    statistics=functools.partial(_nats_over, unit),
+    value=value,
+  )
+
+
+def _nats_of_text(unit: str) -> str:
+  return (
+    f'nats of all tokens of the text over its {unit}, '
+    'the end of a document counting as one where it is predicted'
+  )
+
+
+PERPLEXITY_WORD = _nats_metric(
+  'words',
+  _perplexity,
+  f'perplexity a word: e to the power of the {_nats_of_text("words (what stands between spaces)")}; '
+  'words outside a vocabulary of words are predicted as <unk>, so that it compares within one '
+  'vocabulary',
+)
+BITS_PER_CHARACTER = _nats_metric(
+  'characters', _bits, f'bits a character: {_nats_of_text("characters")}, by ln 2'
+)
+NATS_PER_CHARACTER = _nats_metric(
+  'characters', mean_value, f'nats a character: {_nats_of_text("characters")}'
+)
+BITS_PER_BYTE = _nats_metric(
+  'bytes', _bits, f'bits a byte: {_nats_of_text("bytes in UTF-8")}, by ln 2'
+)
+PERPLEXITY_MASKED = _nats_metric(
+  'tokens',
+  _perplexity,
+  'perplexity of masked tokens: e to the power of their mean nats, '
+  '15 % of the tokens of each text, drawn once',
+)
+MASKED_ACCURACY = Metric(
+  definition='share of these tokens that are found',
+  higher_is_better=True,
+  view=views.token_nats,
+  statistics=_correct_over_tokens,
+)
+
+
+# Predictions of language models
 
 
 def masked_row(filled: str, nats: float, tokens: float, right: float) -> dict:
-  """A row of predictions of a masked language model; `filled` is the text as it was found."""
+  """Returns the prediction of a masked language model for one text.
+
+  Args:
+    filled: the text with the predicted tokens in place of the masks.
+    nats: of the masked tokens, summed.
+    tokens: how many tokens were masked.
+    right: how many of them were predicted correctly.
+  """
   return {
     'hypothesis': filled,
     'score': -float(nats),
@@ -83,56 +115,76 @@ def masked_row(filled: str, nats: float, tokens: float, right: float) -> dict:
 
 
 def stretches(text: RunningText, nats: np.ndarray, whole: bool) -> list[dict]:
-  """The rows of predictions for nats [T] of the tokens of a text: its stretches with their nats, tokens and units.
+  """Returns the predictions of a running text: its stretches with their nats, tokens and units.
 
   Args:
-    whole: the tokens are the whole text; where they are not, or one of them is unknown, there are no characters and bytes to count.
+    nats: [T], of the tokens of the text.
+    whole: the tokens are the whole text; where they are not, or one of them is unknown, characters and
+      bytes cannot be counted.
   """
   rows = []
-  unknown = bool((text.tokens == UNK).any())
+  countable = whole and not (text.tokens == UNK).any()
   for number, (name, document) in enumerate(zip(text.ids, text.texts)):
-    here = slice(*text.starts[number : number + 2])
-    tokens = text.tokens[here]
-    places = text.places[here]
-    block = np.maximum(places - 1, 0) // BLOCK
-    counts = _cumulative(document)
-    begin = 0
-    for part in np.unique(block):
-      inside = np.flatnonzero(block == part)
-      if part == block.max():
-        border = len(document)
-      else:
-        border = int(part + 1) * BLOCK
-      row = {}
-      for unit, total in counts.items():
-        row[unit] = int(total[border] - total[begin]) + int((tokens[inside] == EOS).sum())
-      if unknown or not whole:
+    inside = slice(*text.starts[number : number + 2])
+    of_document = _stretches_of_document(
+      name, document, text.tokens[inside], text.places[inside], nats[inside]
+    )
+    for row in of_document:
+      if not countable:
         row |= {'characters': None, 'bytes': None}
-      rows.append(
-        {
-          'id': f'{name}/{part}' if block.max() else name,
-          'hypothesis': '',
-          'references': [document[begin:border]],
-          'score': -float(nats[here][inside].sum()),
-          'nats': float(nats[here][inside].sum()),
-          'tokens': len(inside),
-          'unknown': int((tokens[inside] == UNK).sum()),
-          **row,
-        }
-      )
-      begin = border
+      rows.append(row)
   return rows
 
 
-def _cumulative(text: str) -> dict[str, np.ndarray]:
-  """{unit: [characters + 1]}: how many end before each character."""
+def _stretches_of_document(
+  name: str, document: str, tokens: np.ndarray, places: np.ndarray, nats: np.ndarray
+) -> list[dict]:
+  """Cuts one document, BLOCK characters a stretch; `places` are the ends of its tokens in characters."""
+  rows = []
+  block = np.maximum(places - 1, 0) // BLOCK
+  counts = _cumulative_units(document)
+  begin = 0
+  for part in np.unique(block):
+    inside = np.flatnonzero(block == part)
+    end = int(part + 1) * BLOCK
+    if part == block.max():
+      end = len(document)
+    ends_of_document = int((tokens[inside] == EOS).sum())
+    units = {}
+    for unit, total in counts.items():
+      units[unit] = int(total[end] - total[begin]) + ends_of_document
+    total_nats = float(nats[inside].sum())
+    rows.append(
+      {
+        'id': f'{name}/{part}' if block.max() else name,
+        'hypothesis': '',
+        'references': [document[begin:end]],
+        'score': -total_nats,
+        'nats': total_nats,
+        'tokens': len(inside),
+        'unknown': int((tokens[inside] == UNK).sum()),
+        **units,
+      }
+    )
+    begin = end
+  return rows
+
+
+def _cumulative_units(text: str) -> dict[str, np.ndarray]:
+  """Returns {unit: [characters + 1]}: how many units end before each character."""
   codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-  spaces = np.array([chr(code) for code in np.unique(codes) if chr(code).isspace()])
-  space = np.isin(codes, [ord(character) for character in spaces])
-  ends = ~space & np.append(space[1:], True)
-  sizes = 1 + sum((codes >= border).astype(int) for border in (0x80, 0x800, 0x10000))
+  spaces = [code for code in np.unique(codes) if chr(code).isspace()]
+  is_space = np.isin(codes, np.array(spaces))
+  ends_word = ~is_space & np.append(is_space[1:], True)
+  bytes_of_character = np.ones(len(codes), int)
+  for smallest in (0x80, 0x800, 0x10000):  # codes from which UTF-8 takes one byte more
+    bytes_of_character += codes >= smallest
+  return {
+    'words': _cumulative(ends_word),
+    'characters': np.arange(len(codes) + 1),
+    'bytes': _cumulative(bytes_of_character),
+  }
 
-  def total(values):
-    return np.concatenate([[0], np.cumsum(values)]).astype(int)
 
-  return {'words': total(ends), 'characters': np.arange(len(codes) + 1), 'bytes': total(sizes)}
+def _cumulative(counts: np.ndarray) -> np.ndarray:
+  return np.concatenate([[0], np.cumsum(counts)]).astype(int)

@@ -10,16 +10,14 @@ import subprocess
 
 import numpy as np
 
+from mmlm.evaluation.metrics.metric import Unavailable
+
 # Denkowski and Lavie 2014, English; STAGES weigh exact, stem, synonym and paraphrase matches.
 ALPHA = 0.85
 BETA = 0.2
 GAMMA = 0.6
 DELTA = 0.75
 STAGES = np.array([1, 0.6, 0.8, 0.6])
-
-
-class Unavailable(Exception):
-  """This metric cannot be computed on this machine; the text says what is missing."""
 
 
 def meteor_statistics(hypotheses, references) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a metric is: two functions, so that resampling and comparison never count an n-gram again.
+"""The definition of a metric: two functions, so that resampling and comparison never count an n-gram again.
 
 Axes: N examples, K sufficient statistics.
 """
@@ -8,22 +8,34 @@ from collections.abc import Callable
 
 import numpy as np
 
+# (hypotheses, references) of N examples -> statistics [N, K]
+Statistics = Callable[[list, list], np.ndarray]
+# Sums of statistics over examples [..., K] -> values [...]
+Value = Callable[[np.ndarray], np.ndarray]
+# (predictions, language) -> (hypotheses, references): what `Statistics` reads, see views.py
+View = Callable[[list[dict], str], tuple[list, list]]
+
+
+class Unavailable(Exception):
+  """This metric cannot be computed from these predictions or on this machine; the text says why."""
+
+
+def mean_statistics(scores) -> np.ndarray:
+  """Returns the scores of N examples and a count of 1 each, [N, 2], for `mean_value`."""
+  return np.stack([np.asarray(scores, np.float64), np.ones(len(scores))], -1)
+
 
 def mean_value(sums: np.ndarray) -> np.ndarray:
-  """Sums of scores and counts [..., 2] -> means [...]."""
+  """Returns means [...] of sums of scores and counts [..., 2]."""
   return sums[..., 0] / sums[..., 1]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-  """`statistics(hypotheses, references)` -> [N, K]; `value` of their sums over examples [..., K] -> [...].
+  """One metric; METRICS in mmlm/evaluation/metrics/__init__.py gives it its name."""
 
-  `view` says what the hypotheses and the lists of references are: 'caption' (tokens as coco-caption counts them), 'words'
-  (Moses' words in lower case, joined by spaces), 'surface' (texts as a person reads them), 'label' (names of classes),
-  'confidence' (pairs of such a name and its probability), 'value' (numbers), or 'nats' (whole rows, of a language model: both the same).
-  """
-
-  definition: str
-  statistics: Callable
-  value: Callable = mean_value
-  view: str = 'caption'
+  definition: str  # how it is computed, written beside every measured number
+  higher_is_better: bool
+  view: View  # the form of the predictions that `statistics` reads
+  statistics: Statistics
+  value: Value = mean_value

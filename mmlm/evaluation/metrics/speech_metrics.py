@@ -1,7 +1,8 @@
 """Error rates of recognition: words and characters, by the alignment of least edits (jiwer).
 
-Axes: N examples; K = 4 sufficient statistics: hits, substitutions, deletions, insertions. Texts are compared in lower case and in Unicode's
-composed form, with one space between words; punctuation counts. Of several references each example counts the one with the fewest errors.
+Axes: N examples; K = 4 sufficient statistics: hits, substitutions, deletions, insertions. Texts are
+compared in lower case and in Unicode's composed form, with one space between words; punctuation
+counts. Of several references each example counts the one with the fewest errors.
 """
 
 import functools
@@ -11,165 +12,201 @@ from collections.abc import Callable
 import jiwer
 import numpy as np
 
+from mmlm.evaluation.metrics import views
 from mmlm.evaluation.metrics.metric import Metric
 
 KINDS = ('hits', 'substitutions', 'deletions', 'insertions')
 _PLACES = {'equal': 0, 'substitute': 1, 'delete': 2, 'insert': 3}
 
+Normalize = Callable[[str], str]
+
 
 def plain(text: str) -> str:
+  """Returns a text in lower case and composed form, with one space between words."""
   return ' '.join(unicodedata.normalize('NFC', text).lower().split())
 
 
 @functools.cache
-def _english() -> Callable[[str], str]:
+def _english() -> Normalize:
   from whisper_normalizer.english import EnglishTextNormalizer  # reads its table of spellings
 
   return EnglishTextNormalizer()
 
 
 def whispers_english(text: str) -> str:
-  """By Whisper's rules for English (Radford et al. 2022, appendix C): numerals, spellings and contractions alike, no fillers, no punctuation."""
+  """Normalizes English by Whisper's rules (Radford et al. 2022, appendix C).
+
+  Numerals, spellings and contractions are written one way; fillers and punctuation are dropped.
+  """
   return plain(_english()(text))
 
 
 def alignment(
-  reference: str, hypothesis: str, normalize: Callable[[str], str] = plain
-) -> list[tuple[str, list, list]]:
-  """[('equal', 'substitute', 'delete' or 'insert', words of the reference, words of the hypothesis)] from the first word to the last."""
-  found = jiwer.process_words(normalize(reference), normalize(hypothesis))
-  (true,), (said,) = found.references, found.hypotheses
+  reference: str, hypothesis: str, normalize: Normalize = plain
+) -> list[tuple[str, list[str], list[str]]]:
+  """Aligns the words of two texts.
+
+  Returns:
+    [('equal', 'substitute', 'delete' or 'insert', words of the reference, words of the hypothesis)]
+    from the first word to the last.
+  """
+  output = jiwer.process_words(normalize(reference), normalize(hypothesis))
+  (reference_words,) = output.references
+  (hypothesis_words,) = output.hypotheses
   result = []
-  for part in found.alignments[0]:
-    result.append(
-      (
-        part.type,
-        true[part.ref_start_idx : part.ref_end_idx],
-        said[part.hyp_start_idx : part.hyp_end_idx],
-      )
-    )
+  for chunk in output.alignments[0]:
+    in_reference = reference_words[chunk.ref_start_idx : chunk.ref_end_idx]
+    in_hypothesis = hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    result.append((chunk.type, in_reference, in_hypothesis))
   return result
 
 
 def edits(
-  hypotheses, references, process: Callable, normalize: Callable[[str], str] = plain
+  hypotheses: list[str],
+  references: list[list[str]],
+  process: Callable,
+  normalize: Normalize = plain,
 ) -> np.ndarray:
-  """[N, 4] counts of KINDS; `process` is jiwer's of words or of characters (spaces between words count)."""
-  rows = np.zeros((len(hypotheses), len(KINDS)))
-  for row, hypothesis, group in zip(rows, hypotheses, references, strict=True):
-    said = normalize(hypothesis)
-    counts = [_counts(process(normalize(reference), said).alignments[0]) for reference in group]
-    row[:] = min(
-      counts, key=lambda found: (found[1:].sum(), -found[:3].sum())
-    )  # the longer of two as near
-  return rows
+  """Returns counts of KINDS, [N, 4].
+
+  Args:
+    process: jiwer's function of words or of characters (spaces between words count).
+  """
+  statistics = np.zeros((len(hypotheses), len(KINDS)))
+  for counts, hypothesis, group in zip(statistics, hypotheses, references, strict=True):
+    normalized = normalize(hypothesis)
+    candidates = []
+    for reference in group:
+      output = process(normalize(reference), normalized)
+      candidates.append(_counts(output.alignments[0]))
+    counts[:] = min(candidates, key=_errors_and_length)
+  return statistics
 
 
-def _counts(parts) -> np.ndarray:
+def _errors_and_length(counts: np.ndarray) -> tuple[float, float]:
+  """Orders references: fewer errors first, of equally many the longer one."""
+  return counts[1:].sum(), -counts[:3].sum()
+
+
+def _counts(chunks: list) -> np.ndarray:
   counts = np.zeros(len(KINDS))
-  for part in parts:
-    counts[_PLACES[part.type]] += max(
-      part.ref_end_idx - part.ref_start_idx, part.hyp_end_idx - part.hyp_start_idx
-    )
+  for chunk in chunks:
+    in_reference = chunk.ref_end_idx - chunk.ref_start_idx
+    in_hypothesis = chunk.hyp_end_idx - chunk.hyp_start_idx
+    counts[_PLACES[chunk.type]] += max(in_reference, in_hypothesis)
   return counts
 
 
 def error_rate(sums: np.ndarray) -> np.ndarray:
-  """[..., 4] -> [...], percent: errors over the length of the references; more than 100 is possible. Without any length, errors count as over 1."""
-  return (
-    100
-    * sums[..., 1:].sum(-1)
-    / np.maximum(
-      1,
-      sums[..., :3].sum(-1),
-    )
-  )
+  """Returns percent [...] of counts [..., 4]: errors over the length of the references.
+
+  More than 100 is possible. References without any length count as one of length 1.
+  """
+  errors = sums[..., 1:].sum(-1)
+  length = sums[..., :3].sum(-1)
+  return 100 * errors / np.maximum(1, length)
 
 
-def _error_metric(process, definition: str, normalize=plain) -> Metric:
+# Definitions
+
+
+def _error_metric(process: Callable, definition: str, normalize: Normalize = plain) -> Metric:
   return Metric(
-    definition,
-    functools.partial(edits, process=process, normalize=normalize),
-    error_rate,
-    'surface',
+    definition=definition,
+    higher_is_better=False,
+    view=views.surface,
+    statistics=functools.partial(edits, process=process, normalize=normalize),
+    value=error_rate,
   )
 
 
-_WORDS = 'word error rate in percent, (substitutions + deletions + insertions) / words of the references, {}, over the whole split (jiwer)'
-SPEECH_METRICS = {
-  'wer': _error_metric(jiwer.process_words, _WORDS.format('lower case, punctuation counts')),
-  'wer_normalized': _error_metric(
-    jiwer.process_words, _WORDS.format("after Whisper's normaliser of English"), whispers_english
-  ),
-  'cer': _error_metric(
-    jiwer.process_characters,
-    'character error rate in percent, lower case, spaces between words and punctuation count, over the whole split (jiwer)',
-  ),
-}
+def _word_error_rate(compared: str, normalize: Normalize) -> Metric:
+  formula = '(substitutions + deletions + insertions) / words of the references'
+  definition = f'word error rate in percent, {formula}, {compared}, over the whole split (jiwer)'
+  return _error_metric(jiwer.process_words, definition, normalize)
+
+
+WER = _word_error_rate('lower case, punctuation counts', plain)
+WER_NORMALIZED = _word_error_rate("after Whisper's normaliser of English", whispers_english)
+CER = _error_metric(
+  jiwer.process_characters,
+  'character error rate in percent, lower case, spaces between words and punctuation count, '
+  'over the whole split (jiwer)',
+)
+
+
+# What a score file holds beside the rates
 
 
 def error_report(predictions: list[dict], words: np.ndarray, characters: np.ndarray) -> dict:
-  """What stands in a score file beside the rates.
+  """Returns the counts of errors behind the rates, also by speaker.
 
   Args:
     predictions: N rows of a predictions file.
     words, characters: [N, 4], the statistics of 'wer' and 'cer' of these rows.
 
   Returns:
-    {'words' and 'characters': {kind: count}} and, where rows tell a speaker, 'by_speaker': a list of {'speaker', 'utterances', 'words' (of
-    the references), 'wer', 'cer'} in the order of the names.
+    {'words' and 'characters': {kind: count}} and, where rows name a speaker, 'by_speaker': a list
+    of {'speaker', 'utterances', 'words' (of the references), 'wer', 'cer'} in the order of the
+    names.
   """
-
-  def count(sums):
-    return dict(zip(KINDS, map(int, sums.sum(0))))
-
-  report = {'words': count(words), 'characters': count(characters)}
-  names = np.array([row.get('speaker') or '' for row in predictions])
+  report: dict = {'words': _by_kind(words), 'characters': _by_kind(characters)}
+  names = np.array([prediction.get('speaker') or '' for prediction in predictions])
   if names.any():
-    report['by_speaker'] = [
-      _of_speaker(name, words[names == name], characters[names == name])
-      for name in np.unique(names)
-    ]
+    report['by_speaker'] = []
+    for name in np.unique(names):
+      of_speaker = names == name
+      report['by_speaker'].append(_of_speaker(name, words[of_speaker], characters[of_speaker]))
   return report
 
 
-def timing(predictions: list[dict], seconds: float) -> dict:
-  """`seconds` of decoding over those of the sounds that were decoded, the real-time factor; {} where the rows do not tell their 'seconds'."""
-  length = sum(row.get('seconds', 0) for row in predictions)
-  if length:
-    return {
-      'audio_seconds': round(length, 2),
-      'decoding_seconds': round(seconds, 2),
-      'real_time_factor': seconds / length,
-    }
-  return {}
+def _by_kind(counts: np.ndarray) -> dict[str, int]:
+  return dict(zip(KINDS, map(int, counts.sum(0))))
 
 
 def _of_speaker(name: str, words: np.ndarray, characters: np.ndarray) -> dict:
-  rates = {}
-  for key, counts in (('wer', words), ('cer', characters)):
-    rates[key] = round(float(error_rate(counts.sum(0))), 2)
   return {
     'speaker': str(name) or 'unknown',
     'utterances': len(words),
     'words': int(words[:, :3].sum()),
-    **rates,
+    'wer': round(float(error_rate(words.sum(0))), 2),
+    'cer': round(float(error_rate(characters.sum(0))), 2),
+  }
+
+
+def timing(predictions: list[dict], seconds: float) -> dict:
+  """Returns the real-time factor: `seconds` of decoding over the seconds of the decoded audio.
+
+  Returns {} where the rows hold no 'seconds'.
+  """
+  length = sum(prediction.get('seconds', 0) for prediction in predictions)
+  if not length:
+    return {}
+  return {
+    'audio_seconds': round(length, 2),
+    'decoding_seconds': round(seconds, 2),
+    'real_time_factor': seconds / length,
   }
 
 
 def format_report(report: dict) -> str:
-  """What a score file has of `error_report` and `timing`, for a terminal."""
+  """Formats what a score file holds of `error_report` and `timing` for a terminal."""
   lines = []
   for unit in ('words', 'characters'):
     if unit in report:
-      lines.append(f'  {unit:<12} ' + ', '.join(f'{report[unit][kind]:,} {kind}' for kind in KINDS))
-  table = report.get('by_speaker', [])
-  width = max((len(row['speaker']) for row in table), default=0)
-  lines += [
-    f'  {row["speaker"]:<{width}}  {row["utterances"]:>5} utterances {row["words"]:>6} words   WER {row["wer"]:6.2f}   CER {row["cer"]:6.2f}'
-    for row in table
-  ]
+      counts = ', '.join(f'{report[unit][kind]:,} {kind}' for kind in KINDS)
+      lines.append(f'  {unit:<12} {counts}')
+  speakers = report.get('by_speaker', [])
+  width = max((len(speaker['speaker']) for speaker in speakers), default=0)
+  for speaker in speakers:
+    lines.append(
+      f'  {speaker["speaker"]:<{width}}  {speaker["utterances"]:>5} utterances '
+      f'{speaker["words"]:>6} words   WER {speaker["wer"]:6.2f}   CER {speaker["cer"]:6.2f}'
+    )
   if 'real_time_factor' in report:
-    times = f'{report["audio_seconds"]:.0f} s of sound in {report["decoding_seconds"]:.1f} s, compilation and loading included'
-    lines.append(f'  {"speed":<12} {times}: real-time factor {report["real_time_factor"]:.4f}')
+    lines.append(
+      f'  {"speed":<12} {report["audio_seconds"]:.0f} s of sound in '
+      f'{report["decoding_seconds"]:.1f} s, compilation and loading included: '
+      f'real-time factor {report["real_time_factor"]:.4f}'
+    )
   return '\n'.join(lines)
