@@ -308,7 +308,7 @@ COMMANDS = {
     ],
   ),
   'reproduce': (
-    'sweeps.papers',
+    'cli.reproduce',
     'table',
     [
       (LIST, 'rows', [], 'some of the rows; else all'),

@@ -10,9 +10,9 @@ from test_record import run_folder
 from test_reports import ROW
 
 from experiments import record, tables
+from experiments import reproduce as papers
 from experiments.rows import Row, measured, rows_of_tables
 from mmlm.evaluation.metrics import METRICS
-from mmlm.sweeps import papers
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
 
