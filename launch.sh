@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
-# ./launch.sh test --parity   only the tests against other software (PyTorch, transformers), which is installed for them
-# ./launch.sh COMMAND     train, evaluate, predict, translate, transcribe, generate, to_gpt2, ablate, compare, similarity, vectors, plan, prepare,
-#                         report, demo, export, sweep, reproduce, runs (each with --help), or test
+# ./launch.sh --help      lists the commands (mmlm/cli/); ./launch.sh COMMAND --help shows the flags of one
+# ./launch.sh test        the test suite; --parity: only the tests against other software, which it installs
 # LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/cli/slurm.py)
 # The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail

@@ -12,10 +12,12 @@ import time
 
 from experiments.record import hardware
 from experiments.rows import Row
-from mmlm.cli import commands
+from mmlm.cli.flags import Train
+from mmlm.cli.train import train
 from mmlm.evaluation.metrics import METRICS as DEFINITIONS
 from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.evaluation.significance import mean_and_spread
+from mmlm.experiment.environment import environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import decode, params_of
 from mmlm.models.fusion import FUSIONS
@@ -61,7 +63,7 @@ def measure(row: str, paper) -> list[dict]:
     answers = decode(first, evaluator, params, split)
     runs.write_jsonl(experiment.folder / 'predictions' / f'{split}-{step}.jsonl', answers)
     found.append(score_predictions(Predictions(answers), METRICS, 1))
-  told = commands.environment()
+  told = environment()
   rows = []
   for metric, (title, factor, _, _) in METRICS.items():
     spread = mean_and_spread([scores[metric]['value'] * factor for scores in found])
@@ -93,7 +95,6 @@ def measure(row: str, paper) -> list[dict]:
 
 
 def _trained(spec: str, folder: pathlib.Path, seed: int, data_dir: str) -> Experiment:
-  commands.train(
-    spec, str(folder), {'data.dir': data_dir, 'seed': str(seed), 'parallel.strategy': 'jit'}
-  )
+  settings = {'data.dir': data_dir, 'seed': str(seed), 'parallel.strategy': 'jit'}
+  train(Train(config=spec, workdir=str(folder), settings=settings))
   return Experiment.of_run(folder, {})

@@ -18,7 +18,8 @@ import tempfile
 import jax
 import numpy as np
 
-from mmlm.cli import commands
+from mmlm.cli.flags import Train
+from mmlm.cli.train import train
 from mmlm.data import batching
 from mmlm.evaluation.significance import mean_and_spread
 from mmlm.experiment.experiment import Experiment
@@ -67,7 +68,7 @@ def _of_fold(
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place, 'run')
     with contextlib.redirect_stdout(io.StringIO()):
-      commands.train(spec, str(folder), overrides)
+      train(Train(config=spec, workdir=str(folder), settings=overrides))
     experiment = Experiment.of_run(folder, {})
     table = experiment.table(held_out, True)
     loader = experiment.loader(held_out, table, len(table.ids))

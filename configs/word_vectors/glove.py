@@ -2,7 +2,7 @@
 
   ./launch.sh train configs/word_vectors/glove.py:text=brown.txt --workdir runs/glove
   ./launch.sh evaluate runs/glove
-  ./launch.sh vectors runs/glove --format glove --output vectors.txt
+  ./launch.sh export runs/glove --format glove --output vectors.txt
 
 The text is that of skipgram.py. Pairs of words up to 10 places apart are counted once, on both sides; an epoch goes through all pairs that occur.
 Settings are those of the code of its authors for small texts: x_max 10, rate 0.05 by AdaGrad; the vectors are the sums of both tables.

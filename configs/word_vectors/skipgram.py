@@ -2,7 +2,7 @@
 
   ./launch.sh train configs/word_vectors/skipgram.py:text=brown.txt --workdir runs/vectors
   ./launch.sh evaluate runs/vectors                             # similarity sets and analogies below $MMLM_DATA/text/wordsim
-  ./launch.sh vectors runs/vectors --output vectors.txt         # --format word2vec, word2vec_binary, glove, fasttext
+  ./launch.sh export runs/vectors --format word2vec --output vectors.txt    # or word2vec_binary, glove, fasttext
   ./launch.sh train configs/sentiment/cnn_mr.py:vectors=vectors.txt,width=100 --workdir runs/mr
 
 `text`: a file of UTF-8 (.txt, or packed .txt.xz), a sentence a line, or a folder of these. A manifest whose lines have a `text`:

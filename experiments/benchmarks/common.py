@@ -15,10 +15,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from mmlm.cli.commands import environment  # noqa: E402
 from mmlm.config import load_config, override, to_steps  # noqa: E402
 from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
+from mmlm.experiment.environment import environment  # noqa: E402
 from mmlm.parallel import Parallel, side_by_side  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
 from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402

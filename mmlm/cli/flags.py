@@ -1,366 +1,336 @@
-"""./launch.sh [COMMAND] [ARGUMENT] [FLAGS]
+"""The table of commands: a dataclass a command, a line a flag.
 
-  ./launch.sh                                  the quick start: train on generated pictures, evaluate, write a report
-  ./launch.sh train CONFIG --workdir DIR       train, or go on with the run in DIR; CONFIG is a file of configs/
-  ./launch.sh evaluate DIR                     decode and score with the best checkpoint of the run in DIR
-  ./launch.sh predict DIR --input PATH         answer for a picture, a folder, a sentence, or a manifest
-  ./launch.sh plan CONFIG --devices 8          would it fit, and what would it send? on a mesh that is not there (--mesh, --memory)
-  ./launch.sh prepare NAME --source DIR        build a data set once from its original files
-  ./launch.sh translate DIR < lines.txt        translate lines, or what is typed
-  ./launch.sh generate DIR --prompt TEXT       a language model goes on with a text, or begins one
-  ./launch.sh to_gpt2 DIR --output FOLDER      a decoder of GPT-2's shape as Hugging Face's folder
-  ./launch.sh transcribe FILE...               sounds to text, subtitles and JSON, by a Whisper (--model whisper-base) or a run
-  ./launch.sh similarity VECTORS               word vectors of a file, a package or a run on similarity sets and analogies
-  ./launch.sh vectors DIR --output FILE        write the word vectors of a run for word2vec, GloVe, fastText or gensim
-  ./launch.sh compare DIR DIR                  paired bootstrap between the predictions of two runs
-  ./launch.sh ablate DIR                       is each modality used? scores with inputs shuffled, left out, masked
-  ./launch.sh report DIR [DIR...]              a page of a run (DIR/report.html), of a sweep, or of several runs over one another
-  ./launch.sh demo RUN...                      a page in the browser: drop a picture, speak or type, see the answer and the attention
-  ./launch.sh export DIR                       the model for others: safetensors, StableHLO, config and tokenizer
-  ./launch.sh sweep CONFIG                     train at points of a space of settings (CONFIG's <name>_space.py, or --space FILE)
-  ./launch.sh reproduce experiments/NAME.py    run what a paper's table lacks, and render it
-  ./launch.sh runs [DIR]                       the runs below a folder: state, step, best score, age
-  ./launch.sh test                             run the test suite
-
-`train` ends with exit code 75 when SIGTERM came: the state is saved, the same command goes on.
-`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set: --config.optimizer.learning_rate=3e-4
+A command is a class here, a line of COMMANDS and the file mmlm/cli/COMMAND.py with a function of the
+same name that takes the dataclass. The first line of that file's docstring is its help.
 """
 
-# Commands and their flags; the text above is what --help prints.
+import ast
+import dataclasses
+import pathlib
+import textwrap
+from typing import Any, ClassVar
 
-import sys
-
-from absl import flags
-
-from mmlm.utils.errors import UserError
-
-TEXT = flags.DEFINE_string
-LIST = flags.DEFINE_list
-SWITCH = flags.DEFINE_boolean
-SKIP_BROKEN = (
-  SWITCH,
-  'skip_broken',
-  False,
-  'leave out pictures and sounds that cannot be read, and count them',
+CONFIG_HELP = 'file of configs/, with :VARIANT behind it where the file has variants'
+RUN_HELP = 'run folder, or the folder of an export'
+SPLITS_HELP = "splits or manifests, in place of the config's data.splits.test"
+SKIP_BROKEN_HELP = 'leave out and count pictures and sounds that cannot be read'
+EXPORT_FORMATS_HELP = (
+  'safetensors (weights, config, tokenizer), stablehlo (these and compiled functions), '
+  'huggingface (a language model as GPT-2), '
+  'word2vec, word2vec_binary, glove or fasttext (word vectors)'
 )
-NUMBER = flags.DEFINE_integer
-REAL = flags.DEFINE_float
-# command: (module of mmlm that has its function, positional arguments with spaces between, dots after the last if there may be
-# several and brackets if there may be none, flags as (definer, name, default, help))
-COMMANDS = {
-  'quick_start': (
-    'cli.commands',
-    '',
-    [(TEXT, 'workdir', 'runs/unicode_pictures', 'the run folder')],
-  ),
-  'train': (
-    'cli.commands',
-    'config_path',
-    [
-      (
-        TEXT,
-        'workdir',
-        None,
-        'the run folder (required); a run that is there already is continued',
-      ),
-      SKIP_BROKEN,
-      (
-        TEXT,
-        'coordinator',
-        '',
-        'host:port of process 0, where several train together; Slurm and Cloud TPU tell it themselves',
-      ),
-      (NUMBER, 'processes', 0, 'how many processes there are (with --coordinator)'),
-      (NUMBER, 'process', -1, 'the number of this one, from 0 (with --coordinator)'),
-    ],
-  ),
-  'evaluate': (
-    'cli.commands',
-    'workdir',
-    [
-      (LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test"),
-      (SWITCH, 'greedy', False, "decode greedily, whatever the config's decoding.method"),
-      (
-        TEXT,
-        'text_from',
-        '',
-        'a predictions file, whose hypotheses are read in place of the texts of the splits (a cascade)',
-      ),
-    ],
-  ),
-  'predict': (
-    'cli.commands',
-    'workdir',
-    [
-      (
-        TEXT,
-        'input',
-        None,
-        'a picture, a folder of pictures, a sentence, a file of sentences, or a manifest of JSON lines (required)',
-      ),
-      (TEXT, 'output', '', 'also write the predictions to this file as JSON lines'),
-    ],
-  ),
-  'plan': (
-    'cli.plan',
-    'config_path',
-    [
-      (NUMBER, 'devices', 8, 'how many devices there would be'),
-      (
-        TEXT,
-        'mesh',
-        '',
-        "sizes of the axes data, fsdp and tensor, e.g. data=2,fsdp=4; '' = the config's parallel.mesh",
-      ),
-      (
-        TEXT,
-        'memory',
-        '',
-        'what each has, e.g. 80GB or 16GiB: ends with code 1 where that is not enough',
-      ),
-    ],
-  ),
-  'prepare': (
-    'cli.commands',
-    'name',
-    [
-      (TEXT, 'source', '', 'folder of the original files; for a manifest, none'),
-      (TEXT, 'data_dir', 'data', 'where prepared data sets live (data.dir of configs)'),
-      SKIP_BROKEN,
-    ],
-  ),
-  'translate': (
-    'cli.studies',
-    'workdir',
-    [
-      (TEXT, 'image', '', 'a picture that goes with every line, for a model that reads pictures'),
-      (NUMBER, 'n_best', 1, 'translations of each line'),
-      (SWITCH, 'scores', False, 'print the score and a tab before each translation'),
-    ],
-  ),
-  'generate': (
-    'inference.generation',
-    'workdir',
-    [
-      (TEXT, 'prompt', '', 'what stands before; without one the model begins'),
-      (
-        REAL,
-        'temperature',
-        1.0,
-        'of the distribution that tokens are drawn from; 0 = always the likeliest',
-      ),
-      (NUMBER, 'top_k', 0, 'draw among so many likeliest tokens; 0 = all'),
-      (REAL, 'top_p', 1.0, 'draw in the smallest set of tokens that holds this mass'),
-      (
-        NUMBER,
-        'max_length',
-        500,
-        'tokens to write at most; more than the model reads at once is possible',
-      ),
-      (NUMBER, 'num', 1, 'texts, one after another'),
-      (NUMBER, 'seed', 0, 'another one gives other texts'),
-    ],
-  ),
-  'to_gpt2': (
-    'inference.generation',
-    'workdir',
-    [(TEXT, 'output', None, 'the folder to write (required)')],
-  ),
-  'transcribe': (
-    'cli.transcribe',
-    'files...',
-    [
-      (
-        TEXT,
-        'model',
-        'whisper-base',
-        'whisper-base, whisper-tiny.en, the folder of a Whisper, or a run folder',
-      ),
-      (TEXT, 'language', '', "code or English name of what is spoken; '' = found out"),
-      (TEXT, 'task', 'transcribe', 'transcribe, or translate into English'),
-      (NUMBER, 'beam_size', 0, '1 = greedy; 0 = 5, or what the config of the run says'),
-      (LIST, 'format', ['txt', 'srt', 'vtt', 'json'], 'files to write'),
-      (TEXT, 'output_dir', '.', 'where they go, named as the sounds'),
-      (SWITCH, 'times', True, 'the model writes when segments begin and end'),
-      (TEXT, 'prompt', '', 'a text that could stand before: names, spelling, style'),
-      (SWITCH, 'previous', False, 'each window is told what was said before it'),
-      (
-        SWITCH,
-        'batched',
-        False,
-        'cut files at quiet places into windows that are decoded together: faster for long files',
-      ),
-      (NUMBER, 'batch_size', 8, 'windows decoded together, of several files or, batched, of one'),
-    ],
-  ),
-  'similarity': (
-    'word_vectors.vector_experiment',
-    'vectors',
-    [
-      (
-        TEXT,
-        'sets',
-        '',
-        'folder or file of similarity sets and analogies; $MMLM_DATA/text/wordsim if not given',
-      ),
-      (NUMBER, 'restrict', 30000, 'analogies among so many of the first words; 0 = all'),
-      (TEXT, 'method', 'add', 'how analogies are answered: add (3CosAdd) or mul (3CosMul)'),
-    ],
-  ),
-  'vectors': (
-    'word_vectors.vector_experiment',
-    'workdir',
-    [
-      (TEXT, 'output', None, 'the file (required); .bin for word2vec_binary'),
-      (TEXT, 'format', 'word2vec', 'word2vec, word2vec_binary, glove or fasttext'),
-    ],
-  ),
-  'compare': (
-    'cli.studies',
-    'first second',
-    [(TEXT, 'split', '', 'the split, where a run folder holds predictions of several')],
-  ),
-  'ablate': (
-    'cli.studies',
-    'workdir',
-    [(LIST, 'splits', [], "splits or manifests, instead of the config's data.splits.test")],
-  ),
-  'report': (
-    'reports.build',
-    'folders...',
-    [
-      (
-        TEXT,
-        'against',
-        '',
-        'another run folder, whose scores with missing inputs are drawn beside',
-      ),
-      (
-        SWITCH,
-        'attention',
-        True,
-        'ask the model again about a sample: its attention and its n best answers',
-      ),
-      (
-        TEXT,
-        'output',
-        '',
-        'the file; report.html of the folder, or of several runs comparison.html of the first, where none is given',
-      ),
-    ],
-  ),
-  'demo': (
-    'cli.demo',
-    'runs...',
-    [
-      (
-        TEXT,
-        'host',
-        '127.0.0.1',
-        'the address to listen at; 0.0.0.0 = every one of this machine, for everybody',
-      ),
-      (NUMBER, 'port', 7860, '0 = any that is free'),
-      (NUMBER, 'max_upload_mb', 20, 'of one request, in MiB'),
-      (SWITCH, 'open', False, 'open the page in a browser'),
-    ],
-  ),
-  'export': (
-    'inference.export',
-    'workdir',
-    [
-      (TEXT, 'output', '', 'the folder; WORKDIR/export where none is given'),
-      (
-        LIST,
-        'platforms',
-        [],
-        'cpu, cuda, tpu: what the functions are made for, instead of this machine',
-      ),
-    ],
-  ),
-  'sweep': (
-    'cli.sweep',
-    'config_path',
-    [
-      (TEXT, 'space', '', 'a file with get_space(); else the one beside CONFIG'),
-      (
-        TEXT,
-        'executor',
-        'local',
-        'local: processes; slurm: an array of jobs; vectorised: trials of one shape in one program',
-      ),
-      (
-        TEXT,
-        'sampler',
-        '',
-        'grid, random, tpe; else grid where the space has an end, and tpe where not',
-      ),
-      (TEXT, 'pruner', 'none', 'stops bad trials early: median, asha, hyperband'),
-      (NUMBER, 'trials', 0, 'points of the space; 0 = the whole grid, else 20'),
-      (NUMBER, 'seeds', 1, 'runs of each, whose mean is its score'),
-      (
-        TEXT,
-        'workdir',
-        '',
-        'the folder of the sweep; one that is there already is continued. Else runs/sweeps/<name>',
-      ),
-      (NUMBER, 'jobs', 0, 'runs at once; 0 = one process, or as many as there are'),
-      (LIST, 'slurm', [], 'options of the jobs, such as partition=gpu,time=60,gpus_per_node=1'),
-    ],
-  ),
-  'reproduce': (
-    'cli.reproduce',
-    'table',
-    [
-      (LIST, 'rows', [], 'some of the rows; else all'),
-      (NUMBER, 'seeds', 0, 'runs of each row; 0 = as many as the table says'),
-      (TEXT, 'runs', 'runs/papers', 'where its run folders are'),
-      (TEXT, 'data_dir', 'data', 'where prepared data sets live'),
-    ],
-  ),
-  'runs': ('cli.sweep', '[folders...]', []),
+DATA_DIR_HELP = 'folder of prepared data sets (data.dir of configs)'
+
+
+def argument(help: str, optional: bool = False) -> Any:
+  """Returns a positional argument; a list takes all words that remain, none if `optional`."""
+  metadata = {'help': help, 'positional': True, 'optional': optional}
+  return dataclasses.field(metadata=metadata)
+
+
+def required(help: str) -> Any:
+  """Returns a flag that must be given."""
+  return dataclasses.field(metadata={'help': help, 'positional': False})
+
+
+def flag(default: Any, help: str) -> Any:
+  """Returns a flag with a default."""
+  metadata = {'help': help, 'positional': False}
+  if isinstance(default, list):
+    return dataclasses.field(default_factory=default.copy, metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """What every command takes.
+
+  Attributes:
+    settings: keys of the config and their new values, from --config.KEY=VALUE.
+  """
+
+  reads_config: ClassVar[bool] = True
+  settings: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuickStart(Command):
+  workdir: str = flag('runs/unicode_pictures', 'run folder')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Command):
+  config: str = argument(CONFIG_HELP)
+  workdir: str = required('run folder; a run that is already in it is resumed')
+  skip_broken: bool = flag(False, SKIP_BROKEN_HELP)
+  coordinator: str = flag('', 'HOST:PORT of process 0 (Slurm and Cloud TPU: found automatically)')
+  processes: int = flag(0, 'number of processes that train together (with --coordinator)')
+  process: int = flag(-1, 'index of this process, from 0 (with --coordinator)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+  run: str = argument(RUN_HELP)
+  splits: list[str] = flag([], SPLITS_HELP)
+  greedy: bool = flag(False, "decode greedily, whatever the config's decoding.method is")
+  text_from: str = flag('', 'predictions file whose hypotheses replace the input texts (a cascade)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(Command):
+  run: str = argument(RUN_HELP)
+  input: str = required('picture, sound, folder of these, sentence, file of sentences, or manifest')
+  output: str = flag('', 'file for the predictions, as JSON lines')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Command):
+  config: str = argument(CONFIG_HELP)
+  devices: int = flag(8, 'number of simulated devices')
+  mesh: str = flag('', "axis sizes, such as data=2,fsdp=4 (default: the config's parallel.mesh)")
+  memory: str = flag(
+    '', 'memory of a device, such as 80GB or 16GiB: exit code 1 if it is too small'
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare(Command):
+  reads_config: ClassVar[bool] = False
+  name: str = argument('data set, or a manifest to check')
+  source: str = flag('', 'folder of the original files')
+  data_dir: str = flag('data', DATA_DIR_HELP)
+  skip_broken: bool = flag(False, SKIP_BROKEN_HELP)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Translate(Command):
+  run: str = argument(RUN_HELP)
+  image: str = flag('', 'picture that belongs to every line, for a model that reads pictures')
+  n_best: int = flag(1, 'number of translations of each line')
+  scores: bool = flag(False, 'print the score and a tab before each translation')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Command):
+  run: str = argument(RUN_HELP)
+  prompt: str = flag('', 'text to continue (empty: generate from scratch)')
+  temperature: float = flag(1.0, 'sampling temperature; 0 = always the most likely token')
+  top_k: int = flag(0, 'sample from the k most likely tokens; 0 = from all')
+  top_p: float = flag(1.0, 'sample from the smallest set of tokens with this total probability')
+  max_length: int = flag(500, "maximum number of new tokens; may exceed the model's context")
+  num: int = flag(1, 'number of texts')
+  seed: int = flag(0, 'random seed of the sampling')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transcribe(Command):
+  files: list[str] = argument('sound files')
+  model: str = flag('whisper-base', 'whisper-base, whisper-tiny.en, folder of a Whisper, or run')
+  language: str = flag('', 'spoken language, as a code or in English (empty: detect it)')
+  task: str = flag('transcribe', 'transcribe, or translate into English')
+  beam_size: int = flag(0, "beams; 1 = greedy, 0 = 5 for Whisper, the config's for a run")
+  format: list[str] = flag(['txt', 'srt', 'vtt', 'json'], 'formats of the output files')
+  output_dir: str = flag('.', 'folder of the output files, which are named as the sounds')
+  times: bool = flag(True, 'the model writes when segments begin and end')
+  prompt: str = flag('', 'text before the recording: names, spelling, style')
+  previous: bool = flag(False, 'prompt each window with the text of the one before')
+  batched: bool = flag(False, 'cut files at quiet places and decode the parts together: faster')
+  batch_size: int = flag(8, 'number of windows that are decoded together')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Similarity(Command):
+  vectors: str = argument('file, package or run folder of word vectors')
+  sets: str = flag('', 'folder or file of similarity sets (default: $MMLM_DATA/text/wordsim)')
+  restrict: int = flag(30000, 'answer analogies among this many first words; 0 = all')
+  method: str = flag('add', 'answer analogies by add (3CosAdd) or mul (3CosMul)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Command):
+  first: str = argument('run folder or predictions file')
+  second: str = argument('run folder or predictions file')
+  split: str = flag('', 'split, where a run folder holds predictions of several')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ablate(Command):
+  run: str = argument(RUN_HELP)
+  splits: list[str] = flag([], SPLITS_HELP)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Command):
+  folders: list[str] = argument('run folders, or the folder of a sweep')
+  against: str = flag('', 'run folder whose scores with missing inputs are drawn for comparison')
+  attention: bool = flag(True, 'decode a sample again to show attention and n-best lists')
+  output: str = flag('', 'file (default: report.html or comparison.html in the first folder)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+  runs: list[str] = argument('run folders, exports, and names or folders of Whispers')
+  host: str = flag('127.0.0.1', 'address to listen on; 0.0.0.0 = all, open to everybody')
+  port: int = flag(7860, 'port to listen on; 0 = any that is free')
+  max_upload_mb: int = flag(20, 'largest request, in MiB')
+  open: bool = flag(False, 'open the page in a browser')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+  run: str = argument('run folder')
+  format: list[str] = flag(['safetensors', 'stablehlo'], EXPORT_FORMATS_HELP)
+  output: str = flag('', 'folder, or file of word vectors (default of a model: RUN/export)')
+  platforms: list[str] = flag([], 'cpu, cuda, tpu: platforms of the functions (default: this one)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Command):
+  config: str = argument(CONFIG_HELP)
+  space: str = flag('', 'file with get_space() (default: NAME_space.py beside the config NAME.py)')
+  executor: str = flag('local', 'local (processes), slurm (an array of jobs), or vectorised (vmap)')
+  sampler: str = flag('', 'grid, random or tpe (default: grid for a finite space, else tpe)')
+  pruner: str = flag('none', 'stop bad trials early: median, asha or hyperband')
+  trials: int = flag(0, 'number of trials; 0 = the whole grid, or 20 of an infinite space')
+  seeds: int = flag(1, 'runs of each trial, which is scored by their mean')
+  workdir: str = flag('', 'folder of the sweep, resumed if it exists (default: runs/sweeps/NAME)')
+  jobs: int = flag(0, 'runs at a time; 0 = one process, or as many as there are')
+  slurm: list[str] = flag([], 'options of the jobs, such as partition=gpu,time=60')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduce(Command):
+  table: str = argument('file of experiments/')
+  rows: list[str] = flag([], 'rows of the table (default: all)')
+  seeds: int = flag(0, 'runs of each row; 0 = as many as the table says')
+  runs: str = flag('runs/papers', 'folder of the run folders')
+  data_dir: str = flag('data', DATA_DIR_HELP)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs(Command):
+  reads_config: ClassVar[bool] = False
+  folders: list[str] = argument('folders to search (default: runs)', optional=True)
+
+
+COMMANDS: dict[str, type[Command]] = {
+  'quick_start': QuickStart,
+  'train': Train,
+  'evaluate': Evaluate,
+  'predict': Predict,
+  'prepare': Prepare,
+  'plan': Plan,
+  'translate': Translate,
+  'generate': Generate,
+  'transcribe': Transcribe,
+  'similarity': Similarity,
+  'compare': Compare,
+  'ablate': Ablate,
+  'report': Report,
+  'demo': Demo,
+  'export': Export,
+  'sweep': Sweep,
+  'reproduce': Reproduce,
+  'runs': Runs,
 }
 
+# Commands of earlier versions, and what replaces them.
+RENAMED = {
+  'to_gpt2': 'export RUN --format huggingface --output FOLDER',
+  'vectors': 'export RUN --format word2vec --output FILE',
+}
 
-def parse(argv: list[str]) -> tuple[str, dict]:
-  """argv -> (command, keyword arguments for its function). `--help` prints and exits."""
-  words = argv[1:]
-  if words and not words[0].startswith('-'):
-    command = words.pop(0)
+GENERAL_HELP = """./launch.sh [COMMAND] [ARGUMENTS] [FLAGS]
+
+{commands}
+  {test}  Runs the tests.
+
+Without a command: {quick_start}
+`./launch.sh COMMAND --help` shows the flags of a command. Every key of a config can be set, for
+example --config.optimizer.learning_rate=3e-4; --config=FILE is the same as the argument CONFIG.
+`train` ends with exit code 75 after SIGTERM: the state is saved, and the same command resumes it.
+"""
+
+
+def positional_of(command: type[Command]) -> list[dataclasses.Field]:
+  """Returns the positional arguments of a command, in order."""
+  return [field for field in dataclasses.fields(command) if field.metadata.get('positional')]
+
+
+def flags_of(command: type[Command]) -> list[dataclasses.Field]:
+  """Returns the flags of a command, in order."""
+  fields = dataclasses.fields(command)
+  return [field for field in fields if field.metadata and not field.metadata['positional']]
+
+
+def summary(name: str) -> str:
+  """Returns the first line of the docstring of mmlm/cli/NAME.py, without importing it."""
+  path = pathlib.Path(__file__).with_name(f'{name}.py')
+  docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))
+  assert docstring, f'{path} has no docstring, which is the help of the command.'
+  return docstring.splitlines()[0]
+
+
+def usage(name: str) -> str:
+  """Returns the name of a command and its positional arguments: 'compare FIRST SECOND'."""
+  words = [name]
+  for field in positional_of(COMMANDS[name]):
+    word = field.name.upper()
+    if field.type is not str:
+      word += '...'
+    if field.metadata['optional']:
+      word = f'[{word}]'
+    words.append(word)
+  return ' '.join(words)
+
+
+def general_help() -> str:
+  """Returns all commands, each with its sentence."""
+  names = [name for name in COMMANDS if name != 'quick_start']
+  width = max(len(usage(name)) for name in names)
+  lines = [f'  {usage(name):<{width}}  {summary(name)}' for name in names]
+  return GENERAL_HELP.format(
+    commands='\n'.join(lines), test=f'{"test":<{width}}', quick_start=summary('quick_start')
+  )
+
+
+def command_help(name: str) -> str:
+  """Returns the usage of a command, its sentence, its arguments and its flags."""
+  command = COMMANDS[name]
+  lines = [f'./launch.sh {usage(name)} [FLAGS]', '', summary(name), '']
+  for field in positional_of(command):
+    lines += _entry(field.name.upper(), field.metadata['help'])
+  for field in flags_of(command):
+    lines += _entry(_flag_syntax(field), field.metadata['help'] + _default_text(field))
+  if command.reads_config:
+    lines += _entry('--config.KEY=VALUE', 'change a key of the config')
+  return '\n'.join(lines)
+
+
+def _entry(syntax: str, help: str) -> list[str]:
+  """Returns the lines of one argument or flag."""
+  indent = ' ' * 26
+  lines = textwrap.wrap(help, 98, initial_indent=indent, subsequent_indent=indent)
+  if len(syntax) < 23:
+    lines[0] = f'  {syntax:<24}{lines[0].lstrip()}'
+    return lines
+  return [f'  {syntax}', *lines]
+
+
+def _flag_syntax(field: dataclasses.Field) -> str:
+  if field.type is bool:
+    return f'--[no]{field.name}'
+  placeholders = {str: 'TEXT', int: 'N', float: 'X'}
+  return f'--{field.name}={placeholders.get(field.type, "A,B")}'
+
+
+def _default_text(field: dataclasses.Field) -> str:
+  if field.default_factory is not dataclasses.MISSING:
+    default = ','.join(field.default_factory())
   else:
-    command = 'quick_start'
-  if command not in COMMANDS:
-    from mmlm.utils.choices import nearest  # imports jax, too early for the settings below
-
-    raise UserError(
-      f'no command {command!r}. Nearest: {nearest(command, COMMANDS)!r}. `./launch.sh --help` shows all.'
-    )
-  _, positional, definitions = COMMANDS[command]
-  values = flags.FlagValues()
-  for define, name, default, text in definitions:
-    define(name, default, text, flag_values=values, required=default is None)
-  if {'--help', '-h', '-help'} & set(words):
-    if argv[1:2] == [command]:
-      usage = f'./launch.sh {command} {positional.upper()} [FLAGS]'
-    else:
-      usage = __doc__
-    print(usage, values.get_help(), sep='\n')
-    sys.exit(0)
-  settings = [word for word in words if word.startswith('--config.')]
-  try:
-    rest = values([command] + [word for word in words if word not in settings])[1:]
-  except flags.Error as error:
-    raise UserError(f'{command}: {error} See `./launch.sh {command} --help`.') from None
-  optional = positional.startswith('[')
-  positional = positional.strip('[]')
-  *names, several = positional.split() if positional.endswith('...') else [*positional.split(), '']
-  if len(rest) != len(names) if not several else len(rest) < len(names) + (not optional):
-    wanted = positional.upper() or 'no argument'
-    raise UserError(f'{command} takes {wanted}, not {rest}. See `./launch.sh {command} --help`.')
-  arguments = {name: values[name].value for _, name, _, _ in definitions} | dict(zip(names, rest))
-  if several:
-    arguments[several.removesuffix('...')] = rest[len(names) :]
-  for word in settings:
-    if '=' not in word:
-      raise UserError(f'{word}: write it as --config.KEY=VALUE.')
-  arguments['settings'] = dict(word.removeprefix('--config.').split('=', 1) for word in settings)
-  return command, arguments
+    default = field.default
+  if default is dataclasses.MISSING:
+    return ' (required)'
+  if default == '' or field.type is bool and not default:
+    return ''
+  return f' (default: {str(default).lower() if field.type is bool else default})'

@@ -1,14 +1,14 @@
-"""`./launch.sh reproduce`: runs what a paper's table lacks, and renders it."""
+"""Trains and evaluates the missing rows of a paper's table, and renders the tables."""
 
 import importlib
 import sys
-from typing import Any
 
+from mmlm.cli import flags
 from mmlm.config import ROOT
 from mmlm.utils.errors import UserError
 
 
-def reproduce(**arguments: Any) -> None:
+def reproduce(options: flags.Reproduce) -> None:
   """Runs experiments/reproduce.py, which is beside the package and not part of it."""
   file = ROOT / 'experiments' / 'reproduce.py'
   if not file.is_file():
@@ -16,4 +16,6 @@ def reproduce(**arguments: Any) -> None:
   if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
   module = importlib.import_module('experiments.reproduce')
-  module.reproduce(**arguments)
+  module.reproduce(
+    options.table, options.rows, options.seeds, options.runs, options.data_dir, options.settings
+  )

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 
-from mmlm.cli.flags import parse
+from mmlm.cli.command_line import parse
+from mmlm.cli.flags import Train
 from mmlm.config import ROOT
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
@@ -40,10 +41,10 @@ exit $code
 
 def submit(argv: list[str]) -> None:
   """Writes the file for the command `argv` of main.py, if it is not there, and submits it."""
-  command, arguments = parse(argv)
-  if command != 'train':
+  command, options = parse(argv)
+  if not isinstance(options, Train):
     raise UserError(f'LAUNCHER=slurm {command}: train is what can be submitted.')
-  folder = pathlib.Path(arguments['workdir']).absolute()
+  folder = pathlib.Path(options.workdir).absolute()
   path = folder.with_name(f'{folder.name}.sbatch')
   if not path.exists():
     runs.write_atomic(

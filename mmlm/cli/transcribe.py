@@ -1,4 +1,4 @@
-"""./launch.sh transcribe FILE...: sounds to text with times, by a Whisper or by a run of ours."""
+"""Transcribes sound files to text, subtitles and JSON, with Whisper or a run."""
 
 import collections
 import contextlib
@@ -6,9 +6,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 from tqdm import tqdm
 
+from mmlm.cli.flags import Transcribe
 from mmlm.data.sources.recording import Recording
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Predictor
@@ -22,13 +24,15 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import write_atomic
 
 
-def transcribe(
-  files: list[str], model: str, format: list[str], output_dir: str, settings: dict, **options
-) -> list[Transcript]:
-  """Prints segments as they come and writes <name of the file>.<format> into `output_dir`; returns the transcripts.
-
-  `options`: fields of `Options`; beam_size 0 is that of the model, 5 for a Whisper.
-  """
+def transcribe(flags: Transcribe) -> list[Transcript]:
+  """Prints segments as they come, writes NAME.FORMAT for each file, and returns the transcripts."""
+  files, model, format, output_dir = flags.files, flags.model, flags.format, flags.output_dir
+  settings = flags.settings
+  options = {
+    field.name: getattr(flags, field.name)
+    for field in fields(Options)
+    if hasattr(flags, field.name)
+  }
   for name in format:
     one_of('--format', name, FORMATS)
   durations = _durations(files)

@@ -72,7 +72,7 @@ class Experiment:
     self.task = TASKS[one_of('task', config.task, TASKS)]
     if config.task == 'word_vectors' and type(self) is Experiment:
       raise UserError(
-        'task=word_vectors: `train`, `sweep`, `evaluate`, `similarity`, `vectors` and `report` know word vectors, other commands have no use for them.'
+        'task=word_vectors: `train`, `sweep`, `evaluate`, `similarity`, `export` and `report` know word vectors, other commands have no use for them.'
       )
     if not config.model.encoders and config.task not in ('language_model', 'word_vectors'):
       raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')

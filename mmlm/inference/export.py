@@ -32,8 +32,14 @@ TRAINING_ONLY = {
 }
 
 
-def export(workdir: str, output: str, platforms: list[str], settings: dict) -> dict:
-  """Writes the parameters, config, tokenizer and functions of a run into --output (WORKDIR/export); returns what export.json holds.
+def export(
+  workdir: str, output: str, platforms: list[str], settings: dict, with_functions: bool = True
+) -> dict:
+  """Writes the parameters, config, tokenizer and functions of a run; returns what export.json holds.
+
+  Args:
+    output: the folder; '' = WORKDIR/export.
+    with_functions: whether to write the functions as StableHLO.
 
   Raises:
     UserError: a folder that holds something else; a function that gives other outputs than the run.
@@ -81,7 +87,8 @@ def export(workdir: str, output: str, platforms: list[str], settings: dict) -> d
   print(
     f'{folder / WEIGHTS}: {len(flat(params))} arrays of step {step}, the same bits as in the run'
   )
-  for name, fn in functions_of(experiment).items():
+  functions = functions_of(experiment) if with_functions else {}
+  for name, fn in functions.items():
     about['functions'][name] = _write_function(
       folder / f'{name}.stablehlo', fn, params, batches[name], platforms
     )

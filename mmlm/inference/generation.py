@@ -1,9 +1,8 @@
-"""A trained language model: scores running text (`evaluate`), writes some (`generate`), leaves as a GPT-2 (`to_gpt2`).
+"""A trained language model: scores running text and writes text.
 
 Axes: C tokens that the model reads at once, V vocabulary.
 """
 
-import pathlib
 import time
 
 import jax
@@ -15,7 +14,6 @@ from mmlm.decoding.search import SearchOptions, draw
 from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import file_name
-from mmlm.pretrained.gpt2 import export_gpt2
 from mmlm.tasks.text_generation import begin_decoder
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
@@ -184,45 +182,9 @@ class Spelling:
     return new[len(old) :]
 
 
-def generate(
-  workdir: str, prompt: str, max_length: int, num: int, seed: int, settings: dict, **drawing
-) -> list[str]:
-  """Writes on behind a prompt, to the terminal as it goes; returns the texts. `drawing`: temperature, top_k, top_p."""
-  experiment = Experiment.of_run(workdir, settings)
-  if experiment.modalities or experiment.task.answers != 'targets':
-    raise UserError(
-      f'{workdir}: its task is {experiment.config.task}, which reads {", ".join(experiment.modalities)}: only a language model goes on by itself.'
-    )
-  for name, value, least in (
-    ('max_length', max_length, 1),
-    ('num', num, 1),
-    ('temperature', drawing['temperature'], 0),
-  ):
-    if not value >= least:
-      raise UserError(f'--{name}={value}: expected {least} or more.')
-  options = _options(experiment, **drawing)
-  tokens = _prompt(experiment, prompt)
-  params, _ = language_params(experiment)
-  writer = Writer(
-    experiment.model, jax.tree.map(jnp.asarray, params), experiment.config.data.max_length, options
-  )
-  texts = []
-  keys = jax.random.split(jax.random.key(seed), num)
-  for number, key in enumerate(keys):
-    if num > 1:
-      print(f'--- {number + 1} of {num}')
-    print(prompt, end='', flush=True)
-    spelled = Spelling(experiment.tokenizer, tokens)
-    written = prompt
-    for token in writer(tokens, key, max_length):
-      written += (piece := spelled(token))
-      print(piece, end='', flush=True)
-    print()
-    texts.append(written)
-  return texts
-
-
-def _options(experiment: Experiment, temperature: float, top_k: int, top_p: float) -> SearchOptions:
+def search_options(
+  experiment: Experiment, temperature: float, top_k: int, top_p: float
+) -> SearchOptions:
   if temperature:
     drawn = {'method': 'sample', 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
   else:
@@ -239,7 +201,7 @@ def _options(experiment: Experiment, temperature: float, top_k: int, top_p: floa
   )
 
 
-def _prompt(experiment: Experiment, prompt: str) -> list[int]:
+def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
   """What the model reads first: the start, where documents have one, and the prompt."""
   tokens = experiment.tokenizer.encode(prompt)
   if UNK in tokens:
@@ -248,17 +210,3 @@ def _prompt(experiment: Experiment, prompt: str) -> list[int]:
     ) or [prompt]
     print(f'(not in the vocabulary and read as unknown: {" ".join(map(repr, strange))})')
   return [BOS, *tokens]
-
-
-def to_gpt2(workdir: str, output: str, settings: dict) -> None:
-  """Writes the decoder of a language model as a GPT-2: config.json, model.safetensors, tokenizer.json."""
-  experiment = Experiment.of_run(workdir, settings)
-  if experiment.modalities or experiment.config.model.head.name != 'transformer_decoder':
-    raise UserError(
-      f'{workdir}: only a language model with the head transformer_decoder has the shape of a GPT-2.'
-    )
-  if pathlib.Path(output).exists() and any(pathlib.Path(output).iterdir()):
-    raise UserError(f'--output {output}: this folder is not empty.')
-  params, step = language_params(experiment)
-  export_gpt2(output, experiment.model.head, params['head'], experiment.tokenizer)
-  print(f'Written: {output}, the decoder of step {step}')

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm import config as configs
-from mmlm.cli.commands import check_folder, claim, environment
+from mmlm.experiment.claim import check_folder, claim
+from mmlm.experiment.environment import environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import step_options, training_parts
 from mmlm.sweeps.shapes import RATES, groups_of, numbers_of, with_numbers

@@ -353,7 +353,7 @@ def _scored(name: str, settings: dict, sets: str, restrict: int, method: str) ->
   return result
 
 
-def vectors(workdir: str, output: str, format: str, settings: dict) -> None:
+def export_vectors(workdir: str, output: str, format: str, settings: dict) -> None:
   """Writes the vectors of a run to a file."""
   if not pathlib.Path(workdir).is_dir():
     raise UserError(f'{workdir}: not a run folder.')

@@ -1,6 +1,7 @@
 """The program as a person meets it: what a run leaves, what bad input gets, and that nothing is ever lost."""
 
 import errno
+import importlib
 import json
 import os
 import pathlib
@@ -19,7 +20,9 @@ import pytest
 from conftest import ROOT
 from program import LONG, Place, cli, done, metrics, read_jsonl, refused, rows, tree, write_jsonl
 
-from mmlm.cli import main
+from mmlm.cli import flags
+from mmlm.cli.command_line import parse
+from mmlm.experiment import environment
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +54,8 @@ def copy(run, tmp_path):
   [
     (['trian', 'x'], "no command 'trian'. Nearest: 'train'"),
     (['train', 'x.py'], '--workdir'),
-    (['train', '--workdir=x'], 'train takes CONFIG_PATH, not []'),
-    (['evaluate', 'a', 'b'], "evaluate takes WORKDIR, not ['a', 'b']"),
+    (['train', '--workdir=x'], 'train takes CONFIG, not []'),
+    (['evaluate', 'a', 'b'], "evaluate takes RUN, not ['a', 'b']"),
     (['predict', 'a'], '--input'),
     (
       ['train', 'x.py', '--workdir=x', '--skip_brokn'],
@@ -64,6 +67,11 @@ def copy(run, tmp_path):
       ['train', 'x.py', '--workdir=x', '--config.seed'],
       '--config.seed: write it as --config.KEY=VALUE',
     ),
+    (['train', 'a.py', '--config=b.py', '--workdir=x'], 'the config is given twice'),
+    (['evaluate', 'x', '--config=b.py'], "Unknown command line flag 'config'"),
+    (['to_gpt2', 'x', '--output=y'], 'export RUN --format huggingface'),
+    (['vectors', 'x', '--output=y'], 'export RUN --format word2vec'),
+    (['export', 'x', '--format=gguf'], "--format: no 'gguf'"),
     (['--splits=x'], "Unknown command line flag 'splits'"),
     (['prepare', 'flickr8k', '--config.seed=1'], 'prepare reads no config'),
     (['prepare', 'flickr9k'], "'flickr8k'"),
@@ -149,26 +157,42 @@ def test_meshes_that_are_none(place, tmp_path, settings, says):
   assert not (tmp_path / 'r').exists()
 
 
-def test_help_names_every_flag_at_once():
-  """Without waiting for jax, which also must not be imported before the cache of compiled programs is set."""
+@pytest.mark.parametrize('name', flags.COMMANDS)
+def test_help_of_a_command_is_its_sentence_and_its_own_flags(name):
+  text = done(name, '--help') if name != 'quick_start' else flags.command_help(name)
+  usage, sentence = text.split('\n\n')[:2]
+  assert usage.startswith(f'./launch.sh {name}') and sentence.endswith(('.', ').'))
+  module = importlib.import_module(f'mmlm.cli.{name}')
+  assert module.__doc__.startswith(sentence) and callable(getattr(module, name))
+  expected = {field.name for field in flags.flags_of(flags.COMMANDS[name])}
+  shown = set(re.findall(r'^  --(?:\[no\])?([a-z_]+)(?:=|\s|$)', text, re.MULTILINE))
+  assert shown == expected
+  assert all(field.metadata['help'] for field in flags.flags_of(flags.COMMANDS[name]))
+
+
+def test_general_help_has_a_line_for_each_command():
+  text = done('--help')
+  for name in flags.COMMANDS:
+    assert flags.summary(name) in text
+    assert name == 'quick_start' or re.search(f'^  {name} ', text, re.MULTILINE)
+
+
+def test_help_does_not_import_jax():
+  """Jax is slow to import, and must not be before the cache of compiled programs is set."""
   code = (
-    'import sys; from mmlm.cli import main; main.main() if len(sys.argv) > 1 else print("USAGE")'
+    'import sys; sys.argv = ["mmlm", "train", "--help"]; from mmlm.cli import main; '
+    'main.main(); print("jax" in sys.modules)'
   )
-  finish = f'import atexit, sys; atexit.register(lambda: print("jax" in sys.modules))\n{code}'
-  for command, (*_, definitions) in main.COMMANDS.items():
-    if command != 'quick_start':
-      words = [command, '--help']
-    else:
-      words = ['--help']
-    out = subprocess.run(
-      [sys.executable, '-c', finish, *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert out.returncode == 0 and out.stdout.rstrip().endswith('False'), out
-    assert all(
-      f'--{name}' in out.stdout.replace('[no]', '') and text[:30] in out.stdout
-      for _, name, _, text in definitions
-    )
-    assert './launch.sh' in out.stdout
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert out.stdout.endswith('\nFalse\n'), out
+
+
+def test_config_may_be_a_flag_or_an_argument():
+  argument = parse(['mmlm', 'train', 'a.py:smoke', '--workdir=x', '--config.seed=1'])
+  assert argument == parse(
+    ['mmlm', 'train', '--config=a.py:smoke', '--config.seed=1', '--workdir', 'x']
+  )
+  assert argument[1] == flags.Train(config='a.py:smoke', workdir='x', settings={'seed': '1'})
 
 
 # Data
@@ -583,15 +607,11 @@ def test_a_folder_that_may_not_be_written(place, tmp_path, monkeypatch):
 
 
 def test_a_machine_without_git(place, run, tmp_path, monkeypatch):
-  from mmlm.cli import commands
-
   monkeypatch.setenv('PATH', str(tmp_path))
-  assert commands.environment()['commit'] is None
+  assert environment.environment()['commit'] is None
 
 
-def test_results_that_were_written_do_not_change_the_commit(tmp_path, monkeypatch):
-  from mmlm.cli import commands
-
+def test_results_that_were_written_do_not_change_the_commit(tmp_path):
   def git(*words):
     return subprocess.run(
       ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', *words],
@@ -599,7 +619,6 @@ def test_results_that_were_written_do_not_change_the_commit(tmp_path, monkeypatc
       capture_output=True,
     )
 
-  monkeypatch.setattr(commands.configs, 'ROOT', tmp_path)
   git('init')
   for name in ('README.md', 'code.py', 'experiments/README.md', 'experiments/results/mr.json'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -607,7 +626,7 @@ def test_results_that_were_written_do_not_change_the_commit(tmp_path, monkeypatc
   git('add', '.')
   git('commit', '-m', 'one')
   (tmp_path / 'experiments' / 'results' / 'mr.json').write_text('2')
-  commit = commands.environment()['commit']
+  commit = environment.commit_of(tmp_path)
   assert re.fullmatch('[0-9a-f]{7,}', commit)
   (tmp_path / 'code.py').write_text('2')
-  assert commands.environment()['commit'] == f'{commit}-dirty'
+  assert environment.commit_of(tmp_path) == f'{commit}-dirty'

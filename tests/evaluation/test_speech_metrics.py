@@ -10,7 +10,6 @@ import pytest
 from program import done, write_jsonl
 from test_audio import encoded, tone
 
-from mmlm.cli.commands import inputs_of
 from mmlm.evaluation.metrics import METRICS, higher_is_better, speech_metrics
 from mmlm.evaluation.metrics.speech_metrics import (
   KINDS,
@@ -22,6 +21,7 @@ from mmlm.evaluation.metrics.speech_metrics import (
 )
 from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.evaluation.significance import paired_bootstrap
+from mmlm.inference.input_files import read_inputs
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
 
@@ -284,11 +284,11 @@ def test_what_is_no_sound_is_refused_before_the_model(tmp_path, name, says):
   (tmp_path / 'empty.wav').write_bytes(b'')
   (tmp_path / 'folder').mkdir()
   with pytest.raises(UserError, match=says):
-    inputs_of(str(tmp_path / name), ('audio',))
+    read_inputs(str(tmp_path / name), ('audio',))
   with pytest.raises(UserError, match='this model reads audio, text'):
-    inputs_of(str(tmp_path / 'empty.wav'), ('audio', 'text'))
+    read_inputs(str(tmp_path / 'empty.wav'), ('audio', 'text'))
   np.save(tmp_path / 'a.npy', np.ones((3, 4)))
-  (example,) = inputs_of(str(tmp_path / 'a.npy'), ('audio',))
+  (example,) = read_inputs(str(tmp_path / 'a.npy'), ('audio',))
   assert example['id'] == 'a.npy' and json.dumps(example['audio'].tolist()) == json.dumps(
     [[1.0] * 4] * 3
   )

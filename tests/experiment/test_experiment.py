@@ -18,7 +18,7 @@ from program import done, read_jsonl, refused, write_jsonl
 from test_sources import BAD_PARALLEL, write_parallel
 
 from mmlm import config as configs
-from mmlm.cli import commands
+from mmlm.cli import quick_start
 from mmlm.data.batching import Batch
 from mmlm.data.datasets import prepare
 from mmlm.data.datasets.numerals import draw
@@ -29,7 +29,7 @@ from mmlm.parallel import Parallel
 from mmlm.pretrained.frozen_backbone import BACKBONES, FrozenBackbone, pick_variant
 from mmlm.tasks import TASKS
 
-QUICK_START = commands.QUICK_START
+QUICK_START = quick_start.CONFIG
 FILES = sorted(
   path
   for path in ROOT.glob('configs/*/*.py')
@@ -169,7 +169,7 @@ def test_the_smoke_form_of_a_language_model_goes_to_the_report(path, data, tmp_p
 
 def test_the_quick_start(data, tmp_path, monkeypatch):
   """Everything with one word; also from another folder than the project's."""
-  monkeypatch.setattr(commands, 'QUICK_START', f'{QUICK_START}:smoke')
+  monkeypatch.setattr(quick_start, 'CONFIG', f'{QUICK_START}:smoke')
   monkeypatch.chdir(tmp_path)
   said = done(f'--config.data.dir={data}', *few(QUICK_START + ':smoke'))
   assert said.splitlines()[-1] == 'Report: runs/unicode_pictures/report.html'

@@ -154,7 +154,9 @@ def test_it_writes_and_goes_on_with_what_it_was_given(place, tmp_path):
   )
   assert 'use `./launch.sh generate' in refused('predict', place / 'lm', '--input', 'a')
   assert 'reads no input' in refused('ablate', place / 'lm')
-  assert "'scaled': True" in refused('to_gpt2', place / 'lm', '--output', tmp_path / 'gpt2')
+  assert "'scaled': True" in refused(
+    'export', place / 'lm', '--format=huggingface', '--output', tmp_path / 'gpt2'
+  )
 
 
 def test_its_decoder_starts_that_of_a_translation(place, tmp_path):

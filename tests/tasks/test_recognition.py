@@ -225,7 +225,7 @@ def test_a_cascade_reads_what_another_run_wrote(runs):
   missing = write_jsonl(runs / 'part.jsonl', read_jsonl(written)[1:])
   for argument, says in (
     (missing, "no text for the example 'good0'"),
-    (runs / 'config.py', 'no predictions file'),
+    (runs / 'config.py', 'not a predictions file'),
     (runs / 'gone', 'No such file'),
   ):
     assert says in refused('evaluate', runs / 'text', '--text_from', argument)

@@ -106,7 +106,7 @@ def test_a_run_keeps_its_base_and_is_asked_like_any_other(tmp_path):
     '--config.parallel.strategy=jit',
     "--config.optimizer.rate_rules=(('encoders_text/.*', 0.0), ('.*', 1.0))",
   )
-  assert ' of them learn' in said
+  assert ' of them trained' in said
   assert 'accuracy' in done('evaluate', folder)
   experiment = Experiment.of_run(folder, {'parallel.strategy': 'jit'})
   loader = experiment.loader('test', experiment.table('test', False), 16)

@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from test_vectors import SENTENCES
 
-from mmlm.cli import commands
+from mmlm.cli import flags
+from mmlm.cli.evaluate import evaluate
+from mmlm.cli.export import export
+from mmlm.cli.predict import predict
+from mmlm.cli.report import report
+from mmlm.cli.similarity import similarity as score_similarity
+from mmlm.cli.train import train
 from mmlm.config import load_config, override
 from mmlm.pretrained.formats.vector_files import read_vectors
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
 from mmlm.word_vectors import similarity
-from mmlm.word_vectors import vector_experiment as command
 from mmlm.word_vectors.sparse_step import row_step
 from mmlm.word_vectors.vector_experiment import VectorExperiment, training_parts
 
@@ -32,7 +37,7 @@ def run(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   name, _, arg = request.param.partition(':')
   spec = f'configs/word_vectors/{name}.py:smoke,text={text_of(folder)}' + f',{arg}' * bool(arg)
-  commands.train(spec, str(folder / 'run'), {})
+  train(flags.Train(config=spec, workdir=str(folder / 'run')))
   return spec, folder / 'run'
 
 
@@ -43,7 +48,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path, capsys):
   spec, folder = run
   shutil.copytree(folder, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
-  commands.train(spec, str(tmp_path / 'run'), {})
+  train(flags.Train(config=spec, workdir=str(tmp_path / 'run')))
   assert 'Resumed at step 3 of 6' in capsys.readouterr().out
   one, two = (
     VectorExperiment.of_run(place, {'evaluate.checkpoint': 'latest'}).vectors()
@@ -62,25 +67,29 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
   (tmp_path / 'pairs.txt').write_text(
     '\n'.join(f'w{i} w{i + 1} {i}' for i in range(6)) + '\nw1 nowhere 3\n'
   )
-  (found,) = commands.evaluate(str(folder), (), {'evaluate.similarity': str(tmp_path)})
+  (found,) = evaluate(
+    flags.Evaluate(run=str(folder), settings={'evaluate.similarity': str(tmp_path)})
+  )
   assert found['scores']['pairs']['n'] == 6 and found['scores']['pairs']['of'] == 7
   assert '6 of 7 known' in capsys.readouterr().out
   assert read_json(folder / 'scores' / f'similarity-{found["step"]}.json') == json.loads(
     json.dumps(found)
   )
-  commands.report([str(folder)], {})
+  report(flags.Report(folders=[str(folder)]))
   assert (folder / 'report.html').is_file()
-  command.vectors(str(folder), str(tmp_path / 'v.txt'), 'glove', {})
+  export(flags.Export(run=str(folder), output=str(tmp_path / 'v.txt'), format=['glove']))
   read, (mine, _) = (
     read_vectors(str(tmp_path / 'v.txt')),
     VectorExperiment.of_run(folder, {}).vectors(),
   )
   np.testing.assert_array_equal(read.array, mine.array)
   assert read.words == mine.words and mine.array.shape[1] == 8
-  again = command.similarity(str(tmp_path / 'v.txt'), str(tmp_path / 'pairs.txt'), 0, 'add', {})
+  again = score_similarity(
+    flags.Similarity(vectors=str(tmp_path / 'v.txt'), sets=str(tmp_path / 'pairs.txt'), restrict=0)
+  )
   assert again['scores'] == found['scores']
   with pytest.raises(UserError, match='other commands have no use for them'):
-    commands.predict(str(folder), 'w1', '', {})
+    predict(flags.Predict(run=str(folder), input='w1'))
 
 
 def test_learning_learns(tmp_path):
@@ -146,8 +155,10 @@ def test_learning_learns(tmp_path):
 def test_what_cannot_be_learned_is_told(tmp_path, settings, says):
   (tmp_path / 'text.txt').write_text('a b\nc a\nd e\n' * 20)
   with pytest.raises(UserError, match=says):
-    commands.train(
-      f'configs/word_vectors/skipgram.py:smoke,text={tmp_path / "text.txt"}',
-      str(tmp_path / 'run'),
-      settings,
+    train(
+      flags.Train(
+        config=f'configs/word_vectors/skipgram.py:smoke,text={tmp_path / "text.txt"}',
+        workdir=str(tmp_path / 'run'),
+        settings=settings,
+      )
     )

@@ -1,0 +1,73 @@
+"""Exports a model: as safetensors and StableHLO, as a Hugging Face GPT-2, or as word vectors."""
+
+import pathlib
+
+from mmlm.cli import flags
+from mmlm.cli.train import TABLES
+from mmlm.experiment.experiment import Experiment
+from mmlm.inference import export as model_export
+from mmlm.inference.generation import language_params
+from mmlm.pretrained.formats.write_vectors import FORMATS as VECTOR_FORMATS
+from mmlm.pretrained.gpt2 import export_gpt2
+from mmlm.utils import run_dir
+from mmlm.utils.choices import one_of
+from mmlm.utils.errors import UserError
+from mmlm.word_vectors import vector_experiment
+
+MODEL_FORMATS = ('safetensors', 'stablehlo')
+HUGGING_FACE = 'huggingface'
+
+
+def export(options: flags.Export) -> None:
+  """Writes the model of a run in the formats of --format.
+
+  Raises:
+    UserError: a format does not go with the run, with another format or with another flag.
+  """
+  formats = options.format
+  for name in formats:
+    one_of('--format', name, (*MODEL_FORMATS, HUGGING_FACE, *VECTOR_FORMATS))
+  possible = _formats_of(options.run)
+  for name in formats:
+    if name not in possible:
+      raise UserError(
+        f'--format {name} does not go with {options.run}. Formats that do: {", ".join(possible)}.'
+      )
+  if options.platforms and 'stablehlo' not in formats:
+    raise UserError('--platforms goes with --format stablehlo.')
+  if set(formats) <= set(MODEL_FORMATS):
+    with_functions = 'stablehlo' in formats
+    model_export.export(
+      options.run, options.output, options.platforms, options.settings, with_functions
+    )
+    return
+  if len(formats) > 1:
+    raise UserError(f'--format {",".join(formats)}: choose one, or safetensors,stablehlo.')
+  if not options.output:
+    raise UserError(f'--format {formats[0]} needs --output.')
+  if formats == [HUGGING_FACE]:
+    _export_hugging_face(options)
+  else:
+    vector_experiment.export_vectors(options.run, options.output, formats[0], options.settings)
+
+
+def _formats_of(run: str) -> tuple[str, ...]:
+  """Returns the formats that go with a run."""
+  path = pathlib.Path(run) / 'config.json'
+  if path.is_file() and run_dir.read_json(path).get('task') in TABLES:
+    return tuple(VECTOR_FORMATS)
+  config = Experiment.of_run(run, {}).config
+  if not config.model.encoders and config.model.head.name == 'transformer_decoder':
+    return (*MODEL_FORMATS, HUGGING_FACE)
+  return MODEL_FORMATS
+
+
+def _export_hugging_face(options: flags.Export) -> None:
+  """Writes the decoder of a language model as config.json, model.safetensors, tokenizer.json."""
+  folder = pathlib.Path(options.output)
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(f'--output {folder}: this folder is not empty.')
+  experiment = Experiment.of_run(options.run, options.settings)
+  params, step = language_params(experiment)
+  export_gpt2(folder, experiment.model.head, params['head'], experiment.tokenizer)
+  print(f'Written: {folder}, the decoder of step {step}')

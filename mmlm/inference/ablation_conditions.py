@@ -1,0 +1,60 @@
+"""The conditions of an ablation study of a run, and its predictions under each."""
+
+from mmlm.evaluation.ablation import WORDS, mask_words, missing_curve
+from mmlm.evaluation.metrics import METRICS, views
+from mmlm.experiment.experiment import Experiment
+from mmlm.experiment.prediction import Condition
+
+CURVE_VIEWS = (views.labels, views.values)
+
+
+def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
+  """Returns the conditions for a model, of which the first changes nothing.
+
+  Lists of words to mask are English; a list without a word in the split is left out.
+  """
+  modalities = experiment.modalities
+  not_text = [modality for modality in modalities if modality != 'text']
+  # A text to translate is never removed; one that is judged with other modalities is.
+  removable = not_text
+  if experiment.task.answers == 'label' and not_text:
+    removable = modalities
+  conditions = [Condition()]
+  conditions += [Condition(shuffled=modality) for modality in modalities]
+  conditions += [Condition(without=modality) for modality in removable]
+  for kind in _maskable_words(experiment, split):
+    conditions.append(Condition(masked=kind))
+    conditions += [Condition(masked=kind, shuffled=modality) for modality in not_text]
+  return conditions
+
+
+def _maskable_words(experiment: Experiment, split: str) -> list[str]:
+  """Returns the kinds of words that stand in the texts of a split, if they are English texts."""
+  if 'text' not in experiment.modalities or 'text' in experiment.widths:
+    return []
+  if experiment.config.data.languages.text not in ('', 'en'):
+    return []
+  source = experiment.source(split)
+  texts = [source[i].get('text', '') for i in range(len(source))]
+  return [kind for kind in WORDS if any(mask_words(text, kind) != text for text in texts)]
+
+
+def missing_curves(experiment: Experiment, predictions: dict[str, list[dict]]) -> dict:
+  """Returns {modality: {metric: scores over the share of examples that lack the modality}}.
+
+  Args:
+    predictions: {condition: predictions}.
+  """
+  if len(experiment.modalities) < 2:
+    return {}
+  metrics = []
+  for name in experiment.config.evaluate.metrics or experiment.task.metrics:
+    if METRICS[name].view in CURVE_VIEWS:
+      metrics.append(name)
+  complete = predictions[str(Condition())]
+  curves = {}
+  for modality in experiment.modalities:
+    without = predictions.get(str(Condition(without=modality)))
+    if without is not None:
+      curves[modality] = {name: missing_curve(complete, without, name) for name in metrics}
+  return curves
