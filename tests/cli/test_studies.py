@@ -359,7 +359,7 @@ def test_a_picture_goes_with_every_line(run, text_run, place, tmp_path, monkeypa
     ('broken.png', "can't be decoded"),
   ):
     assert says in ask(f'--image={tmp_path / path}')(refused)
-  assert 'give it by --image' in ask()(refused)
+  assert 'name it by --image' in ask()(refused)
   assert 'this model reads text' in translated(
     monkeypatch, text_run, text, f'--image={pictures[0]}'
   )(refused)
