@@ -13,7 +13,7 @@ from experiments.record import ROOT, load_table, rows_of
 from experiments.rows import Row, measured, rows_of_table
 from experiments.tables import add_rows, check_rows, write_tables
 from mmlm.experiment.prediction import file_name
-from mmlm.sweeps.listing import look
+from mmlm.sweeps.listing import summarize_run
 from mmlm.utils import run_dir as run_folders
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
@@ -173,7 +173,7 @@ class Paper:
 
   def _train(self, row: Row, folder: pathlib.Path, k: int) -> None:
     """Trains run `k` of a row, unless it is done."""
-    run = look(folder)
+    run = summarize_run(folder)
     if run.state == 'running':
       raise UserError(f'{folder} is running.')
     if run.state == 'diverged':

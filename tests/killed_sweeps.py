@@ -26,7 +26,7 @@ def get_space():
 # Writes the files of a run slowly, and in `starts.txt` beside them a line for each start and each end.
 STAND_IN = """
 import json, os, pathlib, sys, time
-from mmlm import runs
+from mmlm.utils import run_dir as runs
 folder, rate = pathlib.Path(sys.argv[1]), float(sys.argv[2])
 lock = runs.lock(folder)
 with open(folder.parent.parent / "starts.txt", "a") as file: file.write(f"start {folder.name}\\n")
@@ -57,7 +57,7 @@ def sweep(folder: pathlib.Path, real: bool) -> None:
       ]
 
     executors.Processes.command = command
-    executors.POLL = 0.02
+    executors.POLL_SECONDS = 0.02
   (folder.parent / 'space.py').write_text(SPACE)
   data = f'--config.data.dir={folder.parent / "data"}'
   sys.argv = [

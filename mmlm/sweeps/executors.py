@@ -1,258 +1,299 @@
-"""Where the runs of a sweep are trained: in processes here, in an array of Slurm's jobs, or together in this process."""
+"""Where the runs of a sweep are trained: in local processes, as jobs of Slurm, or vectorised.
+
+`EXECUTORS` maps the names of the flag --executor to functions (sweep, jobs, options of Slurm).
+"""
 
 import contextlib
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 import jax
 
 from mmlm.config import ROOT
-from mmlm.sweeps.listing import look
+from mmlm.sweeps.listing import summarize_run
+from mmlm.sweeps.slurm_jobs import INTERRUPTED, array_executor
 from mmlm.sweeps.study import Run, Sweep
 from mmlm.sweeps.together import Trial, train_trials
 from mmlm.training.loop import Interrupted, stop_signals
-from mmlm.utils import run_dir as runs
-from mmlm.utils.choices import one_of
+from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
-POLL = 0.5  # seconds between looks
-INTERRUPTED = 130  # the exit code of a training that a signal has stopped and that has saved
+POLL_SECONDS = 0.5
+MESSAGE = 'mmlm: '  # begins the message of a command that failed
+
+
+class Backend(Protocol):
+  """Starts runs apart from this process. A job is whatever `start` returns for a run."""
+
+  at_once: int  # runs at once, where --jobs does not say it; 0 = all
+
+  def start(self, runs: list[Run]) -> list[Any]:
+    """Returns a job for each run; one that an earlier sweep started is taken over."""
+    ...
+
+  def has_ended(self, run: Run, job: Any) -> bool: ...
+
+  def error(self, run: Run, job: Any) -> str | None:
+    """Returns why an ended run is not complete; None if it was only asked to save and end."""
+    ...
+
+  def stop(self, job: Any) -> None:
+    """Asks a run to save and end."""
+    ...
+
+  def leave(self, jobs: list[Any]) -> None:
+    """Called before the sweep ends early."""
+    ...
 
 
 def arguments_of(run: Run, spec: str) -> list[str]:
-  """`train` and what follows it."""
-  return [
-    'train',
-    spec,
-    '--workdir',
-    str(run.folder),
-    *(f'--config.{key}={value}' for key, value in run.settings.items()),
-  ]
+  """Returns `train` and its arguments."""
+  settings = [f'--config.{key}={value}' for key, value in run.settings.items()]
+  return ['train', spec, '--workdir', str(run.folder), *settings]
 
 
 class Processes:
-  """Each run is a process of its own."""
+  """Backend of local processes, one a run."""
 
-  at_once = 1  # where --jobs does not say it
+  at_once = 1
 
-  def __init__(self, sweep: Sweep, options: dict):
+  def __init__(self, sweep: Sweep):
     self.sweep = sweep
-    if options:
-      raise UserError('--slurm is for --executor=slurm.')
 
-  def start(self, found: list[Run]) -> list:
-    return [self._start(run) for run in found]
+  def start(self, runs: list[Run]) -> list[subprocess.Popen | None]:
+    return [self._start(run) for run in runs]
 
-  def _start(self, run: Run):
-    """The process; None where one that an earlier sweep started is still at work."""
+  def _start(self, run: Run) -> subprocess.Popen | None:
+    """Returns the process; None where one that an earlier sweep started still works."""
     try:
-      file = runs.lock(run.folder)
-    except runs.Busy:
+      lock = run_dir.lock(run.folder)
+    except run_dir.Busy:
       print(f'{run.name} is still being trained: waiting for it', flush=True)
       return None
-    log = self.sweep.folder / 'logs' / f'{run.name}.txt'
+    log = self._log_of(run)
     log.parent.mkdir(exist_ok=True)
-    # The process takes over the lock: there is no moment at which another could start the same run.
+    # The process inherits the lock, so that nothing else can start the same run in between.
     environment = os.environ | {
       'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-      runs.INHERITED: str(file.fileno()),
+      run_dir.INHERITED: str(lock.fileno()),
     }
-    with file, open(log, 'ab') as output:
+    with lock, open(log, 'ab') as output:
       return subprocess.Popen(
         self.command(run),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        pass_fds=[file.fileno()],
+        pass_fds=[lock.fileno()],
         start_new_session=True,  # Ctrl-C reaches the sweep, which asks them to save
       )
 
   def command(self, run: Run) -> list[str]:
     return [sys.executable, '-m', 'mmlm', *arguments_of(run, self.sweep.plan.spec)]
 
-  def has_ended(self, run: Run, process) -> bool:
-    if process:
-      return process.poll() is not None
-    return not runs.is_locked(run.folder)
+  def _log_of(self, run: Run) -> pathlib.Path:
+    return self.sweep.folder / 'logs' / f'{run.name}.txt'
 
-  def error(self, run: Run, process) -> str | None:
-    """Why a run that has ended is not complete; None where it should go on: it was asked to save and end, not by the sweep."""
-    if process is None or process.returncode == INTERRUPTED:
+  def has_ended(self, run: Run, job: subprocess.Popen | None) -> bool:
+    if job is None:
+      return not run_dir.is_locked(run.folder)
+    return job.poll() is not None
+
+  def error(self, run: Run, job: subprocess.Popen | None) -> str | None:
+    if job is None or job.returncode == INTERRUPTED:
       return None
-    lines = (
-      (self.sweep.folder / 'logs' / f'{run.name}.txt')
-      .read_text(encoding='utf-8', errors='replace')
-      .splitlines()
-    )
-    said = [line for line in lines if line.startswith('mmlm: ')] or lines[-1:]
-    if said and process.returncode > 0:
-      return said[-1].removeprefix('mmlm: ')
-    return f'its process ended with {process.returncode}'
+    lines = self._log_of(run).read_text(encoding='utf-8', errors='replace').splitlines()
+    messages = [line for line in lines if line.startswith(MESSAGE)] or lines[-1:]
+    if messages and job.returncode > 0:
+      return messages[-1].removeprefix(MESSAGE)
+    return f'its process ended with {job.returncode}'
 
-  def stop(self, process) -> None:
-    """Asks a run to save and end."""
-    if process:
+  def stop(self, job: subprocess.Popen | None) -> None:
+    if job is not None:
       with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGTERM)
 
-  def leave(self, processes: list) -> None:
-    """Before the sweep ends early: all are asked to save, and waited for."""
-    for process in processes:
-      self.stop(process)
-    for process in filter(None, processes):
-      process.wait()
-
-
-def _submitit():
-  """submitit without its own set-up of logging, which closes the handlers that others have opened."""
-  os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
-  import submitit
-
-  return submitit
+  def leave(self, jobs: list[subprocess.Popen | None]) -> None:
+    """Asks all to save and end, and waits for them."""
+    for job in jobs:
+      self.stop(job)
+    for job in jobs:
+      if job is not None:
+        job.wait()
 
 
 def train_as_job(arguments: list[str]) -> None:
-  """What a job of Slurm does."""
+  """Trains one run; a job of Slurm calls it."""
   subprocess.run([sys.executable, '-m', 'mmlm', *arguments], check=True)
 
 
-class Slurm:
-  """Each run is a job in an array, submitted by submitit; --jobs limits how many are submitted at once."""
+class SlurmArray:
+  """Backend of an array of jobs, submitted by submitit (`executor`)."""
 
   at_once = 0
-  executor = 'SlurmExecutor'  # of submitit
-  usual = {'job_name': 'mmlm', 'time': 24 * 60}  # minutes
 
-  def __init__(self, sweep: Sweep, options: dict):
-    if self.executor == 'SlurmExecutor' and not shutil.which('sbatch'):
-      raise UserError(
-        '--executor=slurm: there is no sbatch here. Start the sweep where Slurm takes jobs, or choose --executor=local.'
-      )
+  def __init__(self, sweep: Sweep, folder: pathlib.Path, executor: Any):
     self.sweep = sweep
-    self.folder = sweep.folder / 'jobs'
-    self.executor = getattr(_submitit(), self.executor)(self.folder)
-    known = self.executor._valid_parameters()
-    for name, value in options.items():
-      one_of('--slurm', name, known)
-      if not value:
-        raise UserError(
-          f'--slurm={name}: write it as NAME=VALUE, for example partition=gpu,time=60,gpus_per_node=1.'
-        )
-    self.executor.update_parameters(
-      **self.usual
-      | {name: int(value) if value.isdigit() else value for name, value in options.items()}
-    )
+    self.folder = folder
+    self.executor = executor
 
-  def start(self, found: list[Run]) -> list:
-    """The jobs of an array; one that an earlier sweep submitted and that is not over is waited for."""
-    jobs = [self._submitted(run) for run in found]
-    new = [arguments_of(run, self.sweep.plan.spec) for run, job in zip(found, jobs) if job is None]
-    submitted = iter(self.executor.map_array(train_as_job, new) if new else [])
-    jobs = [job or next(submitted) for job in jobs]
-    for run, job in zip(found, jobs):
-      runs.write_atomic(self._place(run), job.job_id)
-    return jobs
+  def start(self, runs: list[Run]) -> list[Any]:
+    jobs = {run: self._submitted_earlier(run) for run in runs}
+    new = [run for run in runs if jobs[run] is None]
+    if new:
+      arguments = [arguments_of(run, self.sweep.plan.spec) for run in new]
+      submitted = self.executor.map_array(train_as_job, arguments)
+      jobs |= dict(zip(new, submitted))
+    for run, job in jobs.items():
+      run_dir.write_atomic(self._id_file(run), job.job_id)
+    return list(jobs.values())
 
-  def _place(self, run: Run) -> pathlib.Path:
+  def _id_file(self, run: Run) -> pathlib.Path:
     return self.folder / f'{run.name}.id'
 
-  def _submitted(self, run: Run):
-    if not self._place(run).exists():
+  def _submitted_earlier(self, run: Run) -> Any:
+    """Returns the job that an earlier sweep submitted for a run, if it has not ended."""
+    file = self._id_file(run)
+    if not file.exists():
       return None
-    job = self.executor.job_class(self.folder, self._place(run).read_text())
+    job = self.executor.job_class(self.folder, file.read_text())
     return None if job.done() else job
 
-  def has_ended(self, run: Run, job) -> bool:
+  def has_ended(self, run: Run, job: Any) -> bool:
     return job.done()
 
-  def error(self, run: Run, job) -> str | None:
+  def error(self, run: Run, job: Any) -> str | None:
     try:
-      said = (job.stderr() or '').splitlines()
+      lines = (job.stderr() or '').splitlines()
     except OSError:
-      said = []
-    if any(f'exit status {INTERRUPTED}' in line for line in said):
+      lines = []
+    if any(f'exit status {INTERRUPTED}' in line for line in lines):
       return None
-    told = [line for line in said if 'mmlm: ' in line]
-    if told:
-      return told[-1].partition('mmlm: ')[2]
+    messages = [line for line in lines if MESSAGE in line]
+    if messages:
+      return messages[-1].partition(MESSAGE)[2]
     return f'its job {job.job_id} ended as {job.state}'
 
-  def stop(self, job) -> None:
+  def stop(self, job: Any) -> None:
     job.cancel()
 
-  def leave(self, jobs: list) -> None:
+  def leave(self, jobs: list[Any]) -> None:
     print(f'{len(jobs)} jobs stay submitted: the same command collects them.', flush=True)
 
 
-def run_apart(backend, sweep: Sweep, jobs: int, options: dict) -> None:
-  """Starts runs, `jobs` at once, tells the sweep when one has validated or ended, and starts the next."""
-  backend = backend(sweep, options)
+def run_apart(backend: Backend, sweep: Sweep, jobs: int) -> None:
+  """Trains the runs of a sweep by a backend, at most `jobs` at once (0 = the backend's default).
+
+  Raises:
+    Interrupted: after a signal; the same command resumes the sweep.
+  """
   at_once = jobs or backend.at_once
-  working = {}
+  working: dict[Run, Any] = {}
   with stop_signals() as stopped:
     while not stopped:
-      free = at_once - len(working) if at_once else 0
-      if free or not at_once:
-        found = sweep.next_runs(free)
-      else:
-        found = []
-      working |= dict(zip(found, backend.start(found)))
+      working |= _start_more(backend, sweep, at_once, len(working))
       if not working:
         return
-      time.sleep(POLL)
+      time.sleep(POLL_SECONDS)
       for run, job in list(working.items()):
         if backend.has_ended(run, job):
           del working[run]
-          _ended(backend, sweep, run, job)
+          _note_end(backend, sweep, run, job)
         elif not run.trial.pruned and sweep.should_stop(run):
-          for other, its in working.items():
-            if other.trial is run.trial:
-              backend.stop(its)
+          _stop_trial(backend, run, working)
     backend.leave(list(working.values()))
-  raise Interrupted('Interrupted. The same command goes on with the sweep.', stopped)
+  raise Interrupted('Interrupted. The same command resumes the sweep.', stopped)
 
 
-def _ended(backend, sweep: Sweep, run: Run, job) -> None:
-  found = look(run.folder)
-  if run.trial.pruned and found.state != 'done':
-    runs.write_status(run.folder, 'pruned', found.total, 'others are better')
+def _start_more(backend: Backend, sweep: Sweep, at_once: int, working: int) -> dict[Run, Any]:
+  """Starts as many runs as there is room for."""
+  if at_once and working >= at_once:
+    return {}
+  runs = sweep.next_runs(at_once - working if at_once else 0)
+  return dict(zip(runs, backend.start(runs)))
+
+
+def _stop_trial(backend: Backend, run: Run, working: dict[Run, Any]) -> None:
+  """Stops all runs of the trial of a run."""
+  for other, job in working.items():
+    if other.trial is run.trial:
+      backend.stop(job)
+
+
+def _note_end(backend: Backend, sweep: Sweep, run: Run, job: Any) -> None:
+  """Tells the sweep that a run is complete, failed, or to be trained further."""
+  summary = summarize_run(run.folder)
+  if run.trial.pruned and summary.state != 'done':
+    run_dir.write_status(run.folder, 'pruned', summary.total, 'others are better')
     sweep.ended(run)
-  elif found.complete:
+    return
+  if summary.complete:
     sweep.ended(run)
-  elif (error := backend.error(run, job)) is None:
+    return
+  error = backend.error(run, job)
+  if error is None:
     sweep.again(run)
   else:
     sweep.ended(run, error)
 
 
-def run_together(sweep: Sweep, jobs: int, options: dict) -> None:
-  """Trains the runs whose shapes agree in one program, at most `jobs` at once (0 = all that there are)."""
-  if options:
-    raise UserError('--slurm is for --executor=slurm.')
-  while found := sweep.next_runs(jobs):
-    by_folder = {run.folder: run for run in found}
-    trials = [Trial(sweep.plan.config_of(run.settings), run.folder) for run in found]
+def train_locally(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+  """Trains each run in a process of its own, one after the other without `jobs`."""
+  _refuse(slurm_options)
+  run_apart(Processes(sweep), sweep, jobs)
+
+
+def train_by_slurm(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+  """Trains each run as a job of Slurm; `jobs` limits how many are submitted at once."""
+  folder = sweep.folder / 'jobs'
+  executor = array_executor(folder, slurm_options)
+  run_apart(SlurmArray(sweep, folder, executor), sweep, jobs)
+
+
+def train_vectorised(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+  """Trains the runs of one shape in one program, at most `jobs` at once (0 = all)."""
+  _refuse(slurm_options)
+  while runs := sweep.next_runs(jobs):
+    run_of_folder = {run.folder: run for run in runs}
+
+    def should_stop(
+      trial: Trial, step: int, scores: dict, run_of_folder: dict = run_of_folder
+    ) -> bool:
+      return sweep.should_stop(run_of_folder[trial.folder])
+
+    trials = [Trial(sweep.plan.config_of(run.settings), run.folder) for run in runs]
     try:
-      train_trials(trials, lambda trial, step, scores: sweep.should_stop(by_folder[trial.folder]))  # noqa: B023 called at once
+      train_trials(trials, should_stop)
     except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      raise UserError(
-        f'{len(trials)} trials at once do not fit into memory: --jobs={max(1, len(trials) // 2)} trains half as many together. '
-        'The same command goes on.'
-      ) from None
-    for run in found:
+      _explain_memory(error, len(trials))
+    for run in runs:
       sweep.ended(run)
 
 
-EXECUTORS = {
-  'local': lambda *arguments: run_apart(Processes, *arguments),
-  'slurm': lambda *arguments: run_apart(Slurm, *arguments),
-  'vectorised': run_together,
+def _refuse(slurm_options: dict[str, str]) -> None:
+  if slurm_options:
+    raise UserError('--slurm is for --executor=slurm.')
+
+
+def _explain_memory(error: Exception, trials: int) -> NoReturn:
+  """Raises the error again, as a UserError where the memory of the device is full."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    raise error
+  fewer = max(1, trials // 2)
+  raise UserError(
+    f'{trials} trials at once do not fit into memory: --jobs={fewer} trains fewer together. '
+    'The same command resumes the sweep.'
+  ) from None
+
+
+EXECUTORS: dict[str, Callable[[Sweep, int, dict[str, str]], None]] = {
+  'local': train_locally,
+  'slurm': train_by_slurm,
+  'vectorised': train_vectorised,
 }

@@ -1,4 +1,4 @@
-"""What run folders tell of their runs, and the table of them."""
+"""Summaries of run folders in any state, and the table of them that `runs` prints."""
 
 import json
 import math
@@ -7,158 +7,180 @@ import time
 from typing import NamedTuple
 
 from mmlm.evaluation.metrics import higher_is_better
-from mmlm.utils import run_dir as runs
+from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
-FILES = (
-  'config.json',
-  'metrics.jsonl',
-  'checkpoints',
-  runs.STATUS,
-  runs.LOCK,
-)  # a folder with one of them is a run's
+WRITTEN_BY_TRAINING = ('config.json', 'metrics.jsonl', 'checkpoints', run_dir.STATUS)
+MARKERS = (*WRITTEN_BY_TRAINING, run_dir.LOCK)  # a folder with one of them is a run folder
 SWEEP = 'sweep.json'
+COMPLETE = ('done', 'diverged', 'failed', 'pruned')
+UNITS_OF_AGE = ((86400, 'd'), (3600, 'h'), (60, 'min'))  # seconds
 
 
-class Look(NamedTuple):
-  """What a run folder tells, whatever state it is in."""
+class RunSummary(NamedTuple):
+  """What the files of a run folder say of the run.
+
+  States: `running`, a process works in it; `done`, `diverged`, `failed`, `pruned` and `interrupted`
+  (all is saved) are how it ended; `dead`, it ended without a status; `unknown`, it was trained
+  before status.json was written; `half written`, a file is missing or damaged (see `error`).
+  """
 
   folder: pathlib.Path
-  # running: a process works in it; done, diverged, failed, pruned, interrupted (all is saved): how it ended; dead: it ended without a word;
-  # unknown: trained before status.json was written; half written: a file is missing or damaged, which `error` tells
   state: str
   step: int = 0
   total: int = 0  # steps; 0 = not known
   monitor: str = ''
   best: float | None = None  # of the monitored validation score
-  validations: tuple = ()  # (step, score) of each
+  validations: tuple[tuple[int, float], ...] = ()  # (step, score) of each
   error: str = ''
   changed: float = 0.0  # seconds since 1970
 
   @property
   def complete(self) -> bool:
-    return self.state in ('done', 'diverged', 'failed', 'pruned')
+    return self.state in COMPLETE
 
 
-def look(folder) -> Look:
-  """Reads a run folder; it never fails on one."""
+def summarize_run(folder: str | pathlib.Path) -> RunSummary:
+  """Returns the summary of a run folder; damaged folders have one too."""
   folder = pathlib.Path(folder)
   try:
-    changed = max(
-      path.stat().st_mtime for name in ('', *FILES[:4]) if (path := folder / name).exists()
-    )
+    changed = _last_change(folder)
   except (OSError, ValueError):
-    return Look(folder, 'half written', error='the folder cannot be read')
-  locked = runs.is_locked(folder)
+    return RunSummary(folder, 'half written', error='the folder cannot be read')
+  locked = run_dir.is_locked(folder)
   try:
-    found = _read(folder, locked)._replace(changed=changed)
-  except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, UserError):
-      told = str(error).replace(f'{folder}/', '')
-    else:
-      told = f'{type(error).__name__}: {error}'
-    found = Look(folder, 'half written', error=told, changed=changed)
+    summary = _summarize(folder)
+  except UserError as error:
+    message = str(error).replace(f'{folder}/', '')
+    summary = RunSummary(folder, 'half written', error=message)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    message = f'{type(error).__name__}: {error}'
+    summary = RunSummary(folder, 'half written', error=message)
   if locked:
-    return found._replace(state='running')
-  return found
+    summary = summary._replace(state='running')
+  return summary._replace(changed=changed)
 
 
-def _read(folder: pathlib.Path, locked: bool) -> Look:
+def _last_change(folder: pathlib.Path) -> float:
+  times = []
+  for name in ('', *WRITTEN_BY_TRAINING):
+    path = folder / name
+    if path.exists():
+      times.append(path.stat().st_mtime)
+  return max(times)
+
+
+def _summarize(folder: pathlib.Path) -> RunSummary:
   if not (folder / 'config.json').is_file():
-    return Look(folder, 'half written', error='no config.json')
-  monitor = runs.read_json(folder / 'config.json')['train']['monitor']
-  log = folder / 'metrics.jsonl'
-  rows = _rows(log) if log.exists() else []
-  scores = tuple(
-    (row['step'], row[monitor]) for row in rows if row.get('kind') == 'valid' and monitor in row
-  )
-  finite = [score for _, score in scores if math.isfinite(score)]
-  best = (max if higher_is_better(monitor) else min)(finite, default=None)
-  if (folder / runs.STATUS).exists():
-    status = runs.read_json(folder / runs.STATUS)
-  else:
-    status = None
-  if status is not None:
-    if status['state'] == 'running':
-      state = 'dead'
-    else:
-      state = status['state']
-  elif rows or (folder / 'checkpoints').exists():
-    if (folder / 'scores').exists():
-      state = 'done'
-    else:
-      state = 'unknown'
-  else:
-    state = 'dead'  # before its first step
-  step = max((row['step'] for row in rows), default=0)
-  status = status or {}
-  return Look(
-    folder, state, step, status.get('total', 0), monitor, best, scores, status.get('error', '')
+    return RunSummary(folder, 'half written', error='no config.json')
+  monitor = run_dir.read_json(folder / 'config.json')['train']['monitor']
+  log = _read_log(folder / 'metrics.jsonl')
+  validations = []
+  for line in log:
+    if line.get('kind') == 'valid' and monitor in line:
+      validations.append((line['step'], line[monitor]))
+  status = {}
+  if (folder / run_dir.STATUS).exists():
+    status = run_dir.read_json(folder / run_dir.STATUS)
+  return RunSummary(
+    folder,
+    state=_state(folder, status, bool(log)),
+    step=max((line['step'] for line in log), default=0),
+    total=status.get('total', 0),
+    monitor=monitor,
+    best=_best([score for _, score in validations], monitor),
+    validations=tuple(validations),
+    error=status.get('error', ''),
   )
 
 
-def _rows(path: pathlib.Path) -> list[dict]:
+def _read_log(path: pathlib.Path) -> list[dict]:
+  if not path.exists():
+    return []
   try:
-    return runs.read_jsonl(path)
+    return run_dir.read_jsonl(path)
   except json.JSONDecodeError as error:
     raise UserError(f'metrics.jsonl: a line is not JSON ({error.msg})') from None
 
 
-def find_runs(folder) -> list[pathlib.Path]:
-  """Run folders in a folder and below, not inside of each other."""
+def _best(scores: list[float], monitor: str) -> float | None:
+  finite = [score for score in scores if math.isfinite(score)]
+  if higher_is_better(monitor):
+    return max(finite, default=None)
+  return min(finite, default=None)
+
+
+def _state(folder: pathlib.Path, status: dict, has_log: bool) -> str:
+  """Returns the state of a run that no process works in."""
+  if status:
+    return 'dead' if status['state'] == 'running' else status['state']
+  if not has_log and not (folder / 'checkpoints').exists():
+    return 'dead'  # before its first step
+  if (folder / 'scores').exists():
+    return 'done'
+  return 'unknown'
+
+
+def find_runs(folder: str | pathlib.Path) -> list[pathlib.Path]:
+  """Returns the run folders in a folder and below it, but none inside another run."""
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     return []
-  children = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-  if not (folder / SWEEP).exists() and any((folder / name).exists() for name in FILES):
+  is_sweep = (folder / SWEEP).exists()
+  if not is_sweep and any((folder / name).exists() for name in MARKERS):
     return [folder]
-  return [found for child in children for found in find_runs(child)]
+  runs = []
+  for child in sorted(folder.iterdir()):
+    if not child.is_symlink():
+      runs += find_runs(child)
+  return runs
 
 
-def age_of(seconds: float) -> str:
-  """5 s, 12 min, 3 h, 2 d."""
-  unit, name = next(
-    (unit, name)
-    for unit, name in ((86400, 'd'), (3600, 'h'), (60, 'min'), (1, 's'))
-    if seconds >= unit or unit == 1
-  )
-  return f'{max(0, int(seconds / unit))} {name}'
+def format_age(seconds: float) -> str:
+  """Returns an age such as '5 s', '12 min', '3 h' or '2 d'."""
+  for length, unit in UNITS_OF_AGE:
+    if seconds >= length:
+      return f'{int(seconds / length)} {unit}'
+  return f'{max(0, int(seconds))} s'
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-  """Columns of texts, aligned."""
-  widths = [max(map(len, column)) for column in zip(header, *rows)]
-  return '\n'.join(
-    '  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)).rstrip()
-    for row in (header, *rows)
-  )
+def format_table(header: list[str], lines: list[list[str]]) -> str:
+  """Returns lines of cells as text with aligned columns."""
+  widths = [max(map(len, column)) for column in zip(header, *lines)]
+  texts = []
+  for line in (header, *lines):
+    cells = [f'{cell:<{width}}' for cell, width in zip(line, widths)]
+    texts.append('  '.join(cells).rstrip())
+  return '\n'.join(texts)
 
 
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
+  """Returns a score with four digits; '' for None."""
   return '' if value is None else f'{value:.4f}'
 
 
-def runs_table(folder, now: float) -> str:
-  """A line for each run below a folder."""
+def runs_table(folder: str | pathlib.Path, now: float) -> str:
+  """Returns a table with a line for each run below a folder; `now` in seconds since 1970."""
   lines = []
-  for found in map(look, find_runs(folder)):
-    if found.total:
-      steps = f'{found.step}/{found.total}'
-    else:
-      steps = str(found.step or '')
-    if found.best is not None:
-      best = f'{number(found.best)} {found.monitor}'
-    else:
-      best = ''
-    told = (found.error.splitlines() or [''])[0]
-    lines.append(
-      [str(found.folder), found.state, steps, best, age_of(now - found.changed), told[:80]]
-    )
-  return table(['run', 'state', 'step', 'best', 'age', ''], lines)
+  for run in map(summarize_run, find_runs(folder)):
+    steps = str(run.step or '')
+    if run.total:
+      steps = f'{run.step}/{run.total}'
+    best = ''
+    if run.best is not None:
+      best = f'{format_score(run.best)} {run.monitor}'
+    first_line = run.error.partition('\n')[0]
+    age = format_age(now - run.changed)
+    lines.append([str(run.folder), run.state, steps, best, age, first_line[:80]])
+  return format_table(['run', 'state', 'step', 'best', 'age', ''], lines)
 
 
 def list_runs(folder: str) -> None:
-  """Prints the table of the runs below a folder."""
+  """Prints the table of the runs below a folder.
+
+  Raises:
+    UserError: there is no such folder, or no run in it.
+  """
   if not pathlib.Path(folder).is_dir():
     raise UserError(f'{folder}: no such folder.')
   if not find_runs(folder):

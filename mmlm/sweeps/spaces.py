@@ -1,33 +1,61 @@
-"""Spaces of configs as data: what a sweep may set, and to what.
+"""Search spaces as data: which keys a sweep sets, and to what.
 
-A space is made of parts. `choices` and the ranges set one key; `product`, `zip` and `chain` join parts. A file with a space has a function
-`get_space()`, such as
+`choices` and the ranges set one key; `product`, `zip` and `chain` join spaces. A file with a space
+has a function `get_space()`, such as
 
     from mmlm.sweeps.spaces import choices, log_uniform, product
 
     def get_space():
-      return product(log_uniform('optimizer.learning_rate', 1e-4, 1e-2, points=4), choices('model.dropout', 0.1, 0.3))
+      return product(
+        log_uniform('optimizer.learning_rate', 1e-4, 1e-2, points=4),
+        choices('model.dropout', 0.1, 0.3),
+      )
 
-A point of a space is {key of the config: value}. Every part has:
-
-    keys()         what it sets
-    suggest(trial) a point, chosen by a trial of optuna
-    grid()         all of its points, each as what a trial of optuna is given to choose it; UserError where they have no end
-    examples()     some points that hold every value of the choices and both ends of the ranges
+A point of a space is {key of the config: value}. Parameters are how optuna names a point: {name of
+a distribution: what was drawn from it}.
 """
 
 import itertools
 import math
 import pathlib
 import runpy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-from optuna.trial import FixedTrial
+from optuna.trial import BaseTrial, FixedTrial
 
 from mmlm.config import ROOT
 from mmlm.utils.errors import UserError
 
-SCALARS = (str, int, float, bool, type(None))
+Point = dict[str, Any]
+Parameters = dict[str, Any]
+SCALARS = (str, int, float, bool, type(None))  # optuna's journal takes these as categories
+
+
+@runtime_checkable
+class Space(Protocol):
+  """A part of a space, or all of it."""
+
+  def keys(self) -> list[str]:
+    """Returns the keys of the config that it sets."""
+    ...
+
+  def suggest(self, trial: BaseTrial) -> Point:
+    """Returns the point that a trial of optuna chooses."""
+    ...
+
+  def grid(self) -> list[Parameters]:
+    """Returns the parameters of all points; UserError where a range has no number of points."""
+    ...
+
+  def examples(self) -> list[Point]:
+    """Returns some points, among which are all choices and both ends of all ranges."""
+    ...
+
+  def under(self, prefix: str) -> 'Space':
+    """Returns the same space with the names of its parameters behind `prefix`."""
+    ...
 
 
 @dataclass(frozen=True)
@@ -43,20 +71,21 @@ class Choices:
     return f'{self.prefix}{self.key}'
 
   @property
-  def told(self) -> list:
+  def categories(self) -> list:
     """The values as optuna takes them."""
     return [value if isinstance(value, SCALARS) else repr(value) for value in self.values]
 
   def keys(self) -> list[str]:
     return [self.key]
 
-  def suggest(self, trial) -> dict:
-    return {self.key: self.values[self.told.index(trial.suggest_categorical(self.name, self.told))]}
+  def suggest(self, trial: BaseTrial) -> Point:
+    category = trial.suggest_categorical(self.name, self.categories)
+    return {self.key: self.values[self.categories.index(category)]}
 
-  def grid(self) -> list[dict]:
-    return [{self.name: value} for value in self.told]
+  def grid(self) -> list[Parameters]:
+    return [{self.name: category} for category in self.categories]
 
-  def examples(self) -> list[dict]:
+  def examples(self) -> list[Point]:
     return [{self.key: value} for value in self.values]
 
   def under(self, prefix: str) -> 'Choices':
@@ -65,7 +94,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-  """A number from `low` to `high`, both included; `points` of them, evenly spread, where a grid is asked for."""
+  """A number from `low` to `high`, both included; a grid has `points` of them, evenly spread."""
 
   key: str
   low: float
@@ -79,54 +108,44 @@ class Range:
     return f'{self.prefix}{self.key}'
 
   @property
-  def whole(self) -> bool:
+  def is_whole(self) -> bool:
     return isinstance(self.low, int) and isinstance(self.high, int)
 
   def keys(self) -> list[str]:
     return [self.key]
 
-  def suggest(self, trial) -> dict:
-    if self.whole:
-      suggest = trial.suggest_int
+  def suggest(self, trial: BaseTrial) -> Point:
+    if self.is_whole:
+      value = trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
     else:
-      suggest = trial.suggest_float
-    return {self.key: suggest(self.name, self.low, self.high, log=self.log)}
+      value = trial.suggest_float(self.name, self.low, self.high, log=self.log)
+    return {self.key: value}
 
-  def grid(self) -> list[dict]:
+  def grid(self) -> list[Parameters]:
     if self.points < 1:
       raise UserError(
-        f'{self.key}: a grid over a range needs to know how many: give it points=4, or choose --sampler random or tpe.'
+        f'{self.key}: a grid over a range needs to know how many: give it points=4, '
+        'or choose --sampler random or tpe.'
       )
-    low, high = (
-      (
-        math.log(self.low),
-        math.log(self.high),
-      )
-      if self.log
-      else (self.low, self.high)
-    )
-    at = [
-      low
-      + (high - low)
-      * i
-      / max(
-        self.points - 1,
-        1,
-      )
-      for i in range(self.points)
-    ]
-    # The ends as they were given: logarithms round.
-    values = [
-      self.low,
-      *(math.exp(value) if self.log else value for value in at[1:-1]),
-      self.high,
-    ][: self.points]
-    result = []
-    for value in dict.fromkeys(map(round, values)) if self.whole else values:
-      result.append({self.name: value})
-    return result
+    values: Iterable[float] = self._spread()
+    if self.is_whole:
+      values = dict.fromkeys(map(round, values))  # each once
+    return [{self.name: value} for value in values]
 
-  def examples(self) -> list[dict]:
+  def _spread(self) -> list[float]:
+    """Returns `points` values; the first and the last are exact, which logarithms are not."""
+    low = self.low
+    high = self.high
+    if self.log:
+      low = math.log(low)
+      high = math.log(high)
+    intervals = max(self.points - 1, 1)
+    inner = [low + (high - low) * i / intervals for i in range(1, self.points - 1)]
+    if self.log:
+      inner = [math.exp(value) for value in inner]
+    return [self.low, *inner, self.high][: self.points]
+
+  def examples(self) -> list[Point]:
     return [{self.key: self.low}, {self.key: self.high}]
 
   def under(self, prefix: str) -> 'Range':
@@ -135,23 +154,24 @@ class Range:
 
 @dataclass(frozen=True)
 class Product:
-  """Every part by itself: all combinations."""
+  """All combinations of the points of its parts."""
 
   parts: tuple
 
   def keys(self) -> list[str]:
-    return [key for part in self.parts for key in part.keys()]  # noqa: SIM118 no dict
+    return _keys_of(self.parts)
 
-  def suggest(self, trial) -> dict:
+  def suggest(self, trial: BaseTrial) -> Point:
     return _joined(part.suggest(trial) for part in self.parts)
 
-  def grid(self) -> list[dict]:
-    return [_joined(points) for points in itertools.product(*(part.grid() for part in self.parts))]
+  def grid(self) -> list[Parameters]:
+    grids = [part.grid() for part in self.parts]
+    return [_joined(combination) for combination in itertools.product(*grids)]
 
-  def examples(self) -> list[dict]:
-    lists = [part.examples() for part in self.parts]
-    first = _joined(points[0] for points in lists)
-    return [first | point for points in lists for point in points]
+  def examples(self) -> list[Point]:
+    examples = [part.examples() for part in self.parts]
+    first = _joined(points[0] for points in examples)
+    return [first | point for point in itertools.chain(*examples)]
 
   def under(self, prefix: str) -> 'Product':
     return Product(tuple(part.under(prefix) for part in self.parts))
@@ -161,27 +181,31 @@ class Product:
 class Zip:
   """Choices that go together: the first of each, or the second of each."""
 
-  parts: tuple
+  parts: tuple[Choices, ...]
   prefix: str = ''
 
   @property
   def name(self) -> str:
     return self.prefix + '+'.join(self.keys())
 
+  @property
+  def indices(self) -> list[int]:
+    return [*range(len(self.parts[0].values))]
+
   def keys(self) -> list[str]:
     return [part.key for part in self.parts]
 
-  def _at(self, i: int) -> dict:
+  def _at(self, i: int) -> Point:
     return {part.key: part.values[i] for part in self.parts}
 
-  def suggest(self, trial) -> dict:
-    return self._at(trial.suggest_categorical(self.name, [*range(len(self.parts[0].values))]))
+  def suggest(self, trial: BaseTrial) -> Point:
+    return self._at(trial.suggest_categorical(self.name, self.indices))
 
-  def grid(self) -> list[dict]:
-    return [{self.name: i} for i in range(len(self.parts[0].values))]
+  def grid(self) -> list[Parameters]:
+    return [{self.name: i} for i in self.indices]
 
-  def examples(self) -> list[dict]:
-    return [self._at(i) for i in range(len(self.parts[0].values))]
+  def examples(self) -> list[Point]:
+    return [self._at(i) for i in self.indices]
 
   def under(self, prefix: str) -> 'Zip':
     return Zip(self.parts, prefix + self.prefix)
@@ -189,7 +213,7 @@ class Zip:
 
 @dataclass(frozen=True)
 class Chain:
-  """One part or another, one after the other."""
+  """The points of one part, then those of the next."""
 
   parts: tuple
   prefix: str = ''
@@ -198,32 +222,35 @@ class Chain:
   def name(self) -> str:
     return f'{self.prefix}part'
 
-  def _part(self, i: int):
+  @property
+  def indices(self) -> list[int]:
+    return [*range(len(self.parts))]
+
+  def _part(self, i: int) -> Space:
     return self.parts[i].under(f'{self.prefix}{i}:')
 
   def keys(self) -> list[str]:
-    return list(dict.fromkeys(key for part in self.parts for key in part.keys()))  # noqa: SIM118
+    return list(dict.fromkeys(_keys_of(self.parts)))
 
-  def suggest(self, trial) -> dict:
-    return self._part(trial.suggest_categorical(self.name, [*range(len(self.parts))])).suggest(
-      trial
-    )
+  def suggest(self, trial: BaseTrial) -> Point:
+    part = self._part(trial.suggest_categorical(self.name, self.indices))
+    return part.suggest(trial)
 
-  def grid(self) -> list[dict]:
-    result = []
-    for i in range(len(self.parts)):
-      for point in self._part(i).grid():
-        result.append({self.name: i} | point)
-    return result
+  def grid(self) -> list[Parameters]:
+    grid = []
+    for i in self.indices:
+      grid += [{self.name: i} | point for point in self._part(i).grid()]
+    return grid
 
-  def examples(self) -> list[dict]:
-    return [point for part in self.parts for point in part.examples()]
+  def examples(self) -> list[Point]:
+    return [*itertools.chain(*(part.examples() for part in self.parts))]
 
   def under(self, prefix: str) -> 'Chain':
     return Chain(self.parts, prefix + self.prefix)
 
 
-def choices(key: str, *values) -> Choices:
+def choices(key: str, *values: Any) -> Choices:
+  """Returns the space of these values of a key."""
   if not values:
     raise UserError(f'{key}: choices need values.')
   if len(set(map(repr, values))) < len(values):
@@ -232,16 +259,17 @@ def choices(key: str, *values) -> Choices:
 
 
 def uniform(key: str, low: float, high: float, points: int = 0) -> Range:
+  """Returns the range of real numbers from `low` to `high`."""
   return _range(key, float(low), float(high), False, points)
 
 
 def log_uniform(key: str, low: float, high: float, points: int = 0) -> Range:
-  """Uniform in the logarithm."""
+  """Returns the range from `low` to `high`, uniform in the logarithm."""
   return _range(key, float(low), float(high), True, points)
 
 
 def integers(key: str, low: int, high: int, points: int = 0, log: bool = False) -> Range:
-  """Whole numbers."""
+  """Returns the range of whole numbers from `low` to `high`."""
   if not (type(low) is int and type(high) is int):
     raise UserError(
       f'{key}: whole numbers go from a whole number to another one, not from {low} to {high}.'
@@ -249,81 +277,86 @@ def integers(key: str, low: int, high: int, points: int = 0, log: bool = False) 
   return _range(key, low, high, log, points)
 
 
-def product(*parts) -> Product:
-  twice = []
-  for key, group in itertools.groupby(sorted(Product(parts).keys())):
-    if len(list(group)) > 1:
-      twice.append(key)
-  if twice:
-    raise UserError(f'{twice[0]} stands in two parts of a product.')
+def _range(key: str, low: float, high: float, log: bool, points: int) -> Range:
+  is_above_0 = low > 0 or not log
+  if not (low < high and is_above_0):
+    lowest = 'a number above 0' if log else 'a number'
+    raise UserError(
+      f'{key}: a range goes from {lowest} to a greater one, not from {low} to {high}.'
+    )
+  return Range(key, low, high, log, points)
+
+
+def product(*parts: Space) -> Product:
+  """Returns the space of all combinations of the points of its parts."""
+  keys = _keys_of(parts)
+  for key in keys:
+    if keys.count(key) > 1:
+      raise UserError(f'{key} stands in two parts of a product.')
   return Product(parts)
 
 
-def zip(*parts) -> Zip:
-  if bad := [part for part in parts if not isinstance(part, Choices)]:
-    raise UserError(f'zip joins choices, not {type(bad[0]).__name__.lower()}.')
+def zip(*parts: Choices) -> Zip:
+  """Returns choices that go together, as many of each."""
+  for part in parts:
+    if not isinstance(part, Choices):
+      raise UserError(f'zip joins choices, not {type(part).__name__.lower()}.')
   if len({len(part.values) for part in parts}) != 1:
-    raise UserError(
-      'zip: '
-      + ', '.join(f'{part.key} has {len(part.values)} values' for part in parts)
-      + ': expected as many of each.'
-    )
+    counts = ', '.join(f'{part.key} has {len(part.values)} values' for part in parts)
+    raise UserError(f'zip: {counts}: expected as many of each.')
   return Zip(parts)
 
 
-def chain(*parts) -> Chain:
+def chain(*parts: Space) -> Chain:
+  """Returns the space of the points of all parts, one part after the other."""
   if not parts:
     raise UserError('chain needs parts.')
   return Chain(parts)
 
 
-def _range(key, low, high, log, points) -> Range:
-  if not low < high or log and low <= 0:
-    raise UserError(
-      f'{key}: a range goes from a number{" above 0" if log else ""} to a greater one, not from {low} to {high}.'
-    )
-  return Range(key, low, high, log, points)
+def _keys_of(parts: Iterable[Space]) -> list[str]:
+  return [*itertools.chain(*(part.keys() for part in parts))]
 
 
-def _joined(points) -> dict:
-  return {key: value for point in points for key, value in point.items()}
+def _joined(points: Iterable[dict]) -> dict:
+  joined = {}
+  for point in points:
+    joined |= point
+  return joined
 
 
-PARTS = (Choices, Range, Product, Zip, Chain)
+def load_space(path: str, config_path: str) -> Space:
+  """Returns the space of a file; without `path` of the one beside a config, `<name>_space.py`.
 
-
-def load_space(path: str, config_path: str):
-  """The space of a file, or of the file beside a config: `<name>_space.py`."""
+  Raises:
+    UserError: there is no such file, or what it defines is not a space.
+  """
   config = pathlib.Path(config_path.partition(':')[0])
   file = pathlib.Path(path or config.with_name(f'{config.stem}_space.py'))
-  found = next((place for place in (file, ROOT / file) if place.is_file()), None)
-  if found is None:
-    raise UserError(
-      f'no file {file} with a space'
-      + ('.' if path else ': write it, with a function get_space(), or name another by --space.')
-    )
+  candidates = [place for place in (file, ROOT / file) if place.is_file()]
+  if not candidates:
+    advice = '.' if path else ': write it, with a function get_space(), or name another by --space.'
+    raise UserError(f'no file {file} with a space{advice}')
   try:
-    space = runpy.run_path(str(found))['get_space']()
-  except Exception as error:  # whatever a person's file raises
-    if isinstance(error, UserError):
-      kind = ''
-    else:
-      kind = f'{type(error).__name__}: '
-    raise UserError(f'{file}: {kind}{error}') from None
-  if not isinstance(space, PARTS):
+    space = runpy.run_path(str(candidates[0]))['get_space']()
+  except UserError as error:
+    raise UserError(f'{file}: {error}') from None
+  except Exception as error:  # whatever a user's file raises
+    raise UserError(f'{file}: {type(error).__name__}: {error}') from None
+  if not isinstance(space, Space):
     raise UserError(
       f'{file}: get_space() returns {space!r}, not a space such as choices(...) or product(...).'
     )
   return space
 
 
-def as_text(value) -> str:
-  """A value as the command line takes it."""
+def as_text(value: Any) -> str:
+  """Returns a value as the command line takes it."""
   if isinstance(value, str):
     return value
   return repr(value)
 
 
-def point_of(space, parameters: dict) -> dict:
-  """The point that a trial of optuna with these parameters chooses."""
+def point_of(space: Space, parameters: Parameters) -> Point:
+  """Returns the point that a trial of optuna with these parameters chooses."""
   return space.suggest(FixedTrial(parameters))

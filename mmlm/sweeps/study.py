@@ -1,11 +1,11 @@
-"""The trials of a sweep: what optuna's journal keeps of them, the runs of each, and the files of results.
+"""The trials of a sweep: optuna's journal of them, the runs of each, and the file of results.
 
-runs/sweep/sweep.json      config, space, sampler, pruner, seeds: what may not change when it goes on
+runs/sweep/sweep.json      config, space, sampler, pruner, seeds: what must stay when it is resumed
            journal.log     optuna's journal: every trial, from before it starts
-           results.json    a row a trial, written anew when one ends
+           results.json    an entry for each trial, written anew when one ends
            runs/<trial>-s<seed>/   run folders, as if each was trained alone
            logs/           what their processes printed
-           .lock           locked as long as the sweep lives
+           .lock           locked as long as the process of the sweep lives
 """
 
 import json
@@ -13,69 +13,86 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import optuna
+from ml_collections import ConfigDict
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import SuccessiveHalvingPruner as HalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from mmlm import config as configs
 from mmlm.evaluation.metrics import higher_is_better
-from mmlm.sweeps.listing import SWEEP, Look, look, number, table
-from mmlm.sweeps.spaces import as_text, point_of
-from mmlm.utils import run_dir as runs
+from mmlm.sweeps.listing import SWEEP, RunSummary, format_score, format_table, summarize_run
+from mmlm.sweeps.spaces import Parameters, Point, Space, as_text, point_of
+from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences
 
-# A sampler that goes on draws other points than before. Pruners count validations.
-SAMPLERS = {
-  'grid': lambda seed: optuna.samplers.RandomSampler(seed),  # all points are given
-  'random': lambda seed: optuna.samplers.RandomSampler(seed),
-  'tpe': lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+# Samplers by name, from a seed that differs each time a sweep is resumed.
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+  'grid': RandomSampler,  # never asked: all points are enqueued
+  'random': RandomSampler,
+  'tpe': lambda seed: TPESampler(seed=seed, constant_liar=True),
 }
-PRUNERS = {
-  'none': optuna.pruners.NopPruner,
-  'median': optuna.pruners.MedianPruner,
-  'asha': lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-  'hyperband': lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
+# Pruners by name; their resource is the number of validations.
+PRUNERS: dict[str, Callable[[], BasePruner]] = {
+  'none': NopPruner,
+  'median': MedianPruner,
+  'asha': lambda: HalvingPruner(min_resource=1, reduction_factor=3),
+  'hyperband': lambda: HyperbandPruner(min_resource=1, reduction_factor=3),
 }
+JOURNAL = 'journal.log'
 
 
 @dataclass(frozen=True)
 class Plan:
-  """What a sweep is. `config`: completed; `trials`: points of the space, 0 = all of the grid; `seeds` of each."""
+  """What a sweep is made of.
+
+  Attributes:
+    spec: the config file with its argument.
+    config: completed, with `settings`, the --config flags of the sweep.
+    trials: points of the space; 0 = the whole grid.
+    seeds: runs of each trial.
+  """
 
   spec: str
-  config: object
-  settings: dict
-  space: object
+  config: ConfigDict
+  settings: dict[str, str]
+  space: Space
   sampler: str
   pruner: str
   trials: int
   seeds: int
 
-  def settings_of(self, point: dict, seed: int) -> dict[str, str]:
-    """--config flags of a run."""
+  def settings_of(self, point: Point, seed: int) -> dict[str, str]:
+    """Returns the --config flags of a run."""
+    settings = dict(self.settings)
+    for key, value in point.items():
+      settings[key] = as_text(value)
     if self.seeds > 1:
-      own = {'seed': str(self.config.seed + seed)}
-    else:
-      own = {}
-    return self.settings | {key: as_text(value) for key, value in point.items()} | own
+      settings['seed'] = str(self.config.seed + seed)
+    return settings
 
-  def config_of(self, settings: dict):
+  def config_of(self, settings: dict[str, str]) -> ConfigDict:
     return configs.override(self.config, settings)
 
-  def told(self) -> dict:
-    base = configs.without_resumable(self.config.to_dict())
-    own = {
+  def identity(self) -> dict:
+    """Returns what must stay when the sweep is resumed, as JSON has it."""
+    identity = {
+      'spec': self.spec,
       'space': repr(self.space),
       'sampler': self.sampler,
       'pruner': self.pruner,
       'seeds': self.seeds,
+      'config': configs.without_resumable(self.config.to_dict()),
     }
-    return json.loads(json.dumps({'spec': self.spec, **own, 'config': base}))
+    return json.loads(json.dumps(identity))
 
 
 @dataclass(eq=False)
@@ -85,8 +102,8 @@ class Run:
   trial: 'SweptTrial'
   name: str
   folder: pathlib.Path
-  settings: dict
-  error: str = ''  # why it failed, where its folder does not tell
+  settings: dict[str, str]
+  error: str = ''  # why it failed, where its folder does not say
   ended: bool = False
 
 
@@ -95,280 +112,287 @@ class SweptTrial:
   """A point of the space with its runs."""
 
   number: int
-  point: dict
-  optuna: object
+  point: Point
+  optuna: optuna.trial.Trial
   runs: list[Run] = field(default_factory=list)
-  reported: int = 0  # validations
+  reported: int = 0  # validations that the pruner knows
   pruned: bool = False
 
 
 class Sweep:
-  """A sweep in its folder, which must be locked: this process alone writes its journal and results."""
+  """A sweep in its folder, which must be locked: only this process writes its journal and results.
+
+  Raises:
+    UserError: a point of the space is not a valid config, or two are the same; the folder holds
+      another sweep, or something that is no sweep.
+  """
 
   def __init__(self, folder: pathlib.Path, plan: Plan):
     self.folder = folder
     self.plan = plan
-    self.monitor = plan.config.train.monitor
+    self.monitor: str = plan.config.train.monitor
+    grid: list[Parameters] = []
     if plan.sampler == 'grid':
-      points = plan.space.grid()
-    else:
-      points = []
-    self._check(points)
-    self._claim()
-    self.study = self._open()
-    if points:
-      self.wanted = min(plan.trials or len(points), len(points))
-    else:
-      self.wanted = plan.trials
-    known = {trial.user_attrs.get('point') for trial in self._trials()}
-    for i, parameters in enumerate(points[: self.wanted]):
-      if i not in known:
-        self.study.enqueue_trial(parameters, user_attrs={'point': i})
-    self._begun = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
+      grid = plan.space.grid()
+    check_space(plan, grid)
+    _claim_folder(folder, plan)
+    self.study = open_study(folder / JOURNAL, plan)
+    self.wanted = plan.trials
+    if grid:
+      self.wanted = min(plan.trials or len(grid), len(grid))
+    self._enqueue(grid[: self.wanted])
+    running = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
+    self._unfinished = running  # of an earlier process
     self._waiting: list[Run] = []
 
-  def _trials(self) -> list:
+  def _enqueue(self, grid: list[Parameters]) -> None:
+    """Adds the points of the grid that the journal does not have."""
+    known = {trial.user_attrs.get('point') for trial in self._trials()}
+    for i, parameters in enumerate(grid):
+      if i not in known:
+        self.study.enqueue_trial(parameters, user_attrs={'point': i})
+
+  def _trials(self) -> list[FrozenTrial]:
     return self.study.get_trials(deepcopy=False)
-
-  # Checks
-
-  def _check(self, points: list[dict]):
-    """UserError where a point is no config, or two are the same; nothing is written yet."""
-    plan = self.plan
-    seen = {}
-    if plan.seeds > 1 and 'seed' in plan.space.keys():  # noqa: SIM118 no dict
-      raise UserError("the space names 'seed': leave it out, or leave out --seeds.")
-    for i, point in enumerate([point_of(plan.space, parameters) for parameters in points]):
-      told = repr(sorted(point.items()))
-      if told in seen:
-        raise UserError(
-          f'the trials {seen[told]} and {i} of the space are the same: {point}. Take one of them out.'
-        )
-      seen[told] = i
-    for point in plan.space.examples():
-      try:
-        plan.config_of(plan.settings_of(point, 0))
-      except UserError as error:
-        raise UserError(f'the space: {str(error).replace("--config.", "")}') from None
-
-  def _claim(self):
-    path = self.folder / SWEEP
-    wanted = self.plan.told()
-    if path.exists():
-      stored = runs.read_json(path)
-      stored['config'] = configs.without_resumable(stored['config'])
-      if lines := differences(stored, wanted):
-        listed = ''.join(f'\n  {line}' for line in lines)
-        raise UserError(
-          f'{self.folder} holds another sweep. It differs in{listed}\nGive another --workdir.'
-        )
-    runs.refuse_foreign(self.folder, SWEEP, 'sweep')
-    runs.write_json(path, wanted)
-
-  def _open(self):
-    """The study; what a killed writer left behind is cleared: half a line, and its lock."""
-    path = self.folder / 'journal.log'
-    plan = self.plan
-    path.touch()
-    content = path.read_bytes()
-    whole = content.rfind(b'\n') + 1
-    if whole < len(content):
-      os.truncate(path, whole)
-    for lock in self.folder.glob('journal.log.lock*'):
-      lock.unlink()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-    try:
-      storage = JournalStorage(JournalFileBackend(str(path)))
-      number = sum(line.startswith(b'{') for line in content.splitlines())
-      return optuna.create_study(
-        storage=storage,
-        sampler=SAMPLERS[plan.sampler](number),
-        pruner=PRUNERS[plan.pruner](),
-        study_name='sweep',
-        load_if_exists=True,
-        direction='maximize' if higher_is_better(self.monitor) else 'minimize',
-      )
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-      raise UserError(
-        f'{path} cannot be read ({error}): it was changed by hand. The runs beside it are whole.'
-      ) from None
 
   # Trials
 
   def next_runs(self, count: int) -> list[Run]:
-    """So many runs that are to be trained; less when there are no more; 0 asks for all."""
-    found = []
-    while not count or len(found) < count:
-      if not self._waiting and not self._next_trial():
+    """Returns up to `count` runs that are to be trained; 0 = all."""
+    runs: list[Run] = []
+    while not count or len(runs) < count:
+      if self._waiting:
+        runs.append(self._waiting.pop(0))
+      elif not self._begin_trial():
         break
-      found += [self._waiting.pop(0)] if self._waiting else []
-    return found
+    return runs
 
-  def again(self, run: Run):
-    """A run that did not end is to be trained further."""
+  def again(self, run: Run) -> None:
+    """Puts a run that is not complete in front of those that wait."""
     self._waiting.insert(0, run)
 
-  def _next_trial(self) -> bool:
-    """Puts the runs of one more trial among those that wait, where they are not complete. False: there is none."""
-    reported = 0
-    if self._begun:
-      frozen = self._begun.pop(0)
-      own = optuna.trial.Trial(self.study, frozen._trial_id)
-      reported = len(frozen.intermediate_values)
-    elif sum(trial.state != TrialState.WAITING for trial in self._trials()) < self.wanted:
-      own = self.study.ask()
-    else:
+  def _begin_trial(self) -> bool:
+    """Lets the runs of one more trial wait, as far as they are not complete; False: none is left."""
+    trial = self._ask_for_trial()
+    if trial is None:
       return False
-    trial = SweptTrial(own.number, self.plan.space.suggest(own), own, reported=reported)
-    if same := self._same(trial):
-      self._copy(trial, same)
+    if same := self._find_same(trial):
+      self._copy_score(trial, same)
       return True
     for seed in range(self.plan.seeds):
-      name = f'{trial.number:04d}' + (f'-s{seed}' if self.plan.seeds > 1 else '')
-      trial.runs.append(
-        Run(trial, name, self.folder / 'runs' / name, self.plan.settings_of(trial.point, seed))
-      )
+      name = f'{trial.number:04d}'
+      if self.plan.seeds > 1:
+        name = f'{name}-s{seed}'
+      settings = self.plan.settings_of(trial.point, seed)
+      trial.runs.append(Run(trial, name, self.folder / 'runs' / name, settings))
     for run in trial.runs:
-      if look(run.folder).complete:
+      if summarize_run(run.folder).complete:
         self.ended(run)
       else:
         self._waiting.append(run)
     return True
 
-  def _same(self, trial: SweptTrial):
-    """A trial that ended with the same point."""
-    told = repr(sorted(trial.point.items()))
-    trial.optuna.set_user_attr('settings', told)
-    before = []
-    for other in self._trials():
-      if other.number != trial.number and other.user_attrs.get('settings') == told:
-        before.append(other)
-    return next((other for other in before if other.state == TrialState.COMPLETE), None)
+  def _ask_for_trial(self) -> SweptTrial | None:
+    """Returns a trial that an earlier process began, or a new one; None: all have begun."""
+    if self._unfinished:
+      frozen = self._unfinished.pop(0)
+      trial = optuna.trial.Trial(self.study, frozen._trial_id)
+      reported = len(frozen.intermediate_values)
+    else:
+      begun = [trial for trial in self._trials() if trial.state != TrialState.WAITING]
+      if len(begun) >= self.wanted:
+        return None
+      trial = self.study.ask()
+      reported = 0
+    return SweptTrial(trial.number, self.plan.space.suggest(trial), trial, reported=reported)
 
-  def _copy(self, trial: SweptTrial, other):
-    print(f'trial {trial.number} is trial {other.number} again: its score is taken', flush=True)
+  def _find_same(self, trial: SweptTrial) -> FrozenTrial | None:
+    """Returns a trial with the same point that has a score."""
+    settings = repr(sorted(trial.point.items()))
+    trial.optuna.set_user_attr('settings', settings)
+    for other in self._trials():
+      is_same = other.user_attrs.get('settings') == settings
+      if is_same and other.number != trial.number and other.state == TrialState.COMPLETE:
+        return other
+    return None
+
+  def _copy_score(self, trial: SweptTrial, other: FrozenTrial) -> None:
+    print(f'trial {trial.number} repeats trial {other.number}: its score is copied', flush=True)
     trial.optuna.set_user_attr('error', f'the same as trial {other.number}')
     self.study.tell(trial.number, other.value)
     self.write()
 
   def should_stop(self, run: Run) -> bool:
-    """Tells the pruner of the validations that all runs of a trial have made; whether it is to be stopped."""
+    """Reports the validations that all runs of a trial have made; returns whether to prune it."""
     trial = run.trial
-    scores = [[score for _, score in look(each.folder).validations] for each in trial.runs]
+    scores = []
+    for each in trial.runs:
+      validations = summarize_run(each.folder).validations
+      scores.append([score for _, score in validations])
     for i in range(trial.reported, min(map(len, scores))):
-      value = float(np.mean([row[i] for row in scores]))
-      if math.isfinite(value):
-        trial.optuna.report(value, i + 1)
+      mean = float(np.mean([of_run[i] for of_run in scores]))
+      if math.isfinite(mean):
+        trial.optuna.report(mean, i + 1)
       trial.reported = i + 1
-    trial.pruned = trial.pruned or (trial.reported > 0 and trial.optuna.should_prune())
+    if trial.reported > 0 and trial.optuna.should_prune():
+      trial.pruned = True
     return trial.pruned
 
-  def ended(self, run: Run, error: str = ''):
-    """A run has ended; when all runs of its trial have, the trial has, and is written down."""
+  def ended(self, run: Run, error: str = '') -> None:
+    """Notes that a run has ended; the last one of a trial completes it and the results."""
     run.ended = True
     run.error = error
     if all(each.ended for each in run.trial.runs):
-      self._tell(run.trial)
+      self._complete_trial(run.trial)
       self.write()
 
-  def _tell(self, trial: SweptTrial):
-    looks = [look(run.folder) for run in trial.runs]
-    errors = [
-      f'{run.name}: {text}'
-      for run, found in zip(
-        trial.runs,
-        looks,
-      )
-      if (text := _error(run, found))
-    ]
-    trial.optuna.set_user_attr('error', '; '.join(errors))
+  def _complete_trial(self, trial: SweptTrial) -> None:
+    """Writes the score of a trial, or why it has none, into the journal."""
+    summaries = [summarize_run(run.folder) for run in trial.runs]
+    errors = []
+    for run, summary in zip(trial.runs, summaries):
+      if error := error_of(run, summary):
+        errors.append(f'{run.name}: {error}')
+    message = '; '.join(errors)
+    trial.optuna.set_user_attr('error', message)
     if errors:
       self.study.tell(trial.number, state=TrialState.FAIL)
-      print(f'trial {trial.number} failed: {"; ".join(errors)}', flush=True)
-    elif trial.pruned or any(found.state == 'pruned' for found in looks):
+      print(f'trial {trial.number} failed: {message}', flush=True)
+    elif trial.pruned or any(summary.state == 'pruned' for summary in summaries):
       self.study.tell(trial.number, state=TrialState.PRUNED)
-      print(f'trial {trial.number} was stopped: others are better', flush=True)
+      print(f'trial {trial.number} was pruned: others are better', flush=True)
     else:
-      value = float(np.mean([found.best for found in looks]))
-      self.study.tell(trial.number, value)
-      print(
-        f'trial {trial.number}: {self.monitor} {value:.4f}  {_said(trial.point)}',
-        flush=True,
-      )
+      score = float(np.mean([summary.best for summary in summaries]))
+      self.study.tell(trial.number, score)
+      point = _describe(trial.point)
+      print(f'trial {trial.number}: {self.monitor} {score:.4f}  {point}', flush=True)
 
   # Results
 
-  def rows(self) -> list[dict]:
-    """What results.json holds: a row a trial that has ended or is at work, in their order."""
-    rows = []
+  def results(self) -> list[dict]:
+    """Returns what results.json holds: the trials that have begun, in their order."""
+    results = []
     for trial in self._trials():
-      if trial.state == TrialState.WAITING or trial.number >= self.wanted:
-        continue
-      found = [look(path) for path in sorted((self.folder / 'runs').glob(f'{trial.number:04d}*'))]
-      if trial.state.is_finished():
-        point = point_of(self.plan.space, trial.params)
-      else:
-        point = {}
-      rows.append(
-        {
-          'trial': trial.number,
-          'state': trial.state.name.lower(),
-          'settings': {key: as_text(value) for key, value in point.items()},
-          'monitor': self.monitor,
-          'score': trial.value,
-          'error': trial.user_attrs.get('error', ''),
-          'parameters': trial.params,
-          'runs': [
-            {
-              'run': f'runs/{one.folder.name}',
-              'state': one.state,
-              'score': one.best,
-              'step': one.step,
-            }
-            for one in found
-          ],
-        }
-      )
-    return rows
+      if trial.state != TrialState.WAITING and trial.number < self.wanted:
+        results.append(self._result_of(trial))
+    return results
 
-  def write(self):
-    runs.write_json(self.folder / 'results.json', self.rows())
+  def _result_of(self, trial: FrozenTrial) -> dict:
+    runs = []
+    for folder in sorted((self.folder / 'runs').glob(f'{trial.number:04d}*')):
+      run = summarize_run(folder)
+      place = f'runs/{folder.name}'
+      runs.append({'run': place, 'state': run.state, 'score': run.best, 'step': run.step})
+    point: Point = {}
+    if trial.state.is_finished():
+      point = point_of(self.plan.space, trial.params)
+    return {
+      'trial': trial.number,
+      'state': trial.state.name.lower(),
+      'settings': {key: as_text(value) for key, value in point.items()},
+      'monitor': self.monitor,
+      'score': trial.value,
+      'error': trial.user_attrs.get('error', ''),
+      'parameters': trial.params,
+      'runs': runs,
+    }
+
+  def write(self) -> None:
+    """Writes results.json."""
+    run_dir.write_json(self.folder / 'results.json', self.results())
 
   def summary(self) -> str:
-    """The best trials first, then those without a score."""
+    """Returns a table of the trials, the best first, those without a score last."""
     sign = -1 if higher_is_better(self.monitor) else 1
-    order = sorted(
-      self.rows(),
-      key=lambda row: (
-        row['score'] is None,
-        sign * (row['score'] or 0),
-        row['trial'],
-      ),
+
+    def rank(result: dict) -> tuple:
+      score = result['score']
+      return score is None, sign * (score or 0), result['trial']
+
+    lines = []
+    for result in sorted(self.results(), key=rank):
+      score = format_score(result['score'])
+      settings = _describe(result['settings'])
+      error = result['error'][:100]
+      lines.append([str(result['trial']), result['state'], score, settings, error])
+    return format_table(['trial', 'state', self.monitor, 'settings', ''], lines)
+
+
+def check_space(plan: Plan, grid: list[Parameters]) -> None:
+  """Raises UserError where a point is not a valid config, or two points of a grid are the same."""
+  if plan.seeds > 1 and 'seed' in plan.space.keys():  # noqa: SIM118 not a dict
+    raise UserError("the space names 'seed': leave it out, or leave out --seeds.")
+  numbers: dict[str, int] = {}
+  for i, parameters in enumerate(grid):
+    point = point_of(plan.space, parameters)
+    first = numbers.setdefault(repr(sorted(point.items())), i)
+    if first != i:
+      raise UserError(
+        f'the trials {first} and {i} of the space are the same: {point}. Take one of them out.'
+      )
+  for point in plan.space.examples():
+    try:
+      plan.config_of(plan.settings_of(point, 0))
+    except UserError as error:
+      raise UserError(f'the space: {str(error).replace("--config.", "")}') from None
+
+
+def _claim_folder(folder: pathlib.Path, plan: Plan) -> None:
+  """Writes sweep.json, or checks that the sweep in the folder is this one."""
+  path = folder / SWEEP
+  identity = plan.identity()
+  if path.exists():
+    stored = run_dir.read_json(path)
+    stored['config'] = configs.without_resumable(stored['config'])
+    if lines := differences(stored, identity):
+      listed = ''.join(f'\n  {line}' for line in lines)
+      raise UserError(
+        f'{folder} holds another sweep. It differs in{listed}\nGive another --workdir.'
+      )
+  run_dir.refuse_foreign(folder, SWEEP, 'sweep')
+  run_dir.write_json(path, identity)
+
+
+def open_study(path: pathlib.Path, plan: Plan) -> optuna.Study:
+  """Returns the study of a journal, which a killed process may have left damaged and locked."""
+  path.touch()
+  content = path.read_bytes()
+  complete_lines = content.rfind(b'\n') + 1
+  if complete_lines < len(content):
+    os.truncate(path, complete_lines)
+  for lock in path.parent.glob(f'{path.name}.lock*'):
+    lock.unlink()
+  optuna.logging.set_verbosity(optuna.logging.ERROR)
+  warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+  direction = 'minimize'
+  if higher_is_better(plan.config.train.monitor):
+    direction = 'maximize'
+  entries = sum(line.startswith(b'{') for line in content.splitlines())
+  try:
+    return optuna.create_study(
+      storage=JournalStorage(JournalFileBackend(str(path))),
+      sampler=SAMPLERS[plan.sampler](entries),
+      pruner=PRUNERS[plan.pruner](),
+      study_name='sweep',
+      load_if_exists=True,
+      direction=direction,
     )
-    lines = [
-      [
-        str(row['trial']),
-        row['state'],
-        number(row['score']),
-        _said(row['settings']),
-        row['error'][:100],
-      ]
-      for row in order
-    ]
-    return table(['trial', 'state', self.monitor, 'settings', ''], lines)
+  except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    raise UserError(
+      f'{path} cannot be read ({error}): it was changed by hand. The run folders are intact.'
+    ) from None
 
 
-def _error(run: Run, found: Look) -> str:
-  """Why a run has no score; '' where it has one, or was stopped by the pruner."""
-  if run.trial.pruned or found.state == 'pruned':
+def error_of(run: Run, summary: RunSummary) -> str:
+  """Returns why a run has no score; '' if it has one or was pruned."""
+  if run.trial.pruned or summary.state == 'pruned':
     return ''
-  if found.state != 'done':
-    return run.error or found.error or found.state
-  if found.best is not None:
-    return ''
-  return f'no finite {found.monitor}'
+  if summary.state != 'done':
+    return run.error or summary.error or summary.state
+  if summary.best is None:
+    return f'no finite {summary.monitor}'
+  return ''
 
 
-def _said(point: dict) -> str:
-  return ' '.join(f'{key}={value}' for key, value in point.items())
+def _describe(settings: dict) -> str:
+  return ' '.join(f'{key}={value}' for key, value in settings.items())

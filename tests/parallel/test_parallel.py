@@ -24,6 +24,7 @@ from mmlm.parallel.compiled import cost_of, flops_of, in_words, peak_flops
 from mmlm.parallel.programs import collectives
 from mmlm.parallel.rules import bytes_a_device, parameter_specs, shardings
 from mmlm.parallel.strategies import Sharded, sizes_of
+from mmlm.sweeps.slurm_jobs import batch_script
 from mmlm.training.step import TrainState
 from mmlm.utils.errors import UserError
 
@@ -426,7 +427,7 @@ def test_a_job_is_a_file_that_stays_as_it_was_changed(tmp_path, monkeypatch):
   'code, requeued', [(0, False), (2, False), (75, True), (130, True), (143, True)]
 )
 def test_a_job_that_was_stopped_goes_back_into_the_queue(tmp_path, code, requeued):
-  text = slurm.script(['train', SMALL], tmp_path / 'run', tmp_path / 'run.sbatch', [])
+  text = batch_script(['train', SMALL], tmp_path / 'run', tmp_path / 'run.sbatch', [])
   for name, body in {'srun': f'exit {code}', 'scontrol': f'echo "$@" > {tmp_path}/asked'}.items():
     (tmp_path / name).write_text(f'#!/bin/sh\n{body}\n')
     (tmp_path / name).chmod(0o755)
@@ -438,7 +439,7 @@ def test_a_job_that_was_stopped_goes_back_into_the_queue(tmp_path, code, requeue
 
 
 def test_what_cannot_be_submitted():
-  with pytest.raises(UserError, match='train is what can be submitted'):
+  with pytest.raises(UserError, match='only train can be submitted'):
     slurm.submit(['mmlm', 'evaluate', 'runs/x'])
   with pytest.raises(UserError, match="'2' is no option"):
-    slurm.script(['train'], ROOT, ROOT, ['--nodes', '2'])
+    batch_script(['train'], ROOT, ROOT, ['--nodes', '2'])

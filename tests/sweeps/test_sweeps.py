@@ -13,8 +13,9 @@ from program import done, refused
 
 from mmlm import config as configs
 from mmlm.sweeps import executors, spaces
-from mmlm.sweeps.listing import find_runs, look, runs_table
+from mmlm.sweeps.listing import find_runs, runs_table, summarize_run
 from mmlm.sweeps.shapes import groups_of, numbers_of
+from mmlm.sweeps.slurm_jobs import import_submitit
 from mmlm.sweeps.study import Plan, Sweep
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
@@ -167,7 +168,7 @@ def leave(folder, outcome, monitor='accuracy'):
 @pytest.fixture
 def make(tmp_path, monkeypatch):
   """(folder, space, ...) -> a sweep; its runs are Backend's."""
-  monkeypatch.setattr(executors, 'POLL', 0)
+  monkeypatch.setattr(executors, 'POLL_SECONDS', 0)
   monkeypatch.setattr(Backend, 'started', [])
   config = configs.override(configs.load_config(SPEC), {})
 
@@ -180,8 +181,8 @@ def make(tmp_path, monkeypatch):
 
 def swept(sweep, monkeypatch, outcomes=(), jobs=2):
   monkeypatch.setattr(Backend, 'outcomes', dict(outcomes))
-  executors.run_apart(Backend, sweep, jobs, {})
-  return sweep.rows()
+  executors.run_apart(Backend(sweep), sweep, jobs)
+  return sweep.results()
 
 
 GRID = spaces.product(spaces.choices('optimizer.learning_rate', 1e-3, 2e-3, 3e-3))
@@ -198,7 +199,7 @@ def test_a_failed_trial_is_kept_and_named_and_the_others_go_on(make, monkeypatch
   assert 'the loss is nan' in rows[1]['error'] and '-9' in rows[2]['error']
   assert json.loads((tmp_path / 'sweep' / 'results.json').read_text()) == rows
   again = make(GRID)
-  assert again.next_runs(0) == [] and again.rows() == rows and len(Backend.started) == 3
+  assert again.next_runs(0) == [] and again.results() == rows and len(Backend.started) == 3
 
 
 @pytest.mark.parametrize('sampler, trials', [('grid', 0), ('random', 5), ('tpe', 5)])
@@ -238,9 +239,9 @@ def test_the_score_is_the_mean_of_the_seeds(make, monkeypatch):
   leave(first.folder, 0.5)
   leave(second.folder, 0.7)
   sweep.ended(first)
-  assert sweep.rows()[0]['state'] == 'running'
+  assert sweep.results()[0]['state'] == 'running'
   sweep.ended(second)
-  assert sweep.rows()[0]['score'] == pytest.approx(0.6)
+  assert sweep.results()[0]['score'] == pytest.approx(0.6)
 
 
 def test_a_point_that_was_drawn_before_takes_its_score(make, monkeypatch):
@@ -267,7 +268,7 @@ def test_a_trial_that_is_worse_than_others_is_stopped(make):
     if sweep.should_stop(run):
       runs.write_status(run.folder, 'pruned', 2, 'others are better')
     sweep.ended(run)
-  assert [row['state'] for row in sweep.rows()] == ['complete'] * 6 + ['pruned']
+  assert [row['state'] for row in sweep.results()] == ['complete'] * 6 + ['pruned']
 
 
 def test_another_sweep_in_the_same_folder_is_refused(make, tmp_path):
@@ -306,7 +307,7 @@ def test_a_sweep_that_is_killed_loses_nothing_and_runs_nothing_twice(tmp_path):
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-  code = f'import sys, time; sys.path.insert(0, {str(ROOT)!r}); from mmlm import runs; file = runs.lock({str(tmp_path)!r}); print(1, flush=True); time.sleep(60)'
+  code = f'import sys, time; sys.path.insert(0, {str(ROOT)!r}); from mmlm.utils import run_dir as runs; file = runs.lock({str(tmp_path)!r}); print(1, flush=True); time.sleep(60)'
   process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)
   process.stdout.readline()
   assert runs.is_locked(tmp_path)
@@ -344,7 +345,7 @@ def test_runs_are_listed_with_their_states_whatever_is_in_them(tmp_path):
   (tmp_path / 'old' / 'status.json').unlink()
   (tmp_path / 'no_run').mkdir()
   with runs.lock(tmp_path / 'at_work'):
-    states = {folder.name: look(folder).state for folder in find_runs(tmp_path)}
+    states = {folder.name: summarize_run(folder).state for folder in find_runs(tmp_path)}
     said = done('runs', tmp_path)
   wanted = {
     'good': 'done',
@@ -415,11 +416,10 @@ def test_the_arrays_of_slurm_are_submitted_and_waited_for(make, monkeypatch, tmp
   monkeypatch.setattr(
     executors, 'arguments_of', lambda run, spec: str(tmp_path / 'made' / run.name)
   )
-  backend = type(
-    'Local', (executors.Slurm,), {'executor': 'LocalExecutor', 'usual': {'timeout_min': 5}}
-  )
+  executor = import_submitit().LocalExecutor(tmp_path / 'jobs')
+  executor.update_parameters(timeout_min=5)
   sweep = make(RATES)
-  slurm = backend(sweep, {})
+  slurm = executors.SlurmArray(sweep, tmp_path / 'jobs', executor)
   found = sweep.next_runs(0)
   jobs = slurm.start(found)
   assert len(jobs) == 2
