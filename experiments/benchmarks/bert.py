@@ -37,10 +37,10 @@ from common import (
 
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, SPECIALS
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.parallel import Parallel, side_by_side
-from mmlm.pretrained.bert import THEIR_SPECIALS, find
+from mmlm.pretrained.bert import find
 
 SST2 = f'{ROOT}/configs/sentiment/bert_sst2.py'
 # One rate on both sides; the speed does not depend on it.
@@ -63,16 +63,18 @@ LENGTHS = {
 # Input
 
 
-def random_table(split: str, number: int, longest: int, vocabulary: int) -> Table:
+def random_table(
+  split: str, number: int, longest: int, vocabulary: int, special: SpecialTokens
+) -> Table:
   """Random tokens and labels; the lengths are spread as those of SST-2."""
   rng = np.random.default_rng(0)
   lengths = np.interp(100 * rng.random(number), PERCENTILES, LENGTHS[split])
   lengths = np.clip(np.round(lengths), 3, longest).astype(int)
   texts = [
     [
-      BOS,
-      *rng.integers(len(SPECIALS), vocabulary, n - 2).tolist(),
-      EOS,
+      special.bos_id,
+      *rng.integers(max(special.distinct) + 1, vocabulary, n - 2).tolist(),
+      special.eos_id,
     ]
     for n in lengths
   ]
@@ -102,11 +104,12 @@ def sentences(experiment: Experiment, options, split: str) -> tuple[Table, str]:
   """A split, and what is in it."""
   longest = experiment.config.data.max_length
   vocabulary = experiment.tokenizer.vocab_size
+  special = experiment.special_tokens
   if options.smoke:
-    return random_table(split, 50, longest, vocabulary), 'smoke'
+    return random_table(split, 50, longest, vocabulary, special), 'smoke'
   if not list(options.data_dir.glob('sst2/*/dataset_info.json')):
     print(f'sst2 is not prepared in {options.data_dir}: random tokens of its lengths')
-    return random_table(split, NUMBERS[split], longest, vocabulary), 'random'
+    return random_table(split, NUMBERS[split], longest, vocabulary, special), 'random'
   return experiment.table(split, with_targets=True), 'sst2'
 
 
@@ -146,19 +149,11 @@ def for_peer(experiment: Experiment, params):
   import peer_bert
 
   folder = find(experiment.config.model.encoders.text.pretrained)
-  place = {}
-  for i, word in enumerate((folder / 'vocab.txt').read_text(encoding='utf-8').split('\n')):
-    place[word] = i
-  rows = []
-  for word in (*THEIR_SPECIALS, *experiment.tokenizer.pieces[len(THEIR_SPECIALS) :]):
-    rows.append(place[word])
   head = params['head']['classes']
   kernel, bias = (
     np.array(head[name]) for name in ('kernel', 'bias')
   )  # copies: training takes the arrays away
-  return peer_bert.Weights(
-    str(folder), np.array(rows), kernel, bias, experiment.config.model.dropout
-  )
+  return peer_bert.Weights(str(folder), kernel, bias, experiment.config.model.dropout)
 
 
 # Ours

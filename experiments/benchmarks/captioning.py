@@ -36,7 +36,7 @@ from common import (
 )
 
 from mmlm.data.batching import TrainPlan, pad
-from mmlm.data.tokenizers.tokenizer import EOS
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import build_model
 
@@ -66,8 +66,9 @@ def random_batches(config, vocabulary: int, number: int) -> list[dict]:
   lengths = np.clip(np.round(rng.lognormal(2.507, 0.307, 30000)), 2, longest).astype(int)
   plan = TrainPlan(lengths, size, config.data.buckets, seed=0)
   batches = []
+  first = SpecialTokens().eos_id + 1
   for i in range(number):
-    rows = [rng.integers(EOS + 1, vocabulary, n).tolist() for n in lengths[plan[i].indices]]
+    rows = [rng.integers(first, vocabulary, n).tolist() for n in lengths[plan[i].indices]]
     target, mask = pad(rows, plan[i].length, size)
     grid = np.abs(rng.standard_normal((size, *GRID), np.float32)).astype(np.float16)
     batch = {'image': grid, 'image_mask': np.ones(size, bool), 'weight': np.ones(size, np.float32)}

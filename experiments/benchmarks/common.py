@@ -16,7 +16,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mmlm.config import load_config, override, to_steps  # noqa: E402
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
 from mmlm.experiment.environment import environment  # noqa: E402
 from mmlm.parallel import Parallel, side_by_side  # noqa: E402
@@ -89,9 +88,6 @@ class Generator:
       min_length=STEPS,
       beam_size=config.decoding.beam_size,
       length_penalty=config.decoding.length_penalty,
-      pad_id=PAD,
-      bos_id=BOS,
-      eos_id=EOS,
     )
     self.generate = Parallel('jit').rows(
       lambda params, batch: task.generate(model, params, batch, options, rng)._asdict()

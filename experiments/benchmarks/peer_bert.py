@@ -18,10 +18,9 @@ logging.disable_progress_bar()
 
 
 class Weights(NamedTuple):
-  """Where a BERT lies, what mmlm does to its ids, and mmlm's head."""
+  """The folder of a BERT, and mmlm's head."""
 
   folder: str
-  rows: np.ndarray  # [V] place in the file of each word of mmlm
   kernel: np.ndarray  # [W, C]
   bias: np.ndarray  # [C]
   dropout: float
@@ -48,9 +47,7 @@ class Classifier(nn.Module):
     self.head.weight.copy_(torch.tensor(weights.kernel.T))
     self.head.bias.copy_(torch.tensor(weights.bias))
     embeddings = self.bert.embeddings
-    words = embeddings.word_embeddings
     types = embeddings.token_type_embeddings
-    words.weight.copy_(words.weight[torch.from_numpy(weights.rows)])
     # mmlm's positions hold the vector of the one segment. Here it is added to them too; the table is left, and learns nothing.
     embeddings.position_embeddings.weight += types.weight[0]
     nothing = torch.zeros_like(types.weight)
@@ -89,7 +86,7 @@ def train_alone(config, weights: Weights, batches: list):
 
 
 def write_small(folder: pathlib.Path) -> str:
-  """A BERT of random weights, as transformers writes it; its special words stand where mmlm has others."""
+  """A BERT of random weights, as transformers writes it."""
   words = [
     '[PAD]',
     *(f'[unused{i}]' for i in range(60)),

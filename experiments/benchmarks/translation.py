@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from mmlm.data.batching import TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
-from mmlm.data.tokenizers.tokenizer import EOS
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import build_model
 
@@ -43,10 +43,12 @@ def random_table(longest: int, vocabulary: int, number: int) -> Table:
   # Log-normal fit of its 29,000 pairs, end token included: 14.8 and 14.7 tokens on average, correlation 0.86.
   target, text = rng.multivariate_normal([0, 0], [[1, 0.86], [0.86, 1]], number).T
 
+  eos_id = SpecialTokens().eos_id
+
   def tokens(logs):
     result = []
     for n in np.clip(np.round(np.exp(logs)), 2, longest).astype(int):
-      result.append([*rng.integers(EOS + 1, vocabulary, n - 1).tolist(), EOS])
+      result.append([*rng.integers(eos_id + 1, vocabulary, n - 1).tolist(), eos_id])
     return result
 
   return Table(
@@ -160,7 +162,7 @@ def beam(options) -> list[dict]:
   size = config.evaluate.batch_size
   plan = eval_plan(np.array(list(map(len, table.texts))), size, config.data.buckets)
   batches = load(
-    table._replace(targets=[[EOS]] * len(table.ids)),
+    table._replace(targets=[[SpecialTokens().eos_id]] * len(table.ids)),
     plan,
     len(plan),
     size,

@@ -51,7 +51,7 @@ def _check_data(experiment: Experiment) -> None:
   """Reports what is wrong with data and search before anything is written."""
   for split in (*experiment.splits('train'), *experiment.splits('valid')):
     experiment.rows(split)
-  experiment.search_options()
+  experiment.check_decoding()
 
 
 def _claim_folder(experiment: Experiment, resources: contextlib.ExitStack) -> None:

@@ -5,7 +5,7 @@ import unicodedata
 import numpy as np
 
 from mmlm.data.pipeline import Table
-from mmlm.data.tokenizers.tokenizer import UNK, Tokenizer
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.errors import UserError
 
 
@@ -43,9 +43,10 @@ def alignable(table: Table, labels: list[list[int]], frames: np.ndarray, name: s
 
 def name_unknown(table: Table, source, tokenizer: Tokenizer, name: str) -> None:
   """Says which examples hold characters outside a vocabulary of characters: they are read as unknown, and are never written."""
+  unk_id = tokenizer.unk_id
   holds = []
   for i, rows in enumerate(zip(table.targets, table.transcripts or table.targets)):
-    if any(UNK in row for row in rows):
+    if any(unk_id in row for row in rows):
       holds.append(i)
   if tokenizer.kind != 'char' or not holds:
     return
@@ -56,7 +57,7 @@ def name_unknown(table: Table, source, tokenizer: Tokenizer, name: str) -> None:
       texts.append(text)
   strange = []
   for character in sorted(set(unicodedata.normalize('NFC', ''.join(texts)))):
-    if UNK in tokenizer.encode(character):
+    if unk_id in tokenizer.encode(character):
       strange.append(character)
   ids = ', '.join(dict.fromkeys(table.ids[i] for i in holds[:3]))
   print(

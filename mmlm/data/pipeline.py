@@ -91,6 +91,7 @@ class Loader:
   Args:
     blank: an example with every modality and nothing in it, before the ops: it gives the shapes where a whole batch lacks one.
     finish: batch -> batch, what only the main process can do (a frozen network).
+    pad_id: fills token columns behind their ends.
   """
 
   def __init__(
@@ -103,6 +104,7 @@ class Loader:
     seed: int = 0,
     blank=None,
     finish=None,
+    pad_id: int = 0,
   ):
     self.source = source
     self.table = table
@@ -112,6 +114,7 @@ class Loader:
     self.seed = seed
     self.blank = blank or {}
     self.finish = finish
+    self.pad_id = pad_id
     self.absent = ''  # a modality that is taken away from every example
     self.whole_buckets = (
       False  # all columns are padded to the length of the bucket, so that few shapes are compiled
@@ -159,10 +162,12 @@ class Loader:
           length = 1
         else:
           length = self._padded(name, batch.length)
-        zero = type(next((value for row in columns[name] for value in row), 0))(
-          0
-        )  # of the column: this part may have no example
-        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size, zero)
+        if name == 'label':
+          # Zero in the type of the column: this part may have no example.
+          filler = type(next((value for row in columns[name] for value in row), 0))(0)
+        else:
+          filler = self.pad_id
+        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size, filler)
       elif name in self.table.rows:
         rows = [example.get(name) for example in examples]
         found = batching.pad_features(

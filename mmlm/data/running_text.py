@@ -16,7 +16,8 @@ import numpy as np
 
 from mmlm.data.batching import Batch, part_of
 from mmlm.data.text import words
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, Tokenizer
+from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
 
@@ -39,12 +40,14 @@ class RunningText:
   starts: np.ndarray  # [documents + 1] where each begins, and N
   tokens: np.ndarray  # [N] int32
   places: np.ndarray  # [N] int32: where in its document each token ends, in characters; an end of document lies behind them
+  special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS
 
   @functools.cached_property
   def inputs(self) -> np.ndarray:
     """[N]: what is read before each token."""
-    inputs = np.concatenate([[BOS], self.tokens[:-1]]).astype(np.int32)
-    inputs[self.starts[:-1]] = BOS
+    bos_id = self.special_tokens.bos_id
+    inputs = np.concatenate([[bos_id], self.tokens[:-1]]).astype(np.int32)
+    inputs[self.starts[:-1]] = bos_id
     return inputs
 
   def first(self, documents: int) -> 'RunningText':
@@ -59,6 +62,7 @@ class RunningText:
       self.starts[: documents + 1],
       self.tokens[:stop],
       self.places[:stop],
+      self.special_tokens,
     )
 
   def document(self, place: int) -> int:
@@ -82,17 +86,26 @@ def read_running_text(
   texts = []
   rows = []
   places = []
+  end = [tokenizer.eos_id] * ends
   for example in (source[i] for i in range(len(source))):
     for text in (words(text, language) for text in texts_of(example)):
-      row, ended = tokenizer.encode_places(text)
+      row, ended = tokenizer.encode_with_ends(text)
       ids.append(example['id'])
       texts.append(text)
-      rows.append(np.array(row + [EOS] * ends, np.int32))
+      rows.append(np.array(row + end, np.int32))
       places.append(np.array(ended + [len(text)] * ends, np.int32))
   if not sum(map(len, rows)):
     raise UserError(f'{name}: no token in it.')
   starts = np.cumsum([0, *map(len, rows)])
-  return RunningText(name, ids, texts, starts, np.concatenate(rows), np.concatenate(places))
+  return RunningText(
+    name,
+    ids,
+    texts,
+    starts,
+    np.concatenate(rows),
+    np.concatenate(places),
+    tokenizer.special_tokens,
+  )
 
 
 class RandomWindows:
@@ -294,9 +307,10 @@ class StreamLoader:
   def __call__(self, number: int, batch: Batch) -> dict:
     batch, _ = part_of(batch, *self.part)
     shape = batch.size, batch.length
-    out = {}
-    for name in ('inputs', 'target', *(('segments', 'positions') if self.apart else ())):
-      out[name] = np.zeros(shape, np.int32)
+    pad_id = self.text.special_tokens.pad_id
+    out = {'inputs': np.full(shape, pad_id, np.int32), 'target': np.full(shape, pad_id, np.int32)}
+    if self.apart:
+      out |= {'segments': np.zeros(shape, np.int32), 'positions': np.zeros(shape, np.int32)}
     out['target_mask'] = np.zeros(shape, bool)
     for place, row in enumerate(batch.indices):
       column = 0

@@ -4,10 +4,11 @@ Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation normalised
 """
 
 import functools
+from collections.abc import Iterable
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, Tokenizer
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.choices import one_of
 
 MASK = '\ufffc'  # stands for a masked word
@@ -88,11 +89,14 @@ class Texts:
     """What an encoder reads: with the end and, where the tokenizer has one, the start; [] for an empty text."""
     if not any(texts):
       return [[] for _ in texts]
-    if self.tokenizer.kind == 'wordpiece':
-      start = [BOS]
-    else:
-      start = []
-    return [[*start, *row, EOS] if row else [] for row in self.encode_batch(texts)]
+    begin = [self.tokenizer.bos_id] * self.tokenizer.encoder_starts_with_bos
+    end = self.tokenizer.eos_id
+    return [[*begin, *ids, end] if ids else [] for ids in self.encode_batch(texts)]
+
+  def encode_targets(self, texts: Iterable[str]) -> list[list[int]]:
+    """Returns ids with the end token."""
+    end = self.tokenizer.eos_id
+    return [[*ids, end] for ids in self.encode_batch(texts)]
 
   def decode_batch(self, rows) -> list[str]:
     """Token ids -> what the model wrote: with a language, separated words."""
@@ -111,7 +115,7 @@ class Texts:
   def surface(self, text: str) -> str:
     """What the model wrote -> what a person reads: words in their usual case and joined."""
     if self.language:
-      return moses_detokenize(self.tokenizer.recase(text), self.language)
+      return moses_detokenize(self.tokenizer.truecase(text), self.language)
     return text
 
 

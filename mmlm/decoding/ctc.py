@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mmlm.decoding.score_fusion import Part, each_row, summed
-from mmlm.decoding.search import SearchOptions, SearchResult, rows, top_k
+from mmlm.decoding.search import SearchOptions, SearchResult, is_any, rows, top_k
 
 NEVER = -1e30  # log of a probability of 0; finite, so that nothing is NaN
 
@@ -93,7 +93,7 @@ def prefix_beam(log_probs, options: SearchOptions, scorers: list[Part] = ()) -> 
 
   last, _ = lax.scan(frame, start, log_probs.swapaxes(0, 1))
   total = jnp.logaddexp(last.blank, last.label)
-  total += last.given + (last.ahead[..., options.eos_id] if scorers else 0)
+  total += last.given + (last.ahead[..., options.eos_ids[0]] if scorers else 0)
   total, order = lax.top_k(
     jnp.where(total > NEVER / 2, total, -jnp.inf),
     options.n_best,
@@ -107,7 +107,7 @@ def prefix_beam(log_probs, options: SearchOptions, scorers: list[Part] = ()) -> 
 def _written(vocabulary: int, options: SearchOptions):
   """[V]: what may stand in a text."""
   every = jnp.arange(vocabulary)
-  return (every != options.pad_id) & (every != options.bos_id) & (every != options.eos_id)
+  return ~is_any(every, (options.pad_id, options.bos_id, *options.eos_ids))
 
 
 def _after_frame(state: _Prefixes, log_probs, options, step) -> _Prefixes:
@@ -256,7 +256,7 @@ def prefix_scorer(log_probs, options: SearchOptions):
       again[:, None],
       scores,
     )
-    scores = jnp.where(every == options.eos_id, either[:, -1:], scores)
+    scores = jnp.where(is_any(every, options.eos_ids), either[:, -1:], scores)
     new = {'known': known, 'last': tokens, 'count': cache['count'] + 1}
     return jnp.minimum(scores - known.score[:, None], 0), new
 

@@ -47,7 +47,8 @@ def train_ngram(
       'Choose a lower order or a tokenizer with fewer pieces.'
     )
   number = {history: i for i, history in enumerate(histories)}
-  written = ~np.isin(np.arange(vocab_size), [options.pad_id, options.bos_id])
+  unwritten = {options.pad_id, options.bos_id} - set(options.eos_ids)
+  written = ~np.isin(np.arange(vocab_size), list(unwritten))
   probs = np.empty((len(histories), vocab_size), np.float32)
   following = np.empty((len(histories), vocab_size), np.int32)
   for i, history in enumerate(histories):

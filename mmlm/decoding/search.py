@@ -5,6 +5,9 @@ generated, P prompt tokens, V vocabulary, C candidates of a row.
 """
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +41,7 @@ class SearchOptions:
   )
   pad_id: int = 0  # never generated; fills what follows the end
   bos_id: int = 1  # never generated unless it is also the end token
-  eos_id: int = 2
+  eos_ids: tuple[int, ...] = (2,)  # any of them ends a hypothesis; the first is the end of CTC
 
   def __post_init__(self):
     if self.method not in METHODS:
@@ -53,7 +56,6 @@ class SearchOptions:
       'top_k': 0,
       'pad_id': 0,
       'bos_id': 0,
-      'eos_id': 0,
     }
     for ok, what in (
       *(
@@ -74,7 +76,10 @@ class SearchOptions:
         self.method == 'sample' or (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0),
         f'temperature, top_k and top_p need method sample, not {self.method}',
       ),
-      (self.pad_id != self.eos_id, f'pad_id and eos_id are both {self.pad_id}: they must differ'),
+      (
+        self.eos_ids and min(self.eos_ids) >= 0,
+        f'eos_ids={self.eos_ids} must be one id or more, each at least 0',
+      ),
     ):
       if not ok:
         raise UserError(f'decoding: {what}')
@@ -185,6 +190,11 @@ def search(
   return _result(state, options)
 
 
+def is_any(tokens: jax.Array, ids: Sequence[int]) -> jax.Array:
+  """Returns bools of the shape of `tokens`: where one of `ids` stands."""
+  return functools.reduce(operator.or_, [tokens == i for i in ids])
+
+
 def penalty(lengths, alpha: float):
   """((5 + length) / 6) ** alpha: Wu et al. (2016), equation 14."""
   return ((5.0 + lengths) / 6.0) ** alpha
@@ -269,7 +279,7 @@ def _extend_rows(logits, log_sums, state, options, keys, temperature) -> tuple[S
   token = token.reshape(state.feed.shape)
   gain = value - log_sums
   live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
-  alive = (token != options.eos_id) & (live.lengths < options.max_length)
+  alive = ~is_any(token, options.eos_ids) & (live.lengths < options.max_length)
   return state._replace(feed=token, alive=alive, live=live), None
 
 
@@ -298,19 +308,21 @@ def draw(logits, lengths, options, keys=None, temperature=None) -> tuple[jax.Arr
 def _extend_beams(logits, log_sums, state, options) -> tuple[State, jax.Array]:
   """The K best ways to go on; those among the K best that end join the pool. Also the parents [B, K]."""
   batch, width = state.feed.shape
-  # Of a row at most K go on and one ends; of 2K candidates at most K end, so K are left to go on.
+  # Of a row at most K go on and E end, one with each end token; of (1 + E) K candidates at most E K end,
+  # so K are left to go on.
+  ends_of_row = len(options.eos_ids)
   values, ids = _candidates(
-    logits, min(width + 1, logits.shape[1]), state.live.lengths.reshape(-1), options
+    logits, min(width + ends_of_row, logits.shape[1]), state.live.lengths.reshape(-1), options
   )
   gains = values - log_sums[:, None]  # [R, C]
   totals = (state.live.log_probs[..., None] + gains.reshape(batch, width, -1)).reshape(
     batch, -1
   )  # [B, KC]
-  log_probs, flat = lax.top_k(totals, min(2 * width, totals.shape[1]))  # [B, 2K]
+  log_probs, flat = lax.top_k(totals, min((1 + ends_of_row) * width, totals.shape[1]))  # [B, 2K]
   parents = flat // ids.shape[1]
   tokens = jnp.take_along_axis(ids.reshape(batch, -1), flat, 1)
   grown = _append(_pick(state.live, parents), tokens, log_probs)
-  ends = tokens == options.eos_id
+  ends = is_any(tokens, options.eos_ids)
 
   ended = grown._replace(
     log_probs=jnp.where(ends & (jnp.arange(ends.shape[1]) < width), log_probs, -jnp.inf)
@@ -335,9 +347,9 @@ def _extend_beams(logits, log_sums, state, options) -> tuple[State, jax.Array]:
 
 def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
   """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, if k is 0."""
-  forbidden = {options.pad_id, options.bos_id} - {options.eos_id}
-  spare = (
-    len(forbidden) + 1
+  forbidden = {options.pad_id, options.bos_id} - set(options.eos_ids)
+  spare = len(forbidden) + len(
+    options.eos_ids
   )  # to fetch what may be forbidden is cheaper than to mask the vocabulary
   vocabulary = logits.shape[1]
   if k == 0 or k >= vocabulary:
@@ -345,7 +357,7 @@ def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
     ids = jnp.broadcast_to(jnp.arange(vocabulary), logits.shape)
   else:
     values, ids = top_k(logits, min(k + spare, vocabulary))
-  bad = (ids == options.eos_id) & (lengths[:, None] + 1 < options.min_length)
+  bad = is_any(ids, options.eos_ids) & (lengths[:, None] + 1 < options.min_length)
   for token in forbidden:
     bad |= ids == token
   values = jnp.where(bad, -jnp.inf, values)
@@ -358,7 +370,10 @@ def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
 def _result(state, options) -> SearchResult:
   found = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, state.live)
   scores = _scores(found, options)
-  ended = (found.tokens == options.eos_id).any(-1) & (found.log_probs > -jnp.inf)
+  # An end token behind the end is padding of a vocabulary that pads with it.
+  written = jnp.arange(found.tokens.shape[-1]) < found.lengths[..., None]
+  ends = is_any(found.tokens, options.eos_ids) & written
+  ended = ends.any(-1) & (found.log_probs > -jnp.inf)
   # What is missing is taken from the empty places of the pool, which stand before dead beams.
   best = jnp.lexsort((-scores, ~ended))[:, : options.n_best]
   tokens, lengths, log_probs = _pick(found, best)

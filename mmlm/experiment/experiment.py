@@ -19,15 +19,9 @@ from mmlm.data.sources.parallel_text import ParallelTexts
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.data.sources.tfds_source import WithTexts
 from mmlm.data.text import Texts, check_language, words
-from mmlm.data.tokenizers.tokenizer import (
-  BOS,
-  EOS,
-  PAD,
-  UNK,
-  Tokenizer,
-  train_tokenizer,
-  usual_casing,
-)
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer, usual_casing
 from mmlm.data.transforms.audio_ops import longest, shortest
 from mmlm.data.transforms.features import lengthened, rows_of, shortened
 from mmlm.data.transforms.image import blank_picture
@@ -159,7 +153,7 @@ class Experiment:
     text = read_running_text(
       self.source(split), self.tokenizer, data.ends, split, data.languages.target
     )
-    if unknown := int((text.tokens == UNK).sum()):
+    if unknown := int(text.special_tokens.is_unknown(text.tokens).sum()):
       print(
         f'{split}: {unknown:,} of {len(text.tokens):,} tokens ({100 * unknown / len(text.tokens):.2f} %) are unknown, read and predicted as <unk>.'
       )
@@ -176,7 +170,7 @@ class Experiment:
     reading = Reading(
       data.stream, self.apart, data.max_length, evaluate.batch_size, evaluate.stride
     )
-    return TextEvaluator(self.model, self.task, self.parallel, reading, self.tokenizer.whole)
+    return TextEvaluator(self.model, self.task, self.parallel, reading, self.tokenizer.lossless)
 
   @functools.cached_property
   def widths(self) -> dict:
@@ -295,7 +289,14 @@ class Experiment:
     blank = self.blank | {'image': source.blank}
     return self._ready(
       Loader(
-        source, table, self.modalities, [pick_variant(train)], batch_size, self.config.seed, blank
+        source,
+        table,
+        self.modalities,
+        [pick_variant(train)],
+        batch_size,
+        self.config.seed,
+        blank,
+        pad_id=self.special_tokens.pad_id,
       )
     )
 
@@ -307,7 +308,17 @@ class Experiment:
     else:
       finish = None
     return self._ready(
-      Loader(source, table, self.modalities, ops, batch_size, self.config.seed, self.blank, finish)
+      Loader(
+        source,
+        table,
+        self.modalities,
+        ops,
+        batch_size,
+        self.config.seed,
+        self.blank,
+        finish,
+        self.special_tokens.pad_id,
+      )
     )
 
   def _ready(self, loader: Loader) -> Loader:
@@ -361,6 +372,13 @@ class Experiment:
       ).save(path)
     return Tokenizer.load(path)
 
+  @property
+  def special_tokens(self) -> SpecialTokens:
+    """Returns the ids of the tokenizer's special tokens; without a tokenizer those of ours."""
+    if self.tokenizer is None:
+      return SpecialTokens()
+    return self.tokenizer.special_tokens
+
   @functools.cached_property
   def sides(self) -> tuple:
     """What reads the text of an example, and what reads and writes the answers of the task."""
@@ -391,7 +409,10 @@ class Experiment:
   def model_of(self, config):
     """The model of `config`: that of the experiment, or one in which numbers are traced."""
     return build_model(
-      config.model, self.tokenizer.vocab_size if self.tokenizer else 0, config.data.max_length
+      config.model,
+      self.tokenizer.vocab_size if self.tokenizer else 0,
+      config.data.max_length,
+      self.special_tokens,
     )
 
   def _random_params(self, batch: dict):
@@ -445,8 +466,22 @@ class Experiment:
       )
     return read_weights(self.folder, abstract)
 
+  def check_decoding(self) -> None:
+    """Raises UserError where config.decoding cannot be used; reads no tokenizer."""
+    search, _ = self._decoding({})
+    SearchOptions(**search)
+
   def search_options(self, **changes) -> tuple[SearchOptions, FusionOptions]:
-    """How to search, and what with; `changes` override the config's decoding."""
+    """Returns how to search, and what with; `changes` override the config's decoding."""
+    decoding, fusion = self._decoding(changes)
+    special = self.special_tokens
+    search = SearchOptions(
+      **decoding, pad_id=special.pad_id, bos_id=special.bos_id, eos_ids=special.eos_ids
+    )
+    return search, fusion
+
+  def _decoding(self, changes: dict) -> tuple[dict, FusionOptions]:
+    """Returns the fields of SearchOptions that a config has, and the scorers."""
     decoding = self.config.decoding.to_dict() | changes
     head = self.config.model.head.name
     decoding['max_length'] = decoding['max_length'] or self.config.data.max_length
@@ -461,7 +496,7 @@ class Experiment:
       raise UserError(
         "decoding.method='sample': a CTC head alone is decoded by 'greedy' or 'beam'."
       )
-    return SearchOptions(**decoding, pad_id=PAD, bos_id=BOS, eos_id=EOS), fusion
+    return decoding, fusion
 
   def evaluator(self, align: bool = False, around=None, **changes) -> Evaluator:
     """`changes` override the config's decoding; with `align` predictions tell where CTC, if there is any, finds them in the sound.

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK
 from mmlm.decoding.search import SearchOptions, draw
 from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.experiment.experiment import Experiment
@@ -133,7 +132,7 @@ class Writer:
         key,
       )
       used += 1
-      if int(token) == EOS:
+      if int(token) in self.options.eos_ids:
         return
       said.append(int(token))
       yield int(token)
@@ -196,17 +195,25 @@ def search_options(
   # A text whose ends were never learned has none: it is cut by --max_length alone.
   endless = not experiment.config.data.ends
   most = 1 << 30
+  tokenizer = experiment.tokenizer
   return SearchOptions(
-    **drawn, max_length=most, min_length=most if endless else 0, pad_id=PAD, bos_id=BOS, eos_id=EOS
+    **drawn,
+    max_length=most,
+    min_length=most if endless else 0,
+    pad_id=tokenizer.pad_id,
+    bos_id=tokenizer.bos_id,
+    eos_ids=tokenizer.eos_ids,
   )
 
 
 def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
   """What the model reads first: the start, where documents have one, and the prompt."""
-  tokens = experiment.tokenizer.encode(prompt)
-  if UNK in tokens:
+  tokenizer = experiment.tokenizer
+  tokens = tokenizer.encode(prompt)
+  unk_id = tokenizer.unk_id
+  if unk_id in tokens:
     strange = sorted(
-      {character for character in prompt if UNK in experiment.tokenizer.encode(character)}
+      {character for character in prompt if unk_id in tokenizer.encode(character)}
     ) or [prompt]
     print(f'(not in the vocabulary and read as unknown: {" ".join(map(repr, strange))})')
-  return [BOS, *tokens]
+  return [tokenizer.bos_id, *tokens]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.encoders import ENCODERS
@@ -31,6 +32,9 @@ class MultimodalModel(nn.Module):
   modality_dropout: float = (
     0.0  # in training each modality of an example is left out with this probability, but never all
   )
+  special_tokens: SpecialTokens = (
+    SpecialTokens()
+  )  # of the vocabulary that the model reads and writes
 
   def encode(self, batch: dict, train=False) -> Sequence | None:
     """The memory of a batch; None for a model without encoders."""
@@ -105,7 +109,9 @@ class MultimodalModel(nn.Module):
     return self.head.step(tokens, memory, step)
 
 
-def build_model(config, vocab_size: int, max_length: int) -> MultimodalModel:
+def build_model(
+  config, vocab_size: int, max_length: int, special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS
+) -> MultimodalModel:
   """The model of a completed `config.model`; `max_length` is the longest target or text."""
   if config.shared_embeddings:
     embeddings = TokenEmbedding(vocab_size, config.dim, config.dtype)
@@ -137,4 +143,5 @@ def build_model(config, vocab_size: int, max_length: int) -> MultimodalModel:
     embeddings,
     context,
     config.modality_dropout,
+    special_tokens,
   )

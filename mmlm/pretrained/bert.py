@@ -1,6 +1,6 @@
 """A BERT on disk: Hugging Face's folder (config.json, vocab.txt, model.safetensors) -> options, tokenizer and parameters of ours.
 
-The ids of its vocabulary are put in our order: padding, start, end, unknown, then the others as they stand.
+Its vocabulary keeps its ids. [CLS] begins a text, [SEP] ends it.
 """
 
 import importlib.util
@@ -13,11 +13,16 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from mmlm.data.tokenizers.tokenizer import SPECIALS, Tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences
 
-THEIR_SPECIALS = ('[PAD]', '[CLS]', '[SEP]', '[UNK]')
+PAD_PIECE = '[PAD]'
+BEGIN_PIECE = '[CLS]'
+END_PIECE = '[SEP]'
+UNKNOWN_PIECE = '[UNK]'
+SPECIAL_PIECES = (PAD_PIECE, BEGIN_PIECE, END_PIECE, UNKNOWN_PIECE)
 ACTIVATIONS = {
   'gelu': 'gelu_exact',
   'gelu_new': 'gelu',
@@ -83,20 +88,18 @@ def bert_options(name: str, **changes) -> dict:
   } | changes
 
 
-def _vocabulary(folder: pathlib.Path) -> tuple[list[str], np.ndarray]:
-  """The words in our order, and their rows in the file."""
+def _vocabulary(folder: pathlib.Path) -> list[str]:
+  """Reads the pieces in the order of their ids."""
   words = (folder / 'vocab.txt').read_text(encoding='utf-8').removesuffix('\n').split('\n')
-  if missing := [word for word in THEIR_SPECIALS if word not in words]:
+  if missing := [word for word in SPECIAL_PIECES if word not in words]:
     raise UserError(f'{folder}/vocab.txt: no {missing[0]}.')
-  first = [words.index(word) for word in THEIR_SPECIALS]
-  rows = np.array(first + [i for i in range(len(words)) if i not in first])
-  return [*SPECIALS, *(words[i] for i in rows[len(first) :])], rows
+  return words
 
 
 def load_wordpiece(name: str) -> Tokenizer:
-  """The WordPiece tokenizer of a BERT (Schuster & Nakajima 2012; Devlin et al. 2019, 3), in our order of ids."""
+  """The WordPiece tokenizer of a BERT (Schuster & Nakajima 2012; Devlin et al. 2019, 3)."""
   folder = find(name)
-  words, _ = _vocabulary(folder)
+  words = _vocabulary(folder)
   settings = folder / 'tokenizer_config.json'
   if settings.is_file():
     lowercase = json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case', True)
@@ -104,13 +107,19 @@ def load_wordpiece(name: str) -> Tokenizer:
     lowercase = True
   vocabulary = {word: i for i, word in enumerate(words)}
   tokenizer = hf.Tokenizer(
-    models.WordPiece(vocabulary, unk_token=SPECIALS[3], max_input_chars_per_word=100)
+    models.WordPiece(vocabulary, unk_token=UNKNOWN_PIECE, max_input_chars_per_word=100)
   )
   tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
   tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   tokenizer.decoder = decoders.WordPiece('##')
-  tokenizer.add_special_tokens(list(SPECIALS))
-  return Tokenizer('wordpiece', tokenizer.to_str())
+  tokenizer.add_special_tokens(list(SPECIAL_PIECES))
+  special_tokens = SpecialTokens(
+    pad_id=vocabulary[PAD_PIECE],
+    bos_id=vocabulary[BEGIN_PIECE],
+    eos_ids=(vocabulary[END_PIECE],),
+    unk_id=vocabulary[UNKNOWN_PIECE],
+  )
+  return Tokenizer('wordpiece', tokenizer.to_str(), special_tokens=special_tokens)
 
 
 def load_bert(name: str) -> dict:
@@ -120,7 +129,7 @@ def load_bert(name: str) -> dict:
     UserError: the file is damaged, or a variable is missing, unknown or misshapen.
   """
   folder = find(name)
-  path, options, (words, rows), state = (
+  path, options, words, state = (
     folder / 'model.safetensors',
     bert_options(name),
     _vocabulary(folder),
@@ -153,7 +162,7 @@ def load_bert(name: str) -> dict:
     return state[f'embeddings.{kind}_embeddings.weight']
 
   params = {
-    'tokens/embedding': embeddings('word')[rows],
+    'tokens/embedding': embeddings('word'),
     'positions/positions': embeddings('position') + embeddings('token_type')[0],
     **{f'norm/{key}': value for key, value in norm('embeddings.LayerNorm').items()},
   }

@@ -1,8 +1,8 @@
 """A GPT-2 (Radford et al. 2019) on disk: Hugging Face's folder (config.json, model.safetensors, vocab.json with merges.txt or tokenizer.json)
 -> options, tokenizer and parameters of our decoder, and back.
 
-Its vocabulary has one special word, which ends texts and stands before them. Ours begins with four, padding, start, end, unknown, and goes
-on as theirs; start and end are its one. What it lacks, or has twice, is never written: the bias of the output is SILENT there.
+Its vocabulary has one special token, <|endoftext|>: it begins texts, ends them and fills batches, where it is masked. No token stands for
+unknown text, byte-level BPE encodes every text.
 
 Axes: V vocabulary, D width, H heads, E width of a head.
 """
@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tokenizers import decoders, models, pre_tokenizers
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, Tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences, flat
 from mmlm.utils.run_dir import write_atomic, write_json
 
 END = '<|endoftext|>'
-SILENT = -1e4
 ACTIVATIONS = {
   'gelu_new': 'gelu',
   'gelu_pytorch_tanh': 'gelu',
@@ -77,24 +77,23 @@ def gpt2_options(name: str, **changes) -> tuple[dict, dict]:
     'positions': 'learned',
     'pre_norm': True,
     'scaled': False,
-    'output_bias': True,
     'hidden_dropout': False,
     'epsilon': config.get('layer_norm_epsilon', 1e-5),
   } | changes, {'dim': config['n_embd'], 'max_length': config['n_positions']}
 
 
 def load_gpt2_tokenizer(name: str) -> Tokenizer:
-  """Its byte-level BPE in our order of ids; texts are kept as they are."""
+  """Loads its byte-level BPE; texts are kept as they are."""
   folder, _ = _read_config(name)
   words, merges = _vocabulary(folder)
-  vocabulary = {}
-  for i, word in enumerate([*SPECIALS, *(word for word in words if word != END)]):
-    vocabulary[word] = i
+  vocabulary = {word: i for i, word in enumerate(words)}
   tokenizer = hf.Tokenizer(models.BPE(vocabulary, merges))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(list(SPECIALS))
-  return Tokenizer('gpt2', tokenizer.to_str())
+  tokenizer.add_special_tokens([END])
+  end = vocabulary[END]
+  special_tokens = SpecialTokens(pad_id=end, bos_id=end, eos_ids=(end,), unk_id=None)
+  return Tokenizer('gpt2', tokenizer.to_str(), special_tokens=special_tokens)
 
 
 def _vocabulary(folder: pathlib.Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -125,12 +124,6 @@ def _vocabulary(folder: pathlib.Path) -> tuple[list[str], list[tuple[str, str]]]
   return words, merges
 
 
-def _rows(words: list[str]) -> np.ndarray:
-  """The row of the file for each of our ids; start, padding and unknown take that of the end."""
-  end = words.index(END)
-  return np.array([end] * len(SPECIALS) + [i for i in range(len(words)) if i != end])
-
-
 def load_gpt2(name: str) -> dict:
   """Parameters of our decoder from model.safetensors, numpy float32.
 
@@ -139,7 +132,6 @@ def load_gpt2(name: str) -> dict:
   """
   folder, config = _read_config(name)
   state, (words, _) = _state(folder), _vocabulary(folder)
-  rows = _rows(words)
   found = {key: value.shape for key, value in state.items()}
   wanted = _shapes(config, len(words))
   if bad := differences(found, wanted):
@@ -151,11 +143,8 @@ def load_gpt2(name: str) -> dict:
         ]
       )
     )
-  bias = np.zeros(len(rows), np.float32)
-  bias[[PAD, BOS, UNK]] = SILENT
   params = {
-    'tokens/table': state['wte.weight'][rows],
-    'tokens/bias': bias,
+    'tokens/table': state['wte.weight'],
     'position/positions': state['wpe.weight'],
     **_norm(state, 'ln_f', 'transformer/norm'),
   }
@@ -263,20 +252,13 @@ def export_gpt2(folder, head, params: dict, tokenizer: Tokenizer) -> None:
   )
   if bad or activation is None:
     raise UserError(f'a GPT-2 has {needed}: this decoder has {bad or head.activation}.')
-  own = tokenizer.kind == 'gpt2'
-  pieces = _their_pieces(tokenizer, own)
-  saved = _their_tokenizer(tokenizer, pieces, own)
+  _check_tokenizer(tokenizer)
   whole = {name: np.asarray(leaf, np.float32) for name, leaf in flat(params).items()}
-  written = [i for i in range(tokenizer.vocab_size) if not own or i not in (PAD, BOS, UNK)]
-  if 'tokens/bias' in whole and np.ptp(whole['tokens/bias'][written]):
+  if 'tokens/bias' in whole and np.ptp(whole['tokens/bias']):
     raise UserError(
       "model.head.output_bias: its bias has learned something, and a GPT-2 has none. Freeze it: optimizer.rate_rules=(('.*/tokens/bias', 0.0), ('.*', 1.0))."
     )
-  if own:
-    order = _their_order(tokenizer)
-  else:
-    order = np.arange(tokenizer.vocab_size)
-  state = _exported(whole, order, head.layers)
+  state = _exported(whole, head.layers)
   config = {
     'model_type': 'gpt2',
     'architectures': ['GPT2LMHeadModel'],
@@ -286,15 +268,15 @@ def export_gpt2(folder, head, params: dict, tokenizer: Tokenizer) -> None:
     'n_embd': head.dim,
     'n_inner': head.ffn_dim or None,
     'n_positions': len(state['wpe.weight']),
-    'vocab_size': len(order),
+    'vocab_size': tokenizer.vocab_size,
     'layer_norm_epsilon': head.epsilon,
     'tie_word_embeddings': True,
-    'bos_token_id': pieces.index(END) if own else BOS,
-    'eos_token_id': pieces.index(END) if own else EOS,
+    'bos_token_id': tokenizer.bos_id,
+    'eos_token_id': tokenizer.eos_id,
   }
   folder = pathlib.Path(folder)
   write_json(folder / 'config.json', config)
-  write_json(folder / 'tokenizer.json', saved)
+  write_json(folder / 'tokenizer.json', tokenizer.to_dict())
   write_atomic(
     folder / 'model.safetensors',
     save(
@@ -304,19 +286,7 @@ def export_gpt2(folder, head, params: dict, tokenizer: Tokenizer) -> None:
   )
 
 
-def _their_order(tokenizer: Tokenizer) -> np.ndarray:
-  """Our ids in the order of GPT-2's own vocabulary, whose last word is the end."""
-  return np.array([*range(len(SPECIALS), tokenizer.vocab_size), EOS])
-
-
-def _their_pieces(tokenizer: Tokenizer, own: bool) -> list[str]:
-  if own:
-    return [*tokenizer.pieces[len(SPECIALS) :], END]
-  return tokenizer.pieces
-
-
-def _their_tokenizer(tokenizer: Tokenizer, pieces: list[str], own: bool) -> dict:
-  """tokenizer.json with their ids."""
+def _check_tokenizer(tokenizer: Tokenizer) -> None:
   saved = tokenizer.to_dict()
   if (
     saved['model']['type'] != 'BPE'
@@ -326,14 +296,14 @@ def _their_tokenizer(tokenizer: Tokenizer, pieces: list[str], own: bool) -> dict
     raise UserError(
       "tokenizer: a GPT-2 has a byte-level BPE that keeps texts as they are. Train with tokenizer.kind='bpe' and tokenizer.exact=True."
     )
-  if own:
-    saved['model']['vocab'] = {piece: i for i, piece in enumerate(pieces)}
-    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    saved['added_tokens'] = [{'id': pieces.index(END), 'content': END, **special}]
-  return saved
+  if tokenizer.kind == 'gpt2' and tokenizer.special_tokens == SpecialTokens():
+    raise UserError(
+      'tokenizer: this run was made by an earlier version, which re-ordered the vocabulary of GPT-2. '
+      'Export it with that version, or train again.'
+    )
 
 
-def _exported(whole: dict, order: np.ndarray, layers: int) -> dict:
+def _exported(whole: dict, layers: int) -> dict:
   """{name in the file: array} from {our name: array}."""
 
   def norm(ours, theirs):
@@ -343,7 +313,7 @@ def _exported(whole: dict, order: np.ndarray, layers: int) -> dict:
     }
 
   state = {
-    'wte.weight': whole['tokens/table'][order],
+    'wte.weight': whole['tokens/table'],
     'wpe.weight': whole['position/positions'],
     **norm('transformer/norm', 'ln_f'),
   }

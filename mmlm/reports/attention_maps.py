@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD
 from mmlm.data.transforms.ops import apply_ops, parse_ops
 from mmlm.decoding.score_fusion import ALONE
 from mmlm.experiment.prediction import Predictor
@@ -84,7 +83,8 @@ class Looking:
 def _whole_words(texts, tokens) -> list[tuple[str, int, int]]:
   """(word, its first token, its last) up to the end of a text."""
   tokens = [int(token) for token in tokens]
-  ends = [i for i, token in enumerate(tokens) if token in (EOS, PAD)]
+  special = (texts.tokenizer.pad_id, *texts.tokenizer.eos_ids)
+  ends = [i for i, token in enumerate(tokens) if token in special]
   pieces = texts.decode_pieces(tokens[: ends[0]] if ends else tokens)
   return words_of([[piece, i, i] for i, piece in enumerate(pieces)])
 
@@ -95,7 +95,7 @@ def where_it_looks(model, params, batch, tokens, kept: tuple) -> dict:
   A 'selective' fusion has no places of the others, but attends to them from those of the main modality: both are followed.
   """
   inputs = jnp.concatenate(
-    [jnp.full_like(tokens[:, :1], BOS), tokens[:, :-1]],
+    [jnp.full_like(tokens[:, :1], model.special_tokens.bos_id), tokens[:, :-1]],
     1,
   )
   encoders = {(f'encoders_{modality}',): modality for modality in model.encoders}

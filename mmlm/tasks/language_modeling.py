@@ -12,7 +12,8 @@ import numpy as np
 from mmlm.data.pipeline import Table
 from mmlm.data.running_text import texts_of
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.decoding.search import is_any
 from mmlm.evaluation.metrics.language_metrics import masked_row
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks.text_generation import TextGeneration
@@ -60,7 +61,7 @@ class LanguageModel(TextGeneration):
     """What `_predicted` gives, and the state behind the last token; the gradient ends where the state comes in."""
     if 'carry' not in batch:
       return self._predicted(model, params, batch, rng), ()
-    inputs, weights = self._inputs(batch)
+    inputs, weights = self._inputs(model, batch)
     begun = jax.tree.map(
       lambda old: jnp.where(batch['fresh'][:, None], 0, old),
       batch['carry'],
@@ -82,9 +83,9 @@ class LanguageModel(TextGeneration):
       weights.reshape(-1),
     ), left['carry']
 
-  def _inputs(self, batch):
+  def _inputs(self, model, batch):
     if 'inputs' not in batch:
-      return super()._inputs(batch)
+      return super()._inputs(model, batch)
     return batch['inputs'], batch['target_mask'] * batch['weight'][:, None]
 
 
@@ -161,7 +162,7 @@ class MaskedLanguageModel:
     def by_example(tokens):
       return tokens.reshape(shape).sum(1)
 
-    _, places, _ = chosen(batch, self._keys(batch), len(table))
+    _, places, _ = chosen(batch, self._keys(batch), len(table), model.special_tokens)
     rows = jnp.arange(len(places))[:, None]
     filled = (
       jnp.asarray(batch['text'])
@@ -178,7 +179,9 @@ class MaskedLanguageModel:
 
   def read(self, found: dict, outputs: Texts) -> list[dict]:
     """The answer for one example -> its row."""
-    tokens = [token for token in found['tokens'].tolist() if token not in (PAD, BOS, EOS)]
+    ids = outputs.tokenizer
+    special = (ids.pad_id, ids.bos_id, *ids.eos_ids)
+    tokens = [token for token in found['tokens'].tolist() if token not in special]
     return [
       masked_row(outputs.decode_batch([tokens])[0], found['nats'], found['count'], found['right'])
     ]
@@ -199,7 +202,7 @@ class MaskedLanguageModel:
     else:
       keys = jax.random.split(jax.random.fold_in(rng, 1), len(batch['weight']))
     words = table_of(params)
-    text, places, there = chosen(batch, keys, len(words))
+    text, places, there = chosen(batch, keys, len(words), model.special_tokens)
     rngs = {} if rng is None else {'dropout': rng}
     x, bias = model.apply(
       {'params': params}, batch | {'text': text}, None, rng is not None, rngs=rngs
@@ -235,7 +238,7 @@ def table_of(params: dict):
   return table
 
 
-def chosen(batch: dict, keys, vocab_size: int):
+def chosen(batch: dict, keys, vocab_size: int, special: SpecialTokens):
   """The text with tokens masked [B, S], the places of these tokens [B, M] and which of them there are [B, M].
 
   15 % of the tokens of each row, at least one; starts and ends are never among them. `keys` [B].
@@ -243,7 +246,7 @@ def chosen(batch: dict, keys, vocab_size: int):
   # [B, S], [B, 1]
   text = jnp.asarray(batch['text'])
   mask_id = batch['target'][:, :1]
-  able = batch['text_mask'] & (text != BOS) & (text != EOS)
+  able = batch['text_mask'] & ~is_any(text, (special.bos_id, *special.eos_ids))
   # A draw belongs to its place, so that more padding changes none.
   draws = jax.vmap(
     lambda key: jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (3,)))(
@@ -256,7 +259,10 @@ def chosen(batch: dict, keys, vocab_size: int):
   there = (values >= 0) & (jnp.arange(most) < count[:, None])
   kind, word = (jnp.take_along_axis(draws[..., i], places, 1) for i in (1, 2))
   old = jnp.take_along_axis(text, places, 1)
-  other = UNK + 1 + jnp.floor(word * (vocab_size - UNK - 1)).astype(text.dtype)
+  # Uniform among the tokens that are not special: each special id moves those from it on up by one.
+  other = jnp.floor(word * (vocab_size - len(special.distinct))).astype(text.dtype)
+  for special_id in special.distinct:
+    other += other >= special_id
   new = jnp.where(kind < MASKED, mask_id, jnp.where(kind < MASKED + RANDOM, other, old))
   return (
     text.at[jnp.arange(len(text))[:, None], places].set(

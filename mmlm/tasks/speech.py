@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import EOS, PAD
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
 from mmlm.decoding.score_fusion import ALONE, Fusion, Part
-from mmlm.decoding.search import SearchOptions, SearchResult
+from mmlm.decoding.search import SearchOptions, SearchResult, is_any
 from mmlm.models.encoders.subsampling import rows_after
 from mmlm.tasks.text_generation import TextGeneration, begin_decoder
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
@@ -80,7 +79,7 @@ class SpeechToText(TextGeneration):
 
   def _branches(self, model, params, batch, rng):
     """What the decoder's loss needs (`_predicted`), None without a decoder; of CTC the losses and the labels they are of [B]."""
-    inputs, weights = self._inputs(batch)
+    inputs, weights = self._inputs(model, batch)
     rngs = {} if rng is None else {'dropout': rng}
     decoder, logits, frames = model.apply(
       {'params': params}, batch, inputs, rng is not None, rngs=rngs, method='branches'
@@ -89,7 +88,9 @@ class SpeechToText(TextGeneration):
     # The end of a text is no label; in a batch of which nothing has a transcript there is no such column.
     labels = batch.get(name, inputs[:, :1])
     mask = batch.get(f'{name}_mask', jnp.zeros_like(inputs[:, :1], bool))
-    losses, counts = ctc_losses(logits, frames, labels, mask & (labels != EOS), PAD)
+    special = model.special_tokens
+    labels_mask = mask & ~is_any(labels, special.eos_ids)
+    losses, counts = ctc_losses(logits, frames, labels, labels_mask, special.pad_id)
     if decoder is not None:
       x, table = decoder
       decoder = (
@@ -147,7 +148,8 @@ class SpeechToText(TextGeneration):
     (row,) = super().read(found, outputs)
     if 'places' not in found:
       return [row]
-    heard = [token for token in found['heard'].tolist() if token not in (PAD, EOS)]
+    special = (outputs.tokenizer.pad_id, *outputs.tokenizer.eos_ids)
+    heard = [token for token in found['heard'].tolist() if token not in special]
     pieces = zip(outputs.decode_pieces(heard), found['places'].tolist())
     alignment = [[text, first, last] for text, (first, last) in pieces if text and first >= 0]
     if found['transcribes']:
@@ -176,7 +178,8 @@ def _places(model, params, batch, found: dict, options: SearchOptions) -> dict:
     tokens = ctc.best_path(
       log_probs, dataclasses.replace(options, max_length=log_probs.shape[1])
     ).tokens[:, 0]
-  aligned = align(log_probs, tokens, ((tokens != PAD) & (tokens != EOS)).sum(1), PAD)
+  special = (options.pad_id, *options.eos_ids)
+  aligned = align(log_probs, tokens, (~is_any(tokens, special)).sum(1), options.pad_id)
   last = jnp.minimum(aligned.last * factor + factor, mask.sum(1, keepdims=True)) - 1
   places = jnp.stack([aligned.first * factor, last], -1)
   return {'heard': tokens, 'places': places, 'transcribes': jnp.full(len(tokens), transcribes)}

@@ -11,7 +11,6 @@ import numpy as np
 
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import BOS, EOS
 from mmlm.decoding.score_fusion import ALONE, Fusion, Part, combined
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.models.kv_cache import at, cache_of, cached_step, own_rows
@@ -51,7 +50,7 @@ class TextGeneration:
           )
         )
     ids, records, targets, texts, transcripts = map(list, zip(*pairs))
-    encoded = [[*row, EOS] for row in outputs.encode_batch(targets)]
+    encoded = outputs.encode_targets(targets)
     if any(transcripts):
       spoken = outputs.encode_batch(transcripts)
     else:
@@ -67,7 +66,7 @@ class TextGeneration:
 
   def forward(self, model, params, batch) -> dict:
     """{'logits' [B, T, V]} of every token of the targets, given those before it."""
-    return {'logits': model.apply({'params': params}, batch, self._inputs(batch)[0])}
+    return {'logits': model.apply({'params': params}, batch, self._inputs(model, batch)[0])}
 
   def losses(self, model, params, batch):
     """The same for each example: [B] and [B]."""
@@ -80,7 +79,7 @@ class TextGeneration:
 
   def _predicted(self, model, params, batch, rng):
     """Every token: what the output layer sees [B T, D], that layer [V, D], the targets and the weights [B T]."""
-    inputs, weights = self._inputs(batch)
+    inputs, weights = self._inputs(model, batch)
     rngs = {} if rng is None else {'dropout': rng}
     x, table = model.apply(
       {'params': params}, batch, inputs, rng is not None, rngs=rngs, method='hidden'
@@ -95,11 +94,11 @@ class TextGeneration:
       weights.reshape(-1),
     )
 
-  def _inputs(self, batch):
+  def _inputs(self, model, batch):
     """What a decoder reads, the target shifted right [B, T], and the weights of its tokens [B, T]."""
     target = batch['target']
     inputs = jnp.concatenate(
-      [jnp.full_like(target[:, :1], BOS), target[:, :-1]],
+      [jnp.full_like(target[:, :1], model.special_tokens.bos_id), target[:, :-1]],
       axis=1,
     )
     return inputs, batch['target_mask'] * batch['weight'][:, None]

@@ -198,7 +198,13 @@ class Whisper:
     start = self.tokenizer.start
     end = self.tokenizer.end
     return SearchOptions(
-      method, self.max_tokens, length_penalty=1.0, pad_id=start, bos_id=start, eos_id=end, **number
+      method,
+      self.max_tokens,
+      length_penalty=1.0,
+      pad_id=start,
+      bos_id=start,
+      eos_ids=(end,),
+      **number,
     )
 
   def _read(

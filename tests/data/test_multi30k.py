@@ -13,7 +13,7 @@ from mmlm.data.datasets.multi30k import Multi30k
 from mmlm.data.datasets.prepare import open_source, prepare
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.data.text import moses_tokenize
-from mmlm.data.tokenizers.tokenizer import train_tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.utils.errors import UserError
 
 TABLES = {'train': 4, 'val': 2, 'test_2016_flickr': 3, 'test_2017_flickr': 2, 'test_2017_mscoco': 1}

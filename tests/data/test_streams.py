@@ -20,11 +20,19 @@ from mmlm.data.running_text import (
 )
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.data.sources.tfds_source import TfdsSource
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, MASK, SPECIALS, UNK, Tokenizer, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.data.tokenizers.train_tokenizer import MASK_PIECE as MASK
+from mmlm.data.tokenizers.train_tokenizer import SPECIAL_PIECES as SPECIALS
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.language_metrics import BLOCK, stretches
 from mmlm.evaluation.metrics.metric import Unavailable
 from mmlm.utils.errors import UserError
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+UNK = SpecialTokens().unk_id
 
 DOCUMENTS = ('ab a\n', 'c', 'abc abc  cab', 'ba')
 
@@ -50,15 +58,15 @@ def test_an_exact_tokenizer_gives_every_space_back(kind, tmp_path):
   tokenizer = train_tokenizer(texts, kind, 400, exact=True)
   tokenizer.save(tmp_path / 'tokenizer.json')
   loaded = Tokenizer.load(tmp_path / 'tokenizer.json')
-  assert loaded.decode_batch(loaded.encode_batch(texts)) == texts and loaded.whole
-  assert not train_tokenizer(['a B'], kind, 400, lowercase=True).whole
+  assert loaded.decode_batch(loaded.encode_batch(texts)) == texts and loaded.lossless
+  assert not train_tokenizer(['a B'], kind, 400, lowercase=True).lossless
   plain = train_tokenizer(texts, kind, 400)
   assert plain.decode_batch(plain.encode_batch([' a  b\n\n'])) == ['a  b']
 
 
 def test_exact_words_stand_between_spaces():
   tokenizer = train_tokenizer(["don't stop ."], 'word', 100, exact=True)
-  assert sorted(tokenizer.pieces[4:]) == sorted(["don't", 'stop', '.']) and not tokenizer.whole
+  assert sorted(tokenizer.pieces[4:]) == sorted(["don't", 'stop', '.']) and not tokenizer.lossless
   with pytest.raises(
     UserError, match="tokenizer.exact: a tokenizer of kind 'unigram' loses spaces"
   ):
@@ -343,7 +351,7 @@ def test_words_have_no_characters_to_count():
   tokenizer = train_tokenizer(['a b a b c'], 'word', 100, min_frequency=2, exact=True)
   text = text_of(['a b c', 'b'], tokenizer=tokenizer)
   assert (text.tokens == UNK).sum() == 1
-  rows = stretches(text, np.ones(len(text.tokens)), tokenizer.whole)
+  rows = stretches(text, np.ones(len(text.tokens)), tokenizer.lossless)
   assert set(values(rows)) == {'perplexity_word'} and sum(row['words'] for row in rows) == len(
     text.tokens
   )

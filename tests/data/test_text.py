@@ -7,10 +7,14 @@ import pytest
 from mmlm.config import load_config
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.data.text import LANGUAGES, MASK, Texts, moses_detokenize, moses_tokenize, words
-from mmlm.data.tokenizers.tokenizer import UNK, Tokenizer, train_tokenizer, usual_casing
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer, usual_casing
 from mmlm.evaluation.metrics.views import moses_words
 from mmlm.evaluation.score_predictions import check_reference_words
 from mmlm.utils.errors import UserError
+
+UNK = SpecialTokens().unk_id
 
 
 @pytest.fixture(scope='module')
@@ -136,13 +140,13 @@ def test_casing_is_the_usual_one_and_the_first_word_gets_a_capital(tmp_path):
       'strand': 'Strand',
     }
     assert (
-      tokenizer.recase('ein hund in berlin sieht den igel .')
+      tokenizer.truecase('ein hund in berlin sieht den igel .')
       == 'Ein Hund in Berlin sieht den igel .'
     )
-    assert tokenizer.recase('') == ''
+    assert tokenizer.truecase('') == ''
   assert 'casing' in json.loads((tmp_path / 'tokenizer.json').read_text())
   cased = subword(lowercase=False, casing=None)
-  assert cased.recase('ein hund') == 'ein hund' and cased.encode('Mann') != cased.encode('mann')
+  assert cased.truecase('ein hund') == 'ein hund' and cased.encode('Mann') != cased.encode('mann')
 
 
 def test_the_first_word_of_a_text_says_nothing_about_case():

@@ -5,8 +5,15 @@ import sys
 
 import pytest
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.utils.errors import UserError
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+PAD = SpecialTokens().pad_id
+UNK = SpecialTokens().unk_id
 
 TEXTS = [
   'A dog runs, then sleeps.',
@@ -83,7 +90,7 @@ def test_saved_and_pickled_are_the_same(kind, tmp_path):
 
 def test_training_is_deterministic_between_processes(tmp_path):
   code = (
-    'import sys, json; from mmlm.data.tokenizers import train_tokenizer\n'
+    'import sys, json; from mmlm.data.tokenizers.train_tokenizer import train_tokenizer\n'
     'texts = json.loads(sys.argv[1])\n'
     'for kind in ("bpe", "subword", "unigram", "word", "char"):\n'
     '  train_tokenizer(texts, kind, 310).save(f"{sys.argv[2]}/{kind}.json")'

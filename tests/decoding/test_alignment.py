@@ -14,7 +14,7 @@ from test_ctc import BLANK, LENGTHS, WORDS, B, S, collapsed, frames_of, logits_o
 from test_joint import example_batch, setup_of
 
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import train_tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
 from mmlm.decoding.search import SearchOptions

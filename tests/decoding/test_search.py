@@ -383,8 +383,8 @@ def test_top_k_is_exact(vocabulary, ties):
     ({'method': 'sample', 'top_p': 0.0}, 'top_p'),
     ({'method': 'sample', 'top_k': -1}, 'top_k'),
     ({'top_p': 0.9}, 'sample'),
-    ({'pad_id': 2}, 'pad_id'),
-    ({'eos_id': -1}, 'eos_id'),
+    ({'eos_ids': ()}, 'eos_ids'),
+    ({'eos_ids': (-1,)}, 'eos_ids'),
   ],
   ids=str,
 )

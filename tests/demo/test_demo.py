@@ -22,7 +22,7 @@ from whispers import write_hugging_face, write_tokenizer
 
 from mmlm import config as configs
 from mmlm.cli import demo as command
-from mmlm.data.tokenizers.tokenizer import train_tokenizer
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.data.transforms.audio import RATE
 from mmlm.demo.answerers import RunModel, WhisperModel, _Model, wav
 from mmlm.demo.inputs import Limits, Upload

@@ -13,11 +13,16 @@ import optax
 import pytest
 
 from mmlm.config import complete, default_config
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding.search import SearchOptions, penalty
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.utils.pytree import flat
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+PAD = SpecialTokens().pad_id
+UNK = SpecialTokens().unk_id
 
 B = 3
 S = 5

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mmlm import config as configs
 from mmlm.data.batching import Batch
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.encoders.bert_encoder import BertEncoder
 from mmlm.pretrained.bert import bert_options, load_bert, load_pooler, load_wordpiece
@@ -18,6 +18,7 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat
 
 WORDS = ['[PAD]', 'the', 'dog', '##s', '[UNK]', '[CLS]', 'run', '[SEP]', '[MASK]', '.']
+PAD, THE, DOG, S, UNK, CLS, RUN, SEP, MASK, DOT = range(len(WORDS))
 SIZES = {
   'hidden_size': 8,
   'num_hidden_layers': 2,
@@ -70,33 +71,23 @@ def encoder(name):
   )
 
 
-def test_words_and_their_vectors_are_put_in_our_order(tmp_path):
+def test_ids_are_those_of_the_file(tmp_path):
   name = write(tmp_path / 'bert')
   tokenizer = load_wordpiece(name)
   assert tokenizer.encode_batch(['The dogs run.', 'the cat', '[CLS]']) == [
-    [4, 5, 6, 7, 9],
-    [4, UNK],
+    [THE, DOG, S, RUN, DOT],
+    [THE, UNK],
     [UNK, UNK, UNK],
   ]
-  assert tokenizer.decode([4, 5, 6, 7, 9, EOS, 4]) == 'the dogs run.'
+  assert tokenizer.decode([THE, DOG, S, RUN, DOT, SEP, THE]) == 'the dogs run.'
   tokenizer.save(tmp_path / 'tokenizer.json')
-  assert Tokenizer.load(tmp_path / 'tokenizer.json').encode('dogs') == [5, 6]
+  loaded = Tokenizer.load(tmp_path / 'tokenizer.json')
+  assert loaded.encode('dogs') == [DOG, S] and loaded.pieces == WORDS
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_ids, loaded.unk_id) == (PAD, CLS, (SEP,), UNK)
+  assert loaded.mask_id == MASK
   table = load_bert(name)['tokens']['embedding']
   theirs = state_of()['embeddings.word_embeddings.weight']
-  order = {
-    PAD: '[PAD]',
-    BOS: '[CLS]',
-    EOS: '[SEP]',
-    UNK: '[UNK]',
-    4: 'the',
-    5: 'dog',
-    6: '##s',
-    7: 'run',
-    8: '[MASK]',
-    9: '.',
-  }
-  for ours, word in order.items():
-    np.testing.assert_array_equal(table[ours], theirs[WORDS.index(word)])
+  np.testing.assert_array_equal(table, theirs)
 
 
 @pytest.mark.parametrize('prefix', ['', 'bert.'])
@@ -111,7 +102,7 @@ def test_the_weights_fit_the_encoder(tmp_path, prefix):
   )
   module = encoder(name)
   params = load_bert(name)
-  x = np.array([[BOS, 4, 5, EOS, PAD]])
+  x = np.array([[CLS, THE, DOG, SEP, PAD]])
   mask = np.array([[True] * 4 + [False]])
   wanted = jax.eval_shape(module.init, jax.random.key(0), x, mask)['params']
   assert {key: leaf.shape for key, leaf in flat(wanted).items()} == {
@@ -224,18 +215,12 @@ def test_hidden_states_are_those_of_transformers(tmp_path, peer):
   torch = peer('torch')
   transformers = peer('transformers')
   name = write(tmp_path / 'bert', vocab_size=len(WORDS))
-  x = np.array([[BOS, 4, 5, 6, 7, 9, EOS], [BOS, 4, EOS, PAD, PAD, PAD, PAD]])
+  x = np.array([[CLS, THE, DOG, S, RUN, DOT, SEP], [CLS, THE, SEP, PAD, PAD, PAD, PAD]])
   mask = x != PAD
   ours = jax.jit(lambda: encoder(name).apply({'params': load_bert(name)}, x, mask).values)()
   model = transformers.BertModel.from_pretrained(name, add_pooling_layer=False).eval()
-  theirs = np.array(
-    [
-      WORDS.index(word)
-      for word in ['[PAD]', '[CLS]', '[SEP]', '[UNK]', 'the', 'dog', '##s', 'run', '[MASK]', '.']
-    ]
-  )
   with torch.no_grad():
     hidden = model(
-      input_ids=torch.tensor(theirs[x]), attention_mask=torch.tensor(mask).long()
+      input_ids=torch.tensor(x), attention_mask=torch.tensor(mask).long()
     ).last_hidden_state.numpy()
   np.testing.assert_allclose(ours[mask], hidden[mask], atol=1e-4)

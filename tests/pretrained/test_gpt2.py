@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, SPECIALS, Tokenizer, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.data.tokenizers.train_tokenizer import SPECIAL_PIECES as SPECIALS
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
+from mmlm.decoding.search import SearchOptions, search
 from mmlm.models.heads import HEADS
 from mmlm.pretrained.gpt2 import END, export_gpt2, gpt2_options, load_gpt2, load_gpt2_tokenizer
 from mmlm.utils.errors import UserError
@@ -82,28 +86,57 @@ def log_probs(name, tokens):
   return jax.jit(lambda: jax.nn.log_softmax(head.apply({'params': params}, tokens, None)))()
 
 
-def test_texts_are_kept_and_ids_are_in_our_order(tmp_path):
+def test_texts_are_kept_and_ids_are_those_of_the_file(tmp_path):
   name = write(tmp_path / 'gpt2')
   tokenizer = load_gpt2_tokenizer(name)
   words = vocabulary()[0]
-  assert tokenizer.pieces == [*SPECIALS, *words[:-1]] and tokenizer.whole
+  assert tokenizer.pieces == words and tokenizer.lossless
   tokenizer.save(tmp_path / 'tokenizer.json')
   loaded = Tokenizer.load(tmp_path / 'tokenizer.json')
   assert loaded.decode_batch(loaded.encode_batch(TEXTS)) == TEXTS
-  assert len(loaded.encode('the')) == 1 and loaded.encode(END) != [EOS]  # in a text it is text
+  end = words.index(END)
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_ids, loaded.unk_id) == (end, end, (end,), None)
+  assert len(loaded.encode('the')) == 1 and end not in loaded.encode(END)  # in a text it is text
   table = load_gpt2(name)['tokens']['table']
   theirs = state_of(len(words))['wte.weight']
-  np.testing.assert_array_equal(table[EOS], theirs[-1])
-  np.testing.assert_array_equal(table[BOS], theirs[-1])
-  np.testing.assert_array_equal(table[len(SPECIALS) :], theirs[:-1])
+  np.testing.assert_array_equal(table, theirs)
 
 
-def test_what_the_vocabulary_lacks_is_never_written(tmp_path):
+def test_a_search_stops_at_the_token_that_also_begins_and_pads(tmp_path):
   name = write(tmp_path / 'gpt2')
-  found = np.exp(log_probs(name, jnp.array([[BOS, 10, 20, 30]])))
-  assert found[..., [0, 1, 3]].max() == 0
-  np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-  assert found[..., EOS].min() > 0
+  end = vocabulary()[0].index(END)
+
+  def step(tokens, cache):
+    logits = jnp.stack([jnp.full(end + 1, -5.0).at[jnp.array([10, end])].set(jnp.array([1.0, 0]))])
+    return jnp.where(cache['position'] > 1, logits.at[:, end].set(9.0), logits), {
+      'position': cache['position'] + 1
+    }
+
+  ids = load_gpt2_tokenizer(name).special_tokens
+  for method in ('greedy', 'beam'):
+    options = SearchOptions(
+      method,
+      max_length=5,
+      beam_size=1,
+      length_penalty=0.0,
+      pad_id=ids.pad_id,
+      bos_id=ids.bos_id,
+      eos_ids=ids.eos_ids,
+    )
+    result = search(step, {'position': jnp.int32(0)}, options, jnp.array([[ids.bos_id]]))
+    assert result.tokens[0, 0].tolist() == [10, 10, end, end, end] and result.lengths[0, 0] == 3
+
+
+def test_a_run_with_a_reordered_vocabulary_loads_and_is_not_exported(tmp_path):
+  """Earlier versions put their four special tokens before those of GPT-2."""
+  name = write(tmp_path / 'gpt2')
+  content = load_gpt2_tokenizer(name).to_dict()
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(json.dumps({'kind': 'gpt2', 'tokenizer': content, 'casing': {}}))
+  earlier = Tokenizer.load(path)
+  assert earlier.special_tokens == SpecialTokens()
+  with pytest.raises(UserError, match='re-ordered the vocabulary of GPT-2'):
+    export_gpt2(tmp_path / 'other', head_of(name), load_gpt2(name), earlier)
 
 
 @pytest.mark.parametrize('prefix', ['', 'transformer.'])
@@ -168,10 +201,8 @@ def test_what_a_gpt2_cannot_hold_is_not_written(tmp_path):
   tokenizer = load_gpt2_tokenizer(name)
   with pytest.raises(UserError, match="'positions': 'rotary'"):
     export_gpt2(tmp_path / 'other', head.clone(positions='rotary'), params, tokenizer)
-  learned = params | {
-    'tokens': params['tokens']
-    | {'bias': params['tokens']['bias'] + np.arange(len(params['tokens']['bias']))}
-  }
+  bias = np.arange(len(params['tokens']['table']), dtype=np.float32)
+  learned = params | {'tokens': params['tokens'] | {'bias': bias}}
   with pytest.raises(UserError, match='its bias has learned something'):
     export_gpt2(tmp_path / 'other', head, learned, tokenizer)
   with pytest.raises(UserError, match='byte-level BPE that keeps texts'):
@@ -193,29 +224,16 @@ def test_log_probabilities_and_ids_are_those_of_transformers(tmp_path, peer):
   words = vocabulary()[0]
   theirs = transformers.GPT2TokenizerFast.from_pretrained(name)
   for text in TEXTS:
-    assert [words[i] for i in theirs(text)['input_ids']] == [
-      tokenizer.pieces[i] for i in tokenizer.encode(text)
-    ]
+    assert theirs(text)['input_ids'] == tokenizer.encode(text)
   rng = np.random.default_rng(1)
   numbers = rng.integers(len(words) - 1, size=(2, 12))
-  order = [len(words) - 1, *range(len(words) - 1)]  # of theirs: that of EOS and the words of ours
+  tokens = np.concatenate([np.full((2, 1), tokenizer.bos_id), numbers], 1)
 
   def check(folder):
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     with torch.no_grad():
-      wanted = (
-        model(torch.tensor(np.concatenate([np.full((2, 1), len(words) - 1), numbers], 1)))
-        .logits.log_softmax(-1)
-        .numpy()
-      )
-    ours = log_probs(
-      name, jnp.array(np.concatenate([np.full((2, 1), BOS), numbers + len(SPECIALS)], 1))
-    )
-    np.testing.assert_allclose(
-      np.asarray(ours)[..., [EOS, *range(len(SPECIALS), ours.shape[-1])]],
-      wanted[..., order],
-      atol=1e-4,
-    )
+      expected = model(torch.tensor(tokens)).logits.log_softmax(-1).numpy()
+    np.testing.assert_allclose(log_probs(name, jnp.array(tokens)), expected, atol=1e-4)
 
   check(name)
   export_gpt2(tmp_path / 'again', head_of(name), load_gpt2(name), tokenizer)

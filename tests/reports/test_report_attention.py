@@ -16,7 +16,7 @@ from test_studies import place, run  # noqa: F401 a tiny run of translation, fix
 from mmlm import config as configs
 from mmlm.data import batching
 from mmlm.data.pipeline import stream
-from mmlm.data.tokenizers.tokenizer import BOS
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.attention import MultiHeadAttention, attention_weights
 from mmlm.models.heads import TransformerDecoder
@@ -24,6 +24,8 @@ from mmlm.models.recurrent import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.reports import attention_maps as attention
 from mmlm.reports.attention_maps import CloserLook, grid_of
+
+BOS = SpecialTokens().bos_id
 
 
 def test_weights_that_are_shown_are_those_that_attention_uses():

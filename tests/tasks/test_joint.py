@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmlm.config import complete, default_config
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding import ctc
 from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import Fusion, Scorer
@@ -20,6 +20,10 @@ from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.tasks.text_generation import begin_decoder
 from mmlm.training.losses import ctc_losses
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+PAD = SpecialTokens().pad_id
 
 B = 3
 S = 16

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from mmlm.data.running_text import Lanes, Rows, StreamLoader, fill, read_running_text, sliding
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, UNK, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding.search import SearchOptions, search
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.inference.generation import Spelling, Writer
@@ -31,6 +32,10 @@ from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.loop import Keeper, Schedule
 from mmlm.training.losses import token_losses
 from mmlm.training.step import StepOptions, initial_state, train_step
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+UNK = SpecialTokens().unk_id
 
 TASK = TASKS['language_model']
 DOCUMENTS = ('abcab cab', 'ba', 'c', 'aabbcc abc', 'cba', 'b')
@@ -453,6 +458,6 @@ def test_what_is_spelled_is_the_text(kind):
     written = 'the mat of the cat'
   tokenizer = train_tokenizer([written], kind, 300, exact=True)
   tokens = tokenizer.encode(written)
-  spelled = Spelling(tokenizer, [BOS])
+  spelled = Spelling(tokenizer, [])
   pieces = [spelled(token) for token in tokens]
   assert ''.join(pieces) == written and '\N{REPLACEMENT CHARACTER}' not in ''.join(pieces)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import BOS, EOS, PAD, UNK, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.models.encoders.bert_encoder import BertEncoder
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
@@ -19,6 +20,11 @@ from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import TASKS
 from mmlm.tasks.language_modeling import chosen
 from mmlm.utils.errors import UserError
+
+BOS = SpecialTokens().bos_id
+EOS = SpecialTokens().eos_id
+PAD = SpecialTokens().pad_id
+UNK = SpecialTokens().unk_id
 
 TASK = TASKS['masked_language_model']
 VOCABULARY = 12
@@ -41,7 +47,7 @@ def batch_of(lengths, width, seed=0):
   }
 
 
-pick = jax.jit(lambda batch, keys: chosen(batch, keys, VOCABULARY))
+pick = jax.jit(lambda batch, keys: chosen(batch, keys, VOCABULARY, SpecialTokens()))
 
 
 def keys_of(batch, seed=0):

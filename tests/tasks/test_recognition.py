@@ -12,10 +12,14 @@ from mmlm.data.batching import Batch
 from mmlm.data.filters import alignable, frames_needed, name_unknown
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.text import Texts
-from mmlm.data.tokenizers.tokenizer import EOS, UNK, train_tokenizer
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.tasks import TASKS
 from mmlm.training.losses import ctc_losses
 from mmlm.utils.errors import UserError
+
+EOS = SpecialTokens().eos_id
+UNK = SpecialTokens().unk_id
 
 LETTERS = 'abc '
 CONFIG = '''"""Recognition of letters in features."""

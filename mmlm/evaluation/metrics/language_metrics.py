@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from mmlm.data.running_text import RunningText
-from mmlm.data.tokenizers.tokenizer import EOS, UNK
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.evaluation.metrics import views
 from mmlm.evaluation.metrics.metric import Metric, Unavailable, Value, mean_value
 
@@ -123,11 +123,12 @@ def stretches(text: RunningText, nats: np.ndarray, whole: bool) -> list[dict]:
       bytes cannot be counted.
   """
   rows = []
-  countable = whole and not (text.tokens == UNK).any()
+  special_tokens = text.special_tokens
+  countable = whole and not special_tokens.is_unknown(text.tokens).any()
   for number, (name, document) in enumerate(zip(text.ids, text.texts)):
     inside = slice(*text.starts[number : number + 2])
     of_document = _stretches_of_document(
-      name, document, text.tokens[inside], text.places[inside], nats[inside]
+      name, document, text.tokens[inside], text.places[inside], nats[inside], special_tokens
     )
     for row in of_document:
       if not countable:
@@ -137,7 +138,12 @@ def stretches(text: RunningText, nats: np.ndarray, whole: bool) -> list[dict]:
 
 
 def _stretches_of_document(
-  name: str, document: str, tokens: np.ndarray, places: np.ndarray, nats: np.ndarray
+  name: str,
+  document: str,
+  tokens: np.ndarray,
+  places: np.ndarray,
+  nats: np.ndarray,
+  special_tokens: SpecialTokens,
 ) -> list[dict]:
   """Cuts one document, BLOCK characters a stretch; `places` are the ends of its tokens in characters."""
   rows = []
@@ -149,7 +155,7 @@ def _stretches_of_document(
     end = int(part + 1) * BLOCK
     if part == block.max():
       end = len(document)
-    ends_of_document = int((tokens[inside] == EOS).sum())
+    ends_of_document = int(np.isin(tokens[inside], special_tokens.eos_ids).sum())
     units = {}
     for unit, total in counts.items():
       units[unit] = int(total[end] - total[begin]) + ends_of_document
@@ -162,7 +168,7 @@ def _stretches_of_document(
         'score': -total_nats,
         'nats': total_nats,
         'tokens': len(inside),
-        'unknown': int((tokens[inside] == UNK).sum()),
+        'unknown': int(special_tokens.is_unknown(tokens[inside]).sum()),
         **units,
       }
     )
