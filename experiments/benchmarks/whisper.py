@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 
 from mmlm.data.transforms.audio import RATE, decode_audio
 from mmlm.pretrained.whisper import Sizes, find, read_state
-from mmlm.transcription.transcription_options import Options
+from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import write_json
@@ -207,7 +207,7 @@ def settings_of(model: Whisper) -> dict:
     'first_time': tokenizer.first_time,
     'never': [*tokenizer.not_speech, tokenizer.no_times],
     'not_first': list(tokenizer.not_first),
-    'max_tokens': model.max_tokens,
+    'max_tokens': model.max_length,
     'english_only': tokenizer.english_only,
     'batch': BATCH,
   }
@@ -219,9 +219,10 @@ def ours(
   """Samples of windows -> tokens, by the search that `mmlm transcribe` starts with."""
   found = []
   for i in range(0, len(windows), together):
-    heard = model.hear([model.features(samples) for samples in windows[i : i + together]])
+    encoded = model.encode([model.features(samples) for samples in windows[i : i + together]])
     found += [
-      list(answer.tokens) for answer in model.answer_at(heard, [prompt] * len(heard), together, 0.0)
+      list(result.tokens)
+      for result in model.decode_at(encoded, [prompt] * len(encoded), together, 0.0)
     ]
   return found
 
@@ -234,7 +235,9 @@ def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
   rows = []
   places = write_folders(name, folder)
   for times in (True, False):
-    model = Whisper(name, Options(beam_size=1, language='en', times=times))
+    model = Whisper(
+      name, TranscriptionOptions(beam_size=1, language='en', without_timestamps=not times)
+    )
     prompt = model.prompt('en')
     path = str(folder / 'features.npz')
     np.savez(path, *[model.features(samples) for samples in sounds.values()])
@@ -279,7 +282,7 @@ SIDES = {
 def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
   windows = long_windows(options)
   places = write_folders(name, folder)
-  model = Whisper(name, Options(beam_size=1, language='en'))
+  model = Whisper(name, TranscriptionOptions(beam_size=1, language='en'))
   prompt = model.prompt('en')
   path = str(folder / 'samples.npz')
   np.savez(path, *windows)

@@ -19,6 +19,7 @@ EXPORT_FORMATS_HELP = (
   'huggingface (a language model as GPT-2), '
   'word2vec, word2vec_binary, glove or fasttext (word vectors)'
 )
+TEMPERATURES = ['0', '0.2', '0.4', '0.6', '0.8', '1.0']
 DATA_DIR_HELP = 'folder of prepared data sets (data.dir of configs)'
 
 
@@ -128,12 +129,17 @@ class Transcribe(Command):
   model: str = flag('whisper-base', 'whisper-base, whisper-tiny.en, folder of a Whisper, or run')
   language: str = flag('', 'spoken language, as a code or in English (empty: detect it)')
   task: str = flag('transcribe', 'transcribe, or translate into English')
-  beam_size: int = flag(0, "beams; 1 = greedy, 0 = 5 for Whisper, the config's for a run")
-  format: list[str] = flag(['txt', 'srt', 'vtt', 'json'], 'formats of the output files')
   output_dir: str = flag('.', 'folder of the output files, which are named as the sounds')
-  times: bool = flag(True, 'the model writes when segments begin and end')
-  prompt: str = flag('', 'text before the recording: names, spelling, style')
-  previous: bool = flag(False, 'prompt each window with the text of the one before')
+  output_format: list[str] = flag(['txt', 'srt', 'vtt', 'json'], 'formats of the output files')
+  beam_size: int = flag(0, "beams; 1 = greedy, 0 = 5 for Whisper, the config's for a run")
+  best_of: int = flag(5, 'number of samples at a temperature above 0')
+  temperature: list[str] = flag(TEMPERATURES, 'temperatures, tried in turn while a threshold fails')
+  compression_ratio_threshold: float = flag(2.4, 'a text that compresses better repeats itself')
+  logprob_threshold: float = flag(-1.0, 'a lower mean log-probability of the tokens fails')
+  no_speech_threshold: float = flag(0.6, 'no speech above this probability, if the text fails')
+  without_timestamps: bool = flag(False, 'write text alone, without the times of segments')
+  initial_prompt: str = flag('', 'text before the recording: names, spelling, style')
+  condition_on_previous_text: bool = flag(False, 'prompt a window with the text before it')
   batched: bool = flag(False, 'cut files at quiet places and decode the parts together: faster')
   batch_size: int = flag(8, 'number of windows that are decoded together')
 

@@ -30,7 +30,7 @@ from mmlm.reports.attention_maps import grid_of, looking_evaluator, picture_seen
 from mmlm.reports.speech_view import sound_of, words_of
 from mmlm.training.exported_weights import is_export
 from mmlm.transcription.transcriber import Transcriber
-from mmlm.transcription.transcription_options import Options
+from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
 
@@ -220,12 +220,12 @@ class RunModel(_Model):
 class WhisperModel(_Model):
   def __init__(self, name: str, limits: Limits):
     super().__init__(name, 'recognition', {'audio': 'sound'}, limits)
-    self.transcriber = Transcriber(Whisper(name, Options()))
+    self.transcriber = Transcriber(Whisper(name, TranscriptionOptions()))
 
   def get_ready(self) -> None:
     whisper = self.transcriber.whisper
-    heard = whisper.hear([whisper.features(np.zeros(RATE, np.float32))])
-    whisper.answer_at(heard, [whisper.prompt('en')], 1, 0.0)
+    encoded = whisper.encode([whisper.features(np.zeros(RATE, np.float32))])
+    whisper.decode_at(encoded, [whisper.prompt('en')], 1, 0.0)
 
   def __call__(self, given: dict) -> dict:
     """The transcript of a sound and when each of its segments is said."""

@@ -1,48 +1,63 @@
-"""Transcripts as files: plain text, SubRip, WebVTT, JSON. `FORMATS` maps names, which are endings too, to functions."""
+"""Transcripts as text, SubRip, WebVTT and JSON.
+
+FORMATS maps names, which are also the endings of the files, to functions.
+"""
 
 import dataclasses
 import html
 import json
+from collections.abc import Callable
 
-from mmlm.transcription.transcription_options import Transcript
+from mmlm.transcription.transcript import Transcript
 
 
 def clock(seconds: float, point: str = '.', hours: bool = True) -> str:
-  """'01:02:03.456', or '62:03.456' without hours below an hour."""
+  """Returns a time as '01:02:03.456', or '02:03.456' without hours below an hour."""
   milliseconds = round(seconds * 1000)
-  minutes, rest = divmod(milliseconds, 60_000)
+  minutes, milliseconds = divmod(milliseconds, 60_000)
+  rest = f'{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}'
   if hours or minutes >= 60:
-    shown = f'{minutes // 60:02d}:{minutes % 60:02d}'
-  else:
-    shown = f'{minutes:02d}'
-  return f'{shown}:{rest // 1000:02d}{point}{rest % 1000:03d}'
+    return f'{minutes // 60:02d}:{minutes % 60:02d}:{rest}'
+  return f'{minutes:02d}:{rest}'
 
 
 def txt(transcript: Transcript) -> str:
-  """A segment a line."""
+  """Returns the text, one segment a line."""
   return ''.join(f'{segment.text}\n' for segment in transcript.segments)
 
 
 def srt(transcript: Transcript) -> str:
-  """SubRip: numbered, with commas in the times; an arrow in a text would be read as a time."""
-  return ''.join(
-    f'{number}\n{clock(s.start, ",")} --> {clock(s.end, ",")}\n{s.text.replace("-->", "->")}\n\n'
-    for number, s in enumerate(transcript.segments, 1)
-  )
+  """Returns SubRip: numbered cues, with commas in the times."""
+  cues = []
+  for number, segment in enumerate(transcript.segments, 1):
+    times = f'{clock(segment.start, ",")} --> {clock(segment.end, ",")}'
+    cues.append(f'{number}\n{times}\n{_without_arrows(segment.text)}\n\n')
+  return ''.join(cues)
 
 
 def vtt(transcript: Transcript) -> str:
-  """WebVTT (W3C), where < and & of a text are escaped."""
-  cues = (
-    f'{clock(s.start)} --> {clock(s.end)}\n{html.escape(s.text.replace("-->", "->"), quote=False)}\n\n'
-    for s in transcript.segments
-  )
-  return 'WEBVTT\n\n' + ''.join(cues)
+  """Returns WebVTT (W3C), in which < and & of a text are escaped."""
+  cues = ['WEBVTT\n\n']
+  for segment in transcript.segments:
+    times = f'{clock(segment.start)} --> {clock(segment.end)}'
+    text = html.escape(_without_arrows(segment.text), quote=False)
+    cues.append(f'{times}\n{text}\n\n')
+  return ''.join(cues)
+
+
+def _without_arrows(text: str) -> str:
+  """Returns a text without the arrow, which players would read as a time."""
+  return text.replace('-->', '->')
 
 
 def as_json(transcript: Transcript) -> str:
-  """Every field of the transcript and its segments."""
+  """Returns every field of the transcript and its segments."""
   return json.dumps(dataclasses.asdict(transcript), ensure_ascii=False, indent=1) + '\n'
 
 
-FORMATS = {'txt': txt, 'srt': srt, 'vtt': vtt, 'json': as_json}
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+  'txt': txt,
+  'srt': srt,
+  'vtt': vtt,
+  'json': as_json,
+}

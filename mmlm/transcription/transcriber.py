@@ -1,104 +1,122 @@
-"""Files -> transcripts: tracks of several files, or several of one, are answered together, window by window."""
+"""Files -> transcripts: windows of several files, or of several parts of one, decoded together."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from mmlm.data.sources.recording import Recording, stretches
 from mmlm.data.transforms.audio import RATE
 from mmlm.transcription.audio_windows import Track
-from mmlm.transcription.transcription_options import Segment, Transcript
+from mmlm.transcription.transcript import Segment, Transcript
 from mmlm.transcription.whisper_model import Whisper
 
-SEARCH = 5 * RATE  # the last samples of a window, in which the quietest place is looked for
+# The last samples of a window, among which a file is cut at the quietest place (--batched).
+CUT_SEARCH = 5 * RATE
+
+# (number of the file, its new segments, seconds of it that are transcribed)
+Listener = Callable[[int, list[Segment], float], None]
+
+
+def ignore_progress(file: int, segments: list[Segment], seconds: float) -> None:
+  """Does nothing: the listener of a transcription that shows no progress."""
 
 
 class Transcriber:
-  """Transcribes files in their order; what compiles is for one number of windows."""
+  """Transcribes files in their order, with one compiled program for all batches."""
 
   def __init__(self, whisper: Whisper):
     self.whisper = whisper
     self.options = whisper.options
-    self.size = 0
-    self.languages = {}  # {number of the file: its language}
+    self._batch_size = 0
+    self._languages: dict[int, str] = {}  # {number of the file: its language}
 
   def __call__(
-    self, paths: list, tell: Callable = lambda file, segments, seconds: None
+    self, paths: list[str], listener: Listener = ignore_progress
   ) -> Iterator[Transcript]:
-    """Yields the transcript of each file. `tell` hears (number of the file, new segments, seconds done) as they come, in order.
+    """Yields the transcript of each file; `listener` gets the segments while they are made.
 
     Raises:
-      UserError: a file is no sound; what was yielded before stands.
+      UserError: a file is no sound; transcripts that were yielded before remain valid.
     """
-    waiting = self._tracks(paths)
-    tracks = collections.deque()
-    found = []
-    for track in self._filled(waiting, tracks):
-      segments = track.fetch()
-      tell(track.file, segments, track.seconds)
-      found += segments
+    segments = []
+    for track in self._transcribe_tracks(self._tracks(paths)):
+      new_segments = track.take_segments()
+      listener(track.file, new_segments, track.seconds)
+      segments += new_segments
       if track.done and track.last:
-        text = ''.join(segment.text for segment in found).strip()
-        yield Transcript(
-          text,
-          self.languages.pop(track.file, self.whisper.language),
-          track.seconds,
-          tuple(map(_stripped, found)),
-        )
-        found = []
+        language = self._languages.pop(track.file, self.whisper.language)
+        yield _transcript(segments, language, track.seconds)
+        segments = []
 
-  def _filled(self, waiting: Iterator[Track], tracks: collections.deque) -> Iterator[Track]:
-    """Yields the first track that is not done after each round of windows, and each when it is done."""
+  def _transcribe_tracks(self, waiting: Iterator[Track]) -> Iterator[Track]:
+    """Yields the first unfinished track after each batch of windows, and each track at its end."""
+    tracks: collections.deque[Track] = collections.deque()
     while True:
-      busy = [track for track in tracks if not track.done]
-      while len(busy) < self.options.batch_size and (track := next(waiting, None)):
+      active = [track for track in tracks if not track.done]
+      while len(active) < self.options.batch_size:
+        track = next(waiting, None)
+        if track is None:
+          break
         tracks.append(track)
-        busy.append(track)
+        active.append(track)
       if not tracks:
         return
-      self._round(busy)
+      self._decode_windows(active)
       while tracks:
         yield tracks[0]
         if not tracks[0].done:
           break
         tracks.popleft()
 
-  def _tracks(self, paths: list) -> Iterator[Track]:
+  def _tracks(self, paths: list[str]) -> Iterator[Track]:
+    """Yields a track for each file, or with --batched several, cut at quiet places."""
     for number, path in enumerate(paths):
       recording = Recording(path)
       if not self.options.batched:
         yield Track(number, recording.read)
         continue
-      for start, samples, last in stretches(recording, self.whisper.samples, SEARCH):
-        yield Track(
-          number, lambda first, count, samples=samples: samples[first : first + count], start, last
-        )
+      for start, samples, last in stretches(recording, self.whisper.samples, CUT_SEARCH):
+        yield Track(number, _reader(samples), start, last)
 
-  def _round(self, tracks: list[Track]):
-    """One window of each track."""
-    pairs = [
-      (track, samples)
-      for track in tracks
-      if (samples := track.window(self.whisper.samples)) is not None
-    ]
-    if not pairs:
+  def _decode_windows(self, tracks: list[Track]) -> None:
+    """Decodes the next window of each track, and adds its segments to the track."""
+    active = []
+    windows = []
+    for track in tracks:
+      samples = track.next_window(self.whisper.samples)
+      if samples is not None:
+        active.append(track)
+        windows.append(samples)
+    if not windows:
       return
-    self.size = max(
-      self.size, 1 << (len(pairs) - 1).bit_length()
-    )  # never smaller than before: what is compiled serves again
+    # A power of 2, and never smaller than before: the compiled program is used again.
+    self._batch_size = max(self._batch_size, 1 << (len(windows) - 1).bit_length())
     whisper = self.whisper
-    heard = whisper.hear([whisper.features(samples) for _, samples in pairs])
-    for (track, _), one in zip(pairs, heard):
-      self.languages.setdefault(track.file, whisper.language or one.language)
-    if self.options.prompt:
-      first = whisper.tokenizer.encode(f' {self.options.prompt.strip()}')
-    else:
-      first = []
-    prompts = [
-      whisper.prompt(self.languages[track.file], [*first, *track.said]) for track, _ in pairs
-    ]
-    for (track, samples), answer in zip(pairs, whisper.answer(heard, prompts, self.size)):
-      track.take(answer, len(samples), whisper.tokenizer, self.options)
+    encoded = whisper.encode([whisper.features(samples) for samples in windows])
+    prompts = []
+    for track, window in zip(active, encoded):
+      language = self._languages.setdefault(track.file, whisper.language or window.language)
+      prompts.append(whisper.prompt(language, track.prompt_tokens))
+    results = whisper.decode(encoded, prompts, self._batch_size)
+    for track, samples, result in zip(active, windows, results):
+      track.add(result, len(samples), whisper.tokenizer, self.options)
 
 
-def _stripped(segment: Segment) -> Segment:
-  return Segment(**{**vars(segment), 'text': segment.text.strip()})
+def _reader(samples: np.ndarray) -> Callable[[int, int], np.ndarray]:
+  """Returns a function that reads from an array as `Recording.read` does from a file."""
+
+  def read(first: int, count: int) -> np.ndarray:
+    return samples[first : first + count]
+
+  return read
+
+
+def _transcript(segments: list[Segment], language: str, seconds: float) -> Transcript:
+  """Returns the transcript of a file; spaces around the texts of segments are removed."""
+  text = ''.join(segment.text for segment in segments).strip()
+  stripped = []
+  for segment in segments:
+    stripped.append(dataclasses.replace(segment, text=segment.text.strip()))
+  return Transcript(text, language, seconds, tuple(stripped))

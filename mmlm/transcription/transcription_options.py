@@ -1,4 +1,4 @@
-"""What to transcribe how, and what comes out."""
+"""How to transcribe: the options of Whisper, under Whisper's names."""
 
 import dataclasses
 
@@ -7,87 +7,58 @@ from mmlm.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """UserError when it makes no sense. The thresholds are those of Radford et al. (2022), 4.5."""
+class TranscriptionOptions:
+  """Options of a transcription; a value out of its range is a UserError.
 
-  language: str = ''  # code or English name; '' = heard from the first window
-  task: str = 'transcribe'  # or 'translate', into English
-  times: bool = True  # the model writes when each segment begins and ends
-  beam_size: int = 5  # 1 = greedy
-  best_of: int = 5  # draws of a window whose first answer was bad, of which the likeliest is kept
-  temperatures: tuple = (
-    0.0,
-    0.2,
-    0.4,
-    0.6,
-    0.8,
-    1.0,
-  )  # tried one after another while the answer is bad
-  max_compression_ratio: float = 2.4  # an answer that compresses better repeats itself: bad
-  min_log_prob: float = -1.0  # an answer whose mean log-probability is lower is bad
-  max_no_speech: float = (
-    0.6  # a window with a higher probability of no speech, and an unlikely answer, is left out
-  )
-  sure_no_speech: float = 0.9  # and with a higher one than this, whatever the answer
-  max_first_time: float = 1.0  # seconds from the start of a window to its first segment
-  max_tokens: int = (
-    0  # of the answer for a window; 0 = half of the decoder's positions, the most there is
-  )
-  prompt: str = ''  # text that could stand before the recording: names, spelling, style
-  previous: bool = False  # a window is told what was said before it
-  batched: bool = (
-    False  # files are cut at quiet places into windows that know nothing of each other
-  )
-  batch_size: int = 8  # windows decoded together
-  seed: int = 0  # of the draws
+  Defaults and thresholds are those of Radford et al. (2022), section 4.5.
+  """
+
+  # Spoken language, as a code or in English; '' = detected from the first window.
+  language: str = ''
+  # 'transcribe', or 'translate' into English.
+  task: str = 'transcribe'
+  # Whether the model writes text alone, without the times of segments.
+  without_timestamps: bool = False
+  # Width of the beam search; 1 = greedy.
+  beam_size: int = 5
+  # Number of samples at a temperature above 0, of which the most likely is taken.
+  best_of: int = 5
+  # Temperatures that are tried in turn while the result of a window fails a threshold.
+  temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+  # A text that compresses better than this repeats itself and fails.
+  compression_ratio_threshold: float = 2.4
+  # A result with a lower mean log-probability of its tokens fails.
+  logprob_threshold: float = -1.0
+  # A window is silent above this probability of no speech, if its result also fails the
+  # threshold of the log-probability,
+  no_speech_threshold: float = 0.6
+  # and above this one, whatever its result.
+  certain_no_speech_threshold: float = 0.9
+  # Latest start of the first segment of a window, in seconds.
+  max_initial_timestamp: float = 1.0
+  # Maximum number of tokens of a window; 0 = half of the decoder's positions, the maximum.
+  sample_len: int = 0
+  # Text before the recording: names, spelling, style.
+  initial_prompt: str = ''
+  # Whether the text of the windows before is the prompt of a window.
+  condition_on_previous_text: bool = False
+  # Whether files are cut at quiet places into parts that are decoded independently.
+  batched: bool = False
+  # Number of windows that are decoded together.
+  batch_size: int = 8
+  # Seed of the samples.
+  seed: int = 0
 
   def __post_init__(self):
-    for ok, what in (
-      (self.task in TASKS, f'--task {self.task}: choose one of {", ".join(TASKS)}.'),
-      (self.beam_size >= 1, f'--beam_size={self.beam_size}: expected 1 or more.'),
-      (self.batch_size >= 1, f'--batch_size={self.batch_size}: expected 1 or more.'),
-      (
-        not (self.previous and self.batched),
-        '--previous needs windows one after another: leave out --batched.',
-      ),
-      (
-        self.temperatures and min(self.temperatures) >= 0,
-        f'temperatures={self.temperatures}: expected one or more, none below 0.',
-      ),
-      (self.max_tokens >= 0, f'max_tokens={self.max_tokens}: expected 0 or more.'),
-    ):
-      if not ok:
-        raise UserError(what)
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """What the model wrote for a window."""
-
-  tokens: tuple[int, ...]  # without the end
-  text: str
-  avg_logprob: float  # nats a token, the end counted
-  no_speech_prob: float
-  temperature: float  # it was drawn at; 0 = searched for
-  compression_ratio: float  # bytes of the text to bytes when it is compressed
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-  start: float  # seconds from the start of the file
-  end: float
-  text: str
-  avg_logprob: float | None = (
-    None  # this and the rest: of the window that the segment is from; None where a run of ours wrote it
-  )
-  no_speech_prob: float | None = None
-  temperature: float | None = None
-  compression_ratio: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcript:
-  text: str
-  language: str
-  duration: float  # seconds of the recording
-  segments: tuple[Segment, ...]
+    if self.task not in TASKS:
+      raise UserError(f'--task {self.task}: choose one of {", ".join(TASKS)}.')
+    for name, least in (('beam_size', 1), ('batch_size', 1), ('sample_len', 0)):
+      value = getattr(self, name)
+      if value < least:
+        raise UserError(f'--{name}={value}: expected {least} or more.')
+    if self.condition_on_previous_text and self.batched:
+      raise UserError(
+        '--condition_on_previous_text needs windows one after another: leave out --batched.'
+      )
+    if not self.temperature or min(self.temperature) < 0:
+      raise UserError(f'--temperature={self.temperature}: expected one or more, none below 0.')

@@ -1,239 +1,307 @@
-"""A Whisper that answers for windows of 30 seconds: encoder, language, search, and other temperatures where the answer is bad.
+"""Whisper on windows of 30 seconds: encoder, language, search, and sampling where a result fails.
 
-Axes: B windows, K rows a window, S frames, M mel bands, P tokens of the prompt, V vocabulary.
+Axes: B windows, K beams or samples of a window, S frames, M mel bands, P tokens of the prompt.
 """
 
 import functools
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from mmlm.data.tokenizers.whisper_tokenizer import TICK
 from mmlm.data.transforms.audio import HOP, log_mel_spectrogram
-from mmlm.decoding.search import SearchOptions, rows, search
+from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.decoding.whisper_timestamps import Rules, nothing_said, ruled
 from mmlm.models.attention import Prompt
 from mmlm.models.kv_cache import cache_of, cached_step
 from mmlm.models.sequence import Sequence
 from mmlm.pretrained.whisper import decoder_of, encoder_of, load_whisper
-from mmlm.transcription.transcription_options import Answer, Options
+from mmlm.transcription.transcript import DecodingResult
+from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.utils.errors import UserError
 
-
-class Heard(NamedTuple):
-  """A window after the encoder."""
-
-  memory: dict  # keys and values of every layer of the decoder, for one window
-  no_speech: float  # the probability that nobody speaks
-  language: str  # the likeliest
+# The tokens of a prompt beside those of the text before: previous, start, language, task, no_times.
+PROMPT_SPECIALS = 5
 
 
-class Asked(NamedTuple):
-  """What is to be answered for B windows."""
+class EncodedWindow(NamedTuple):
+  """A window after the encoder.
 
-  prompt: np.ndarray  # [B, P]
-  lengths: np.ndarray  # [B] of the prompts
-  active: np.ndarray  # [B] whether there is such a window
-  temperature: np.ndarray  # [B] of draws
+  Attributes:
+    memory: keys and values of every layer of the decoder, for this window alone.
+    no_speech_prob: probability that nobody speaks.
+    language: code of the most likely language.
+  """
+
+  memory: dict
+  no_speech_prob: float
+  language: str
+
+
+class DecodingBatch(NamedTuple):
+  """The prompts of B windows.
+
+  Attributes:
+    prompts: [B, P]
+    lengths: [B] of the prompts.
+    active: [B] whether the window exists, or fills the batch.
+    temperature: [B] of the samples.
+  """
+
+  prompts: np.ndarray
+  lengths: np.ndarray
+  active: np.ndarray
+  temperature: np.ndarray
+
+
+class SpecialTokens(NamedTuple):
+  """Ids that detect speech and language: each may follow the start."""
+
+  start: int
+  no_speech: int
+  languages: tuple[int, ...]
 
 
 class Whisper:
-  """`name`: a folder or a package (pretrained/whisper.py)."""
+  """A Whisper with options, from a folder or a package (pretrained/whisper.py).
 
-  def __init__(self, name: str, options: Options):
+  Raises:
+    UserError: no such model, or it has not the language, the task or the length of the options.
+  """
+
+  def __init__(self, name: str, options: TranscriptionOptions):
     self.sizes, params, self.tokenizer = load_whisper(name)
     self.params = jax.tree.map(jnp.asarray, params)
     self.options = options
     self.samples = self.sizes.frames * HOP  # of a window
+    self.language = ''
     if options.language:
       self.language = self.tokenizer.language(options.language)
-    else:
-      self.language = ''
     self.tokenizer.check_task(options.task)
-    longest = self.sizes.text_length // 2
-    if options.max_tokens > longest:
-      raise UserError(f'max_tokens={options.max_tokens}: this model writes {longest} at most.')
-    self.max_tokens = options.max_tokens or longest
-    # Tokens of what was said before; its start, four of the prompt's own and the answer follow.
-    if options.previous or options.prompt:
-      self.context = longest - 5
-    else:
-      self.context = 0
+    self.max_length = self._max_length()
+    self._initial_prompt = []
+    if options.initial_prompt:
+      self._initial_prompt = self.tokenizer.encode(f' {options.initial_prompt.strip()}')
+    # Tokens of the text before, which a prompt may have.
+    self._context = 0
+    if options.condition_on_previous_text or options.initial_prompt:
+      self._context = self.sizes.text_length // 2 - PROMPT_SPECIALS
+    self._encode, self._decode = self._compiled()
+
+  def _max_length(self) -> int:
+    """Returns the maximum number of tokens of a window."""
+    limit = self.sizes.text_length // 2
+    if self.options.sample_len > limit:
+      raise UserError(
+        f'sample_len={self.options.sample_len}: this model writes at most {limit} tokens.'
+      )
+    return self.options.sample_len or limit
+
+  def _compiled(self) -> tuple:
+    """Returns `encode_windows` and `decode_windows` of this model, compiled when first called."""
+    tokenizer = self.tokenizer
     rules = Rules(
-      self.tokenizer.end,
-      self.tokenizer.first_time,
-      options.times,
-      round(options.max_first_time / TICK),
-      (*self.tokenizer.not_speech, self.tokenizer.no_times),
-      self.tokenizer.not_first,
+      end=tokenizer.end,
+      first_time=tokenizer.first_time,
+      times=not self.options.without_timestamps,
+      max_first_time=round(self.options.max_initial_timestamp / TICK),
+      never=(*tokenizer.not_speech, tokenizer.no_times),
+      not_first=tokenizer.not_first,
     )
-    encoder = encoder_of(self.sizes)
+    specials = SpecialTokens(
+      tokenizer.start, tokenizer.no_speech, tuple(tokenizer.languages.values())
+    )
     decoder = decoder_of(self.sizes)
-    starts = (
-      self.tokenizer.start,
-      self.tokenizer.no_speech,
-      tuple(self.tokenizer.languages.values()),
-    )
-    self._encode = jax.jit(functools.partial(encode, encoder, decoder, starts))
-    self._decode = jax.jit(functools.partial(decode, decoder, rules), static_argnums=0)
+    encode = functools.partial(encode_windows, encoder_of(self.sizes), decoder, specials)
+    decode = functools.partial(decode_windows, decoder, rules)
+    return jax.jit(encode), jax.jit(decode, static_argnums=0)
 
   def features(self, samples: np.ndarray) -> np.ndarray:
-    """Samples of a window -> [S, M], filled up with silence; the loudest of all sets the floor."""
-    padded = np.pad(
-      samples[: self.samples],
-      (0, max(0, self.samples - len(samples))),
-    )
+    """Returns the log-mel spectrogram [S, M] of a window, filled up with silence at its end."""
+    samples = samples[: self.samples]
+    padded = np.pad(samples, (0, self.samples - len(samples)))
     return log_mel_spectrogram(padded, self.sizes.mel_bands)
 
-  def hear(self, windows: list[np.ndarray]) -> list[Heard]:
-    """Features [S, M] of each window -> what the decoder reads of it."""
-    # one window has work enough for all cores of a CPU
+  def encode(self, windows: list[np.ndarray]) -> list[EncodedWindow]:
+    """Encodes windows, each the features [S, M]."""
+    batch_size = len(windows)
     if jax.default_backend() == 'cpu':
-      together = 1
-    else:
-      together = len(windows)
-    found = []
-    for i in range(0, len(windows), together):
-      memory, no_speech, languages = self._encode(self.params, np.stack(windows[i : i + together]))
-      if self.tokenizer.languages:
-        likeliest = np.argmax(languages, -1)
-      else:
-        likeliest = []
-      names = [list(self.tokenizer.languages)[j] for j in likeliest] or ['en'] * len(no_speech)
-      for j, name in enumerate(names):
-        if together > 1:
-          own = jax.tree.map(lambda x: x[j : j + 1], memory)  # noqa: B023
-        else:
-          own = memory
-        found.append(Heard(own, float(no_speech[j]), name))
-    return found
+      batch_size = 1  # one window keeps all cores of a CPU busy
+    encoded = []
+    for first in range(0, len(windows), batch_size):
+      encoded += self._encode_batch(np.stack(windows[first : first + batch_size]))
+    return encoded
 
-  def prompt(self, language: str, before: list[int] = ()) -> list[int]:
-    """The prompt of a window, with the end of what was said before it."""
-    start = self.tokenizer.prompt(language, self.options.task, self.options.times)
-    if self.context and before:
-      return [self.tokenizer.previous, *before[-self.context :], *start]
+  def _encode_batch(self, frames: np.ndarray) -> list[EncodedWindow]:
+    """Encodes features [B, S, M]."""
+    memory, no_speech, language_logits = self._encode(self.params, frames)
+    codes = list(self.tokenizer.languages)
+    encoded = []
+    for i in range(len(frames)):
+      language = 'en'
+      if codes:
+        language = codes[int(np.argmax(language_logits[i]))]
+      window_memory = memory if len(frames) == 1 else _slice(memory, i)
+      encoded.append(EncodedWindow(window_memory, float(no_speech[i]), language))
+    return encoded
+
+  def prompt(self, language: str, previous: list[int] | None = None) -> list[int]:
+    """Returns the prompt of a window.
+
+    Args:
+      previous: tokens of the text before the window, of which the last are taken.
+    """
+    with_times = not self.options.without_timestamps
+    start = self.tokenizer.prompt(language, self.options.task, with_times)
+    before = [*self._initial_prompt, *(previous or [])]
+    if self._context and before:
+      return [self.tokenizer.previous, *before[-self._context :], *start]
     return start
 
-  def answer(self, heard: list[Heard], prompts: list[list[int]], size: int) -> list[Answer]:
-    """The answer for each window; what is compiled is for `size` windows."""
-    result = []
-    for given in zip(
-      self.answer_at(heard, prompts, size, self.options.temperatures[0]), heard, prompts
-    ):
-      result.append(self._better(*given))
-    return result
+  def decode(
+    self, windows: list[EncodedWindow], prompts: list[list[int]], batch_size: int
+  ) -> list[DecodingResult]:
+    """Decodes each window, again at higher temperatures where the result fails a threshold.
 
-  def _better(self, answer: Answer, heard: Heard, prompt: list[int]) -> Answer:
-    """The first answer that is not bad, of this one and those at higher temperatures; else the last."""
-    for temperature in self.options.temperatures[1:]:
-      silent = (
-        heard.no_speech > self.options.max_no_speech
-        and answer.avg_logprob < self.options.min_log_prob
-      )
-      good = (
-        answer.compression_ratio <= self.options.max_compression_ratio
-        and answer.avg_logprob >= self.options.min_log_prob
-      )
-      if silent or good:
+    Args:
+      batch_size: number of windows of the compiled program, at least that of `windows`.
+    """
+    temperature = self.options.temperature[0]
+    results = self.decode_at(windows, prompts, batch_size, temperature)
+    final = []
+    for result, window, prompt in zip(results, windows, prompts):
+      final.append(self._fall_back(result, window, prompt))
+    return final
+
+  def _fall_back(
+    self, result: DecodingResult, window: EncodedWindow, prompt: list[int]
+  ) -> DecodingResult:
+    """Returns the first result that does not fail, of this and those at higher temperatures.
+
+    If all fail, the last one is returned.
+    """
+    for temperature in self.options.temperature[1:]:
+      if not self._fails(result, window):
         break
-      (answer,) = self.answer_at([heard], [prompt], 1, temperature)
-    return answer
-
-  def answer_at(
-    self, heard: list[Heard], prompts: list[list[int]], size: int, temperature: float
-  ) -> list[Answer]:
-    """Answers at one temperature."""
-    # [P]: one shape for every prompt
-    if self.context:
-      length = self.context + 5
-    else:
-      length = len(prompts[0])
-    lengths = np.array(
-      [len(prompt) for prompt in prompts] + [len(prompts[0])] * (size - len(prompts))
-    )
-    tokens = np.full((size, length), self.tokenizer.end)
-    for row, prompt in zip(tokens, prompts):
-      row[: len(prompt)] = prompt
-    memories = [one.memory for one in heard]
-    memories += [jax.tree.map(jnp.zeros_like, memories[0])] * (size - len(heard))
-    if size == 1:
-      memory = memories[0]
-    else:
-      memory = jax.tree.map(lambda *x: jnp.concatenate(x), *memories)
-    asked = Asked(
-      tokens, lengths, np.arange(size) < len(heard), np.full(size, temperature or 1.0, np.float32)
-    )
-    key = jax.random.key(self.options.seed)
-    found = jax.device_get(
-      self._decode(self._options(temperature), self.params['decoder'], memory, asked, key)
-    )
-    result = []
-    for i, one in enumerate(heard):
-      result.append(
-        self._read(
-          found.tokens[i, 0][: found.lengths[i, 0]].tolist(),
-          float(found.log_probs[i, 0]),
-          one.no_speech,
-          temperature,
-        )
-      )
+      (result,) = self.decode_at([window], [prompt], 1, temperature)
     return result
 
-  def _options(self, temperature: float) -> SearchOptions:
-    """The search at a temperature; that of a draw is given beside, so that another one does not compile again."""
-    if temperature:
-      method = 'sample'
-    elif self.options.beam_size > 1:
-      method = 'beam'
-    else:
-      method = 'greedy'
-    number = {
-      'sample': {'n_best': self.options.best_of},
-      'beam': {'beam_size': self.options.beam_size},
-    }.get(method, {})
-    start = self.tokenizer.start
-    end = self.tokenizer.end
-    return SearchOptions(
-      method,
-      self.max_tokens,
-      length_penalty=1.0,
-      pad_id=start,
-      bos_id=start,
-      eos_ids=(end,),
-      **number,
+  def _fails(self, result: DecodingResult, window: EncodedWindow) -> bool:
+    """Returns whether a result is repetitive or unlikely, though the window is not silent."""
+    options = self.options
+    unlikely = result.avg_logprob < options.logprob_threshold
+    if unlikely and window.no_speech_prob > options.no_speech_threshold:
+      return False
+    return unlikely or result.compression_ratio > options.compression_ratio_threshold
+
+  def decode_at(
+    self,
+    windows: list[EncodedWindow],
+    prompts: list[list[int]],
+    batch_size: int,
+    temperature: float,
+  ) -> list[DecodingResult]:
+    """Decodes windows at one temperature; 0 = by search."""
+    batch = self._batch(prompts, batch_size, temperature)
+    key = jax.random.key(self.options.seed)
+    found = self._decode(
+      self._search_options(temperature),
+      self.params['decoder'],
+      _stack([window.memory for window in windows], batch_size),
+      batch,
+      key,
+    )
+    found = jax.device_get(found)
+    results = []
+    for i, window in enumerate(windows):
+      tokens = found.tokens[i, 0, : found.lengths[i, 0]].tolist()
+      log_prob = float(found.log_probs[i, 0])
+      results.append(self._result(tokens, log_prob, window.no_speech_prob, temperature))
+    return results
+
+  def _batch(self, prompts: list[list[int]], batch_size: int, temperature: float) -> DecodingBatch:
+    """Returns the prompts as arrays of one shape for all prompts of these options."""
+    longest = len(prompts[0])
+    if self._context:
+      longest = self._context + PROMPT_SPECIALS
+    tokens = np.full((batch_size, longest), self.tokenizer.end)
+    lengths = np.full(batch_size, len(prompts[0]))
+    for i, prompt in enumerate(prompts):
+      tokens[i, : len(prompt)] = prompt
+      lengths[i] = len(prompt)
+    return DecodingBatch(
+      prompts=tokens,
+      lengths=lengths,
+      active=np.arange(batch_size) < len(prompts),
+      temperature=np.full(batch_size, temperature or 1.0, np.float32),
     )
 
-  def _read(
-    self, tokens: list[int], log_prob: float, no_speech: float, temperature: float
-  ) -> Answer:
+  def _search_options(self, temperature: float) -> SearchOptions:
+    """Returns the options of a search, or of sampling.
+
+    The temperature is not among them: it is an array of the batch, so that another temperature
+    does not compile again.
+    """
+    method = {'method': 'greedy'}
+    if temperature:
+      method = {'method': 'sample', 'n_best': self.options.best_of}
+    elif self.options.beam_size > 1:
+      method = {'method': 'beam', 'beam_size': self.options.beam_size}
+    return SearchOptions(
+      **method,
+      max_length=self.max_length,
+      length_penalty=1.0,
+      pad_id=self.tokenizer.start,
+      bos_id=self.tokenizer.start,
+      eos_ids=(self.tokenizer.end,),
+    )
+
+  def _result(
+    self, tokens: list[int], log_prob: float, no_speech_prob: float, temperature: float
+  ) -> DecodingResult:
+    """Returns the result of tokens [T] with the sum of their log-probabilities."""
     if tokens[-1] == self.tokenizer.end:
       tokens = tokens[:-1]
-    else:
-      tokens = tokens
     text = self.tokenizer.decode(tokens).strip()
     data = text.encode()
-    return Answer(
-      tuple(tokens),
-      text,
-      log_prob / (len(tokens) + 1),
-      no_speech,
-      temperature,
-      len(data) / len(zlib.compress(data)),
+    return DecodingResult(
+      tokens=tuple(tokens),
+      text=text,
+      avg_logprob=log_prob / (len(tokens) + 1),
+      no_speech_prob=no_speech_prob,
+      temperature=temperature,
+      compression_ratio=len(data) / len(zlib.compress(data)),
     )
 
 
-def encode(encoder, decoder, starts: tuple, params: dict, frames):
-  """[B, S, M] -> keys and values of the decoder's layers, the probability of no speech [B], logits of the languages [B, languages].
+def _slice(memory: dict, i: int) -> dict:
+  """Returns the memory of window i, as a batch of one."""
+  return jax.tree.map(lambda x: x[i : i + 1], memory)
 
-  `starts`: the ids of the start, of no speech, and of the languages, which are what may follow the start.
+
+def _stack(memories: list[dict], batch_size: int) -> dict:
+  """Returns memories as one batch, filled up with zeros."""
+  if batch_size == 1:
+    return memories[0]
+  padding = [jax.tree.map(jnp.zeros_like, memories[0])] * (batch_size - len(memories))
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *memories, *padding)
+
+
+def encode_windows(
+  encoder: nn.Module, decoder: nn.Module, specials: SpecialTokens, params: dict, frames: jax.Array
+) -> tuple[dict, jax.Array, jax.Array]:
+  """Encodes features [B, S, M].
+
+  Returns:
+    Keys and values of the layers of the decoder, the probability of no speech [B], and the logits
+    of the languages [B, languages].
   """
-  start, no_speech, languages = starts
   memory = encoder.apply({'params': params['encoder']}, frames)
-  tokens = jnp.full((len(frames), 1), start)
+  tokens = jnp.full((len(frames), 1), specials.start)
   logits, made = decoder.apply(
     {'params': params['decoder']},
     tokens,
@@ -242,34 +310,49 @@ def encode(encoder, decoder, starts: tuple, params: dict, frames):
     method='read',
     mutable=['cache', 'memory'],
   )
-  return (
-    made['memory'],
-    jax.nn.softmax(logits)[:, no_speech],
-    logits[
-      :,
-      jnp.array(
-        languages,
-        int,
-      ),
-    ],
-  )
+  no_speech = jax.nn.softmax(logits)[:, specials.no_speech]
+  languages = jnp.array(specials.languages, int)
+  return made['memory'], no_speech, logits[:, languages]
 
 
-def decode(
-  decoder, rules: Rules, options: SearchOptions, params: dict, memory: dict, asked: Asked, key
-):
-  """Searches after the prompts -> SearchResult. They are read at once, up to the end of the shortest."""
-  examples, length, width = *asked.prompt.shape, rows(options)
+def decode_windows(
+  decoder: Any,
+  rules: Rules,
+  options: SearchOptions,
+  params: dict,
+  memory: dict,
+  batch: DecodingBatch,
+  key: jax.Array,
+) -> SearchResult:
+  """Searches after the prompts, which are read in one step up to the end of the shortest."""
+  windows, length = batch.prompts.shape
+  width = rows(options)
   positions = length - 1 + options.max_length
-  start = asked.lengths.min() - 1
+  start = batch.lengths.min() - 1
   variables = {'params': params, 'memory': memory}
-  nothing = Sequence(jnp.zeros((examples, 0, decoder.dim)), None)  # its keys and values are known
+  # The keys and values of the memory are computed already.
+  no_memory = Sequence(jnp.zeros((windows, 0, decoder.dim)), None)
   _, made = decoder.apply(
-    variables, asked.prompt, nothing, Prompt(width, positions), method='read', mutable=['cache']
+    variables,
+    batch.prompts,
+    no_memory,
+    Prompt(width, positions),
+    method='read',
+    mutable=['cache'],
   )
-  inner = cache_of(made['cache'], examples, width, positions, start)
-  left = asked.lengths - start
-  rest = jnp.take(asked.prompt, start + jnp.arange(length), axis=1, mode='clip')
-  cache = {'said': nothing_said(jnp.repeat(left, width), rules), 'inner': inner}
-  step = ruled(cached_step(decoder, variables, nothing, examples, width), rules)
-  return search(step, cache, options, rest, key, left, asked.active, temperature=asked.temperature)
+  inner = cache_of(made['cache'], windows, width, positions, start)
+  remaining = batch.lengths - start
+  rest = jnp.take(batch.prompts, start + jnp.arange(length), axis=1, mode='clip')
+  written = nothing_said(jnp.repeat(remaining, width), rules)
+  cache = {'said': written, 'inner': inner}
+  step = ruled(cached_step(decoder, variables, no_memory, windows, width), rules)
+  return search(
+    step,
+    cache,
+    options,
+    rest,
+    key,
+    remaining,
+    batch.active,
+    temperature=batch.temperature,
+  )

@@ -12,15 +12,17 @@ from program import done, refused
 from test_audio import encoded, tone
 from whispers import END, FIRST_TIME, write_hugging_face, write_tokenizer
 
+from mmlm.cli.flags import Transcribe
 from mmlm.data.sources.recording import Recording, quietest, stretches
 from mmlm.data.tokenizers.whisper_tokenizer import WhisperTokenizer
 from mmlm.data.transforms.audio import RATE, decode_audio
 from mmlm.pretrained.whisper import find
-from mmlm.transcription.audio_windows import Track, is_no_speech, spans
+from mmlm.transcription.audio_windows import Track, is_no_speech, split_segments
 from mmlm.transcription.subtitles import FORMATS, clock
 from mmlm.transcription.transcriber import Transcriber
-from mmlm.transcription.transcription_options import Answer, Options, Segment, Transcript
-from mmlm.transcription.whisper_model import Heard, Whisper
+from mmlm.transcription.transcript import DecodingResult, Segment, Transcript
+from mmlm.transcription.transcription_options import TranscriptionOptions
+from mmlm.transcription.whisper_model import EncodedWindow, Whisper
 from mmlm.utils.errors import UserError
 
 
@@ -103,7 +105,7 @@ def T(seconds):
   ],
 )
 def test_spans_of_a_window(tokens, wanted, used):
-  found, end = spans(tokens, FIRST_TIME, 0.8)
+  found, end = split_segments(tokens, FIRST_TIME, 0.8)
   assert [
     (round(a, 3), round(b, 3), sum(t < END for t in inner)) for a, b, inner in found
   ] == wanted and end == pytest.approx(used)
@@ -118,7 +120,7 @@ class ReadsSteps:
   def __init__(self, folder, **options):
     write_tokenizer(folder)
     self.tokenizer = WhisperTokenizer.of_folder(folder, FIRST_TIME + 51)
-    self.options = Options(language='en', **options)
+    self.options = TranscriptionOptions(language='en', **options)
     self.samples = RATE
     self.language = 'en'
     self.heard = []
@@ -126,14 +128,14 @@ class ReadsSteps:
   def features(self, samples):
     return samples
 
-  def hear(self, windows):
+  def encode(self, windows):
     self.heard += windows
-    return [Heard(samples, 0.0, 'en') for samples in windows]
+    return [EncodedWindow(samples, 0.0, 'en') for samples in windows]
 
   def prompt(self, language, before):
     return list(before)
 
-  def answer(self, heard, prompts, size):
+  def decode(self, heard, prompts, size):
     assert size >= len(heard)
     return [self.written(one.memory) for one in heard]
 
@@ -143,7 +145,7 @@ class ReadsSteps:
     tokens = []
     for start, end in zip(borders, borders[1:]):
       tokens += [T(start / RATE), int(values[start])] + ([T(end / RATE)] if end < RATE else [])
-    return Answer(tuple(tokens), '', -0.1, 0.0, 0.0, 1.0)
+    return DecodingResult(tuple(tokens), '', -0.1, 0.0, 0.0, 1.0)
 
 
 def steps(seconds=STEPS, first=1):
@@ -201,15 +203,15 @@ def test_silence_is_passed_over_and_a_rest_is_not_a_window(tmp_path):
   (transcript,) = Transcriber(reader)([sound(tmp_path / 'b.wav', np.zeros(3 * RATE, np.float32))])
   assert transcript.text == '' and transcript.segments == () and transcript.duration == 3
   track = Track(0, lambda start, count: np.ones(RATE, np.float32)[start : start + count])
-  track.take(
-    Answer((T(0), 5, T(0.94), T(0.94)), '', -0.1, 0.0, 0.0, 1.0),
+  track.add(
+    DecodingResult((T(0), 5, T(0.94), T(0.94)), '', -0.1, 0.0, 0.0, 1.0),
     RATE,
     reader.tokenizer,
     reader.options,
   )
   assert (
     track.position == 0.94 * RATE
-    and track.window(RATE) is None
+    and track.next_window(RATE) is None
     and track.done
     and track.seconds == 1
   )
@@ -218,8 +220,8 @@ def test_silence_is_passed_over_and_a_rest_is_not_a_window(tmp_path):
 def test_a_word_whose_time_stands_still_ends_the_window(tmp_path):
   reader = ReadsSteps(tmp_path)
   track = Track(0, lambda start, count: np.ones(3 * RATE, np.float32)[start : start + count])
-  track.take(
-    Answer((T(0), 5, T(0), T(0), 6), '', -0.1, 0.0, 0.0, 1.0),
+  track.add(
+    DecodingResult((T(0), 5, T(0), T(0), 6), '', -0.1, 0.0, 0.0, 1.0),
     RATE,
     reader.tokenizer,
     reader.options,
@@ -232,11 +234,11 @@ def test_a_word_whose_time_stands_still_ends_the_window(tmp_path):
   [(0.5, -2, False), (0.7, -2, True), (0.7, -0.5, False), (0.95, -0.1, True)],
 )
 def test_what_is_no_speech(no_speech, log_prob, left_out):
-  answer = Answer((5,), 'you', log_prob, no_speech, 0.0, 1.0)
-  assert is_no_speech(answer, Options()) == left_out
+  answer = DecodingResult((5,), 'you', log_prob, no_speech, 0.0, 1.0)
+  assert is_no_speech(answer, TranscriptionOptions()) == left_out
   track = Track(0, lambda start, count: np.ones(count, np.float32))
-  track.take(answer, RATE, None if left_out else ReadsNothing(), Options())
-  assert bool(track.segments) != left_out and track.position == RATE
+  track.add(answer, RATE, None if left_out else ReadsNothing(), TranscriptionOptions())
+  assert bool(track.take_segments()) != left_out and track.position == RATE
 
 
 class ReadsNothing:
@@ -247,8 +249,10 @@ class ReadsNothing:
 
 
 def test_a_bad_answer_is_drawn_again_hotter(tmp_path):
-  model = Whisper(write_hugging_face(tmp_path / 'hf'), Options(language='en', max_tokens=12))
-  heard = Heard({}, 0.1, 'en')
+  model = Whisper(
+    write_hugging_face(tmp_path / 'hf'), TranscriptionOptions(language='en', sample_len=12)
+  )
+  heard = EncodedWindow({}, 0.1, 'en')
   asked = []
 
   def better(first, *log_probs, heard=heard):
@@ -256,13 +260,13 @@ def test_a_bad_answer_is_drawn_again_hotter(tmp_path):
 
     def search(heard, prompts, size, temperature):
       asked.append(temperature)
-      return [Answer((5,), '', log_probs[len(asked) - 1], 0.1, temperature, 1.0)]
+      return [DecodingResult((5,), '', log_probs[len(asked) - 1], 0.1, temperature, 1.0)]
 
-    model.answer_at = search
-    return model._better(first, heard, []).temperature
+    model.decode_at = search
+    return model._fall_back(first, heard, []).temperature
 
-  unlikely = Answer((5,), '', -3.0, 0.1, 0.0, 1.0)
-  repeats = Answer((5,), '', -0.1, 0.1, 0.0, 9.0)
+  unlikely = DecodingResult((5,), '', -3.0, 0.1, 0.0, 1.0)
+  repeats = DecodingResult((5,), '', -0.1, 0.1, 0.0, 9.0)
   assert better(unlikely, -2.0, -0.5) == 0.4 and asked == [0.2, 0.4]
   assert better(unlikely, *[-2.0] * 5) == 1.0 and len(asked) == 5  # the last, where all are bad
   assert (
@@ -270,7 +274,7 @@ def test_a_bad_answer_is_drawn_again_hotter(tmp_path):
     and better(dataclasses.replace(repeats, compression_ratio=1.0)) == 0.0
   )
   assert (
-    better(unlikely, heard=Heard({}, 0.7, 'en')) == 0.0 and not asked
+    better(unlikely, heard=EncodedWindow({}, 0.7, 'en')) == 0.0 and not asked
   )  # nobody speaks: no wonder
 
 
@@ -303,6 +307,16 @@ def test_formats_are_those_that_players_read():
 # The command
 
 
+def test_flags_and_options_have_the_same_defaults():
+  flags = Transcribe(files=['a.wav'])
+  options = TranscriptionOptions()
+  shared = {field.name for field in dataclasses.fields(flags)} & set(vars(options))
+  assert len(shared) == 13
+  for name in shared - {'beam_size', 'temperature'}:  # 0 = the default of the model; words
+    assert getattr(flags, name) == getattr(options, name), name
+  assert tuple(map(float, flags.temperature)) == options.temperature
+
+
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   return write_hugging_face(tmp_path_factory.mktemp('whisper') / 'hf')
@@ -320,9 +334,9 @@ def test_the_command_prints_and_writes(tmp_path, model):
     model,
     '--output_dir',
     tmp_path / 'out',
-    '--format=json,srt',
+    '--output_format=json,srt',
     '--beam_size=1',
-    '--notimes',
+    '--without_timestamps',
     '--language=german',
   )
   assert said.startswith(f'{paths[0]}:\n[00:00.000 --> 00:01.000] ') and f'{paths[1]}:\n' in said
@@ -343,14 +357,14 @@ def test_the_command_prints_and_writes(tmp_path, model):
     (['a.wav', '--model', 'whisper-bas'], "Nearest: 'whisper-base'"),
     (['a.wav', '--language=germn'], "Nearest: 'german'"),
     (['a.wav', '--task=translat'], 'choose one of transcribe, translate'),
-    (['a.wav', '--format=srx'], "Nearest: 'srt'"),
+    (['a.wav', '--output_format=srx'], "Nearest: 'srt'"),
     (['b.wav'], 'b.wav: no such file'),
     (['.'], 'a folder'),
     (['a.wav', 'c/a.wav'], 'would be written to the same files'),
     (['a.wav', 'text.wav'], 'text.wav: the sound cannot be decoded'),
     (['a.wav', '--config.seed=1'], 'is no run folder'),
     ([], 'takes FILES'),
-    (['a.wav', '--previous', '--batched'], 'leave out --batched'),
+    (['a.wav', '--condition_on_previous_text', '--batched'], 'leave out --batched'),
     (['a.wav', '--beam_size=-1'], 'expected 1 or more'),
   ],
 )
@@ -404,7 +418,7 @@ def test_a_run_of_ours_writes_the_same_files(tmp_path):
     assert (tmp_path / 'out' / f'{i}.srt').read_text() == (
       f'1\n00:00:00,000 --> 00:00:00,200\n{text}\n\n' if text else ''
     )
-  assert '--language: only a Whisper has this' in refused(
+  assert '--language: only Whisper has this' in refused(
     'transcribe', paths[0], '--model', tmp_path / 'run', '--language=en'
   )
   long = sound(tmp_path / 'long.wav', tone(200, 1.0))
@@ -453,7 +467,7 @@ def test_a_real_recording_is_transcribed(tiny, spoken, tmp_path):
   hum = sound(
     tmp_path / 'hum.wav', np.random.default_rng(0).normal(0, 0.01, 5 * RATE).astype(np.float32)
   )
-  model = Whisper(tiny, Options(beam_size=1))
+  model = Whisper(tiny, TranscriptionOptions(beam_size=1))
   spoken_of = [*Transcriber(model)([spoken, silence, hum])]
   words = re.findall(r'\w+', spoken_of[0].text.lower())
   assert [
@@ -479,14 +493,14 @@ def test_suppressed_tokens_are_those_of_the_package(tiny):
 @pytest.mark.parity
 def test_tokens_are_those_of_ctranslate2(tiny, spoken, peer):
   ctranslate2 = peer('ctranslate2')
-  model = Whisper(tiny, Options(beam_size=1))
+  model = Whisper(tiny, TranscriptionOptions(beam_size=1))
   samples = soundfile.read(spoken, dtype='float32')[0]
   frames = [model.features(samples[start:]) for start in (0, 16000, 40000)]
   theirs = ctranslate2.models.Whisper(str(find(tiny).folder), compute_type='float32')
-  for features, heard in zip(frames, model.hear(frames)):
+  for features, heard in zip(frames, model.encode(frames)):
     view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.T[None]))
     (found,) = theirs.generate(view, [model.prompt('en')], beam_size=1, return_no_speech_prob=True)
-    (answer,) = model.answer_at([heard], [model.prompt('en')], 1, 0.0)
-    assert list(answer.tokens) == found.sequences_ids[0] and heard.no_speech == pytest.approx(
+    (answer,) = model.decode_at([heard], [model.prompt('en')], 1, 0.0)
+    assert list(answer.tokens) == found.sequences_ids[0] and heard.no_speech_prob == pytest.approx(
       found.no_speech_prob, abs=1e-3
     )

@@ -41,7 +41,7 @@ from mmlm.pretrained.whisper import (
   load_whisper,
   whisper_options,
 )
-from mmlm.transcription.transcription_options import Options
+from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat
@@ -231,7 +231,7 @@ def whisper(folder):
   def made(**options):
     key = tuple(options.items())
     if key not in make:
-      make[key] = Whisper(folder, Options(language='en', max_tokens=12, **options))
+      make[key] = Whisper(folder, TranscriptionOptions(language='en', sample_len=12, **options))
     return make[key]
 
   return made
@@ -268,7 +268,7 @@ def rules_of(whisper):
   return Rules(
     tokenizer.end,
     tokenizer.first_time,
-    whisper.options.times,
+    not whisper.options.without_timestamps,
     50,
     (*tokenizer.not_speech, tokenizer.no_times),
     tokenizer.not_first,
@@ -277,15 +277,17 @@ def rules_of(whisper):
 
 @pytest.mark.parametrize('times, beam_size', [(True, 1), (False, 3)])
 def test_the_cached_search_is_the_uncached_one(whisper, times, beam_size):
-  model = whisper(times=times, beam_size=beam_size, previous=True)
+  model = whisper(
+    without_timestamps=not times, beam_size=beam_size, condition_on_previous_text=True
+  )
   prompts = [
     model.prompt('en', before) for before in ([], [5, 6, 7], list(range(20, 40)))
   ]  # of several lengths, together
-  heard_ = model.hear([FRAMES[0], FRAMES[1], FRAMES[0]])
-  together = model.answer_at(heard_, prompts, 4, 0.0)
+  heard_ = model.encode([FRAMES[0], FRAMES[1], FRAMES[0]])
+  together = model.decode_at(heard_, prompts, 4, 0.0)
   assert together[0].tokens != together[1].tokens and together[0].tokens != together[2].tokens
   for answer, prompt, i in zip(together, prompts, (0, 1, 0)):
-    (alone,) = model.answer_at(heard_[i : i + 1], [prompt], 1, 0.0)
+    (alone,) = model.decode_at(heard_[i : i + 1], [prompt], 1, 0.0)
     assert alone.tokens == answer.tokens
     log_probs, likeliest = forced(model, FRAMES[i], prompt, answer.tokens)
     count = len(answer.tokens) + (len(answer.tokens) < 12)  # cut ones have no end
@@ -297,17 +299,17 @@ def test_the_cached_search_is_the_uncached_one(whisper, times, beam_size):
 
 
 def test_draws_follow_the_temperature_and_the_seed(whisper):
-  model = whisper(times=True, beam_size=1, previous=True)
-  heard_ = model.hear([FRAMES[0]])
+  model = whisper(beam_size=1, condition_on_previous_text=True)
+  heard_ = model.encode([FRAMES[0]])
   prompts = [model.prompt('en')]
-  greedy, cold, *warm = (model.answer_at(heard_, prompts, 1, t)[0] for t in (0.0, 0.001, 1.0, 1.0))
+  greedy, cold, *warm = (model.decode_at(heard_, prompts, 1, t)[0] for t in (0.0, 0.001, 1.0, 1.0))
   assert (
     cold.tokens == greedy.tokens
     and warm[0].tokens == warm[1].tokens != greedy.tokens
     and warm[0].temperature == 1
   )
   for temperature in (0.5, 1.0, 2.0):  # the likeliest of five may be of any row
-    (answer,) = model.answer_at(heard_, prompts, 1, temperature)
+    (answer,) = model.decode_at(heard_, prompts, 1, temperature)
     log_probs, _ = forced(model, FRAMES[0], prompts[0], answer.tokens)
     count = len(answer.tokens) + (len(answer.tokens) < 12)
     assert answer.avg_logprob == pytest.approx(
