@@ -1,4 +1,6 @@
-"""Trials of one shape trained as one program: the train step under `vmap`, one run folder a trial, as if trained one by one.
+"""Trains trials of one shape in one program: the train step under `vmap`.
+
+Each trial has a run folder, as if it was trained alone.
 
 Axes: K trials, B batch.
 """
@@ -7,110 +9,70 @@ import contextlib
 import itertools
 import pathlib
 import time
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmlm import config as configs
-from mmlm.experiment.claim import check_folder, claim
-from mmlm.experiment.environment import environment
+from mmlm.experiment.claim import check_folder
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.training import step_options, training_parts
+from mmlm.experiment.training import step_options
 from mmlm.sweeps.shapes import RATES, groups_of, numbers_of, with_numbers
+from mmlm.sweeps.trial_runs import Member, Pruned, ShouldStop, Trial, members_of
 from mmlm.training import loop
-from mmlm.training.step import TrainState, train_step
-from mmlm.utils import run_dir as runs
+from mmlm.training.step import StepOptions, TrainState, train_step
+from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
-
-class Trial(NamedTuple):
-  config: object  # completed
-  folder: pathlib.Path
+Numbers = dict[str, Any]  # {key of the config: its values, [K] or [K, T]}
 
 
-class Pruned(Exception):
-  """A trial was stopped because others are better."""
-
-  state = 'pruned'
-
-
-@dataclass
-class _Member:
-  """A trial while it trains. `state`: its own, between stretches of training; `step`: steps done then."""
-
-  trial: Trial
-  experiment: Experiment
-  parts: loop.Parts
-  state: TrainState | None
-  keeper: loop.Keeper
-  step: int
-  active: bool = True
-
-  @property
-  def total(self) -> int:
-    return self.parts.schedule.total
-
-  @property
-  def stream_key(self) -> tuple:
-    """Members of one key read the same batches."""
-    return self.experiment.config.seed, self.step
-
-  def end(self, error: Exception | None = None):
-    """Closes the files of the run and tells how it ended; None: it is done."""
-    self.active = False
-    self.state = None
-    if error:
-      state = getattr(error, 'state', 'failed')
-    else:
-      state = 'done'
-    try:
-      self.keeper.checkpoints.close()
-    except UserError as full:  # what the disk had no room for
-      state = 'failed'
-      error = error or full
-    self.keeper.log.close()
-    runs.write_status(self.trial.folder, state, self.total, str(error or ''))
-    print(f'{self.keeper.name}{state}' + (f': {error}' if error else ''), flush=True)
-
-
-def train_together(config, folders: dict[int, pathlib.Path]) -> list[Experiment]:
-  """Trains a completed config once for each seed of {seed: run folder}; returns their experiments.
+def train_together(config: ConfigDict, folders: dict[int, str | pathlib.Path]) -> list[Experiment]:
+  """Trains a completed config once for each seed of {seed: run folder}.
 
   Every run has its own initial parameters, dropout and order of data, as if it was trained alone.
 
+  Returns:
+    The experiments of the runs.
+
   Raises:
-    UserError: batches of different shapes (give the config one bucket), a folder that is not empty, a run that fails.
+    UserError: batches of several shapes (data.buckets), a folder that is not empty, a run that
+      fails.
   """
   if len(config.data.buckets) > 1:
     raise UserError(
-      f'data.buckets={config.data.buckets}: seeds that are trained together need batches of one shape, so one bucket.'
+      f'data.buckets={config.data.buckets}: seeds that are trained together need batches of one '
+      'shape, so one bucket.'
     )
-  for folder in folders.values():
+  trials = []
+  for seed, name in folders.items():
+    folder = pathlib.Path(name)
     if folder.exists() and any(folder.iterdir()):
       raise UserError(f'{folder} is not empty: seeds are trained together from their start only.')
-  trials = [
-    Trial(configs.override(config, {'seed': str(seed)}), pathlib.Path(folder))
-    for seed, folder in folders.items()
-  ]
+    trials.append(Trial(configs.override(config, {'seed': str(seed)}), folder))
   train_group(trials)
   for trial in trials:
-    status = runs.read_json(trial.folder / runs.STATUS)
+    status = run_dir.read_json(trial.folder / run_dir.STATUS)
     if status['state'] != 'done':
       raise UserError(f'{trial.folder}: {status["error"]}')
   return [Experiment.of_run(trial.folder, {}) for trial in trials]
 
 
-def train_trials(trials: list[Trial], watch=None, at_once: int = 0) -> None:
-  """Trains trials of any configs, those of one shape together, `at_once` of them at most (0 = all).
+def train_trials(
+  trials: list[Trial], should_stop: ShouldStop | None = None, at_once: int = 0
+) -> None:
+  """Trains trials of any configs, those of one shape together.
 
-  status.json of each tells how it ended: one that fails leaves the others alone. What is complete is left as it is, and what was
-  begun goes on from its checkpoint.
+  status.json of each says how it ended: one that fails does not stop the others. What is complete
+  is not trained again, and what was begun is resumed from its checkpoint.
 
   Args:
-    watch: (trial, step, scores) -> whether to stop it, asked after each of its validations.
+    should_stop: called after each validation of a trial; whether to prune it.
+    at_once: how many are trained together at most; 0 = all.
 
   Raises:
     Interrupted: after a signal, once all states are saved.
@@ -118,231 +80,235 @@ def train_trials(trials: list[Trial], watch=None, at_once: int = 0) -> None:
   for group in groups_of(trials, lambda trial: trial.config):
     size = at_once or len(group)
     for start in range(0, len(group), size):
-      train_group(group[start : start + size], watch)
+      train_group(group[start : start + size], should_stop)
 
 
-def train_group(trials: list[Trial], watch=None) -> None:
-  """The same for trials of one shape."""
-  with contextlib.ExitStack() as stack:
+def train_group(trials: list[Trial], should_stop: ShouldStop | None = None) -> None:
+  """Trains trials of one shape; see `train_trials`."""
+  with contextlib.ExitStack() as locks:
     for trial in trials:
       check_folder(trial.folder)  # before a lock is left in it
-      stack.enter_context(contextlib.closing(runs.lock(trial.folder)))
-    members = _members(trials)
-    if not members:
-      return
-    first = members[0]
-    numbers = numbers_of(
-      [m.experiment.config for m in members],
-      [m.parts.learning_rate for m in members],
-      [m.total for m in members],
-    )
-    compiled = step_of_all(lambda numbers, params: _options(first, numbers, params))
-    with loop.stop_signals() as stopped:
-      while members:
-        # Where batches have several shapes, those that stand at one step are trained first.
-        several = len(first.experiment.buckets) > 1
-        now = [m for m in members if not several or m.step == members[0].step]
-        chosen = np.array([m in now for m in members])
-        _Stretch(now, compiled, {key: value[chosen] for key, value in numbers.items()}, watch).run(
-          stopped
-        )
-        kept = np.array([m.active for m in members])
-        members = [m for m in members if m.active]
-        numbers = {key: value[kept] for key, value in numbers.items()}
+      locks.enter_context(contextlib.closing(run_dir.lock(trial.folder)))
+    members = members_of(trials)
+    if members:
+      _train_members(members, should_stop)
 
 
-def _members(trials: list[Trial]) -> list[_Member]:
-  """The trials that can be trained and are not complete, ready to start."""
-  members = []
-  first = None
-  validate = None
-  about = environment()
-  trials = [
-    trial._replace(config=configs.override(trial.config, {'parallel.strategy': 'jit'}))
-    for trial in trials
-  ]
-  for trial in trials:
-    claim(trial.folder, trial.config)
-    runs.write_json(trial.folder / 'environment.json', about)
-  for trial in trials:
-    if _is_done(trial.folder):
-      continue
-    try:
-      if first:
-        experiment = first.beside(trial.config, trial.folder)
-      else:
-        experiment = Experiment(trial.config, trial.folder)
-      first = first or experiment
-      member = _member(trial, experiment, validate, len(trials))
-    except UserError as error:
-      runs.write_status(trial.folder, getattr(error, 'state', 'failed'), 0, str(error))
-      print(f'{trial.folder.name}: failed: {error}', flush=True)
-      continue
-    if member:
-      validate = member.parts.validate
-      members.append(member)
-  return members
-
-
-def _is_done(folder: pathlib.Path) -> bool:
-  return (folder / runs.STATUS).exists() and runs.read_json(folder / runs.STATUS)['state'] == 'done'
-
-
-def _member(trial: Trial, experiment: Experiment, validate, among: int) -> _Member | None:
-  """None: the run is complete."""
-  (split,) = experiment.splits('train')
-  parts, state = training_parts(experiment, split, validate)
-  checkpoints = experiment.checkpoints(writing=True)
-  state, meta, start = loop.begin(parts, state, checkpoints, jax.eval_shape(lambda: state))
-  complete = loop.is_complete(parts.schedule, start, meta)
-  runs.write_status(trial.folder, 'done' if complete else 'running', parts.schedule.total)
-  if complete:
-    checkpoints.close()
-    return None
-  keeper = loop.Keeper(
-    parts, checkpoints, loop.Log(trial.folder, start), meta, start, f'{trial.folder.name}: ', among
+def _train_members(members: list[Member], should_stop: ShouldStop | None) -> None:
+  """Trains members until all have ended."""
+  first = members[0]
+  several_shapes = len(first.experiment.buckets) > 1
+  numbers = numbers_of(
+    [member.experiment.config for member in members],
+    [member.parts.learning_rate for member in members],
+    [member.total for member in members],
   )
-  return _Member(trial, experiment, parts, state, keeper, start)
+
+  def options_of(numbers: Numbers, params: Any) -> StepOptions:
+    return _options(first, numbers, params)
+
+  compiled = step_of_all(options_of)
+  with loop.stop_signals() as stopped:
+    while members:
+      current = members
+      if several_shapes:  # then batches agree in shape at the same step alone
+        current = [member for member in members if member.step == members[0].step]
+      is_current = np.array([member in current for member in members])
+      stretch = _Stretch(current, compiled, _select(numbers, is_current), should_stop)
+      stretch.run(stopped)
+      is_active = np.array([member.active for member in members])
+      numbers = _select(numbers, is_active)
+      members = [member for member in members if member.active]
 
 
-def _options(member: _Member, numbers: dict, params):
-  """Those of a trial with `numbers` and `params`, of the shape of `member`."""
+def _select(numbers: Numbers, mask: np.ndarray) -> Numbers:
+  return {key: values[mask] for key, values in numbers.items()}
+
+
+def _options(member: Member, numbers: Numbers, params: Any) -> StepOptions:
+  """Returns the step options of one trial with these numbers, of the shape of `member`."""
   if not numbers:
     return member.parts.options
+  schedule = member.parts.learning_rate
   if RATES in numbers:
 
-    def rate(step):
+    def schedule(step: Any) -> Any:
       return numbers[RATES][step]
-  else:
-    rate = member.parts.learning_rate
-  return step_options(
-    member.experiment, with_numbers(member.experiment.config, numbers), rate, params
-  )
+
+  config = with_numbers(member.experiment.config, numbers)
+  return step_options(member.experiment, config, schedule, params)
+
+
+class _Pending(NamedTuple):
+  """A step whose metrics the device may still compute."""
+
+  steps: int  # of this stretch
+  metrics: dict[str, jax.Array]  # [K]
+  examples: list[int]  # of each trial
 
 
 class _Stretch:
-  """Training until half of the members have ended: then those that go on are stacked anew, so that the others cost no more."""
+  """Training until half of the members have ended.
 
-  def __init__(self, members: list[_Member], compiled, numbers: dict, watch):
+  The others are then stacked anew, so that those that have ended cost no more time.
+  """
+
+  def __init__(
+    self,
+    members: list[Member],
+    compiled: Callable,
+    numbers: Numbers,
+    should_stop: ShouldStop | None,
+  ):
     self.members = members
     self.compiled = compiled
     self.numbers = numbers
-    self.watch = watch
-    self.waiting = None  # (how many steps of this stretch, metrics that are still computed, examples of each trial)
+    self.should_stop = should_stop
+    self.pending: _Pending | None = None
     for member in members:
       member.keeper.progress.among = len(members)
 
   def run(self, stopped: list) -> None:
+    """Trains; `stopped` holds the signals that have arrived."""
     members = self.members
-    state = stacked([member.state for member in members])
     keys = [member.stream_key for member in members]
-    for member in members:
-      member.state = None  # lives in the stack
-    ends = {}
-    for key in keys:
-      ends[key] = max(member.total for member in members if member.stream_key == key)
+    state = stacked([member.hand_over_state() for member in members])
+    steps = 0
     with contextlib.ExitStack() as stack:
-      first = {member.stream_key: member for member in members}
-      streams = {}
-      for key, end in ends.items():
-        streams[key] = iter(stack.enter_context(first[key].parts.stream(key[1], end)))
-      batches = {}
-      for done in itertools.count(1):
-        # One that has ended sees its last batch again: what becomes of it is not looked at.
-        batches = {key: next(stream, batches.get(key)) for key, stream in streams.items()}
-        state, metrics = self.compiled(state, stacked([batches[key] for key in keys]), self.numbers)
+      for batches in self._batches(stack):
+        steps += 1
+        of_members = [batches[key] for key in keys]
+        state, metrics = self.compiled(state, stacked(of_members), self.numbers)
         self._settle()
-        self.waiting = done, metrics, [int(batches[key]['weight'].sum()) for key in keys]
-        state = self._after(done, state, bool(stopped))
+        examples = [int(batch['weight'].sum()) for batch in of_members]
+        self.pending = _Pending(steps, metrics, examples)
+        state = self._after_step(steps, state, bool(stopped))
         if stopped:
-          self._interrupt(done, state, stopped)
-        if sum(member.active for member in members) * 2 <= len(members):
+          self._interrupt(steps, state, stopped)
+        active = sum(member.active for member in members)
+        if active * 2 <= len(members):
           break
-      for i, member in enumerate(members):
-        if member.active:
-          member.state = _own(state, i)
-          member.step = member.step + done
+    for i, member in enumerate(members):
+      if member.active:
+        member.take_state(_unstack(state, i), steps)
 
-  def _settle(self):
-    """Waits for the metrics of the newest step whose are not known, and gives each trial its own."""
-    if self.waiting is None:
+  def _batches(self, stack: contextlib.ExitStack) -> Iterator[dict[tuple, dict]]:
+    """Yields, without end, the batches of a step: {stream key: batch}.
+
+    A stream that has ended repeats its last batch; what becomes of its members is ignored.
+    """
+    streams = {}
+    for member in self.members:
+      key = member.stream_key
+      if key not in streams:
+        end = max(other.total for other in self.members if other.stream_key == key)
+        streams[key] = iter(stack.enter_context(member.parts.stream(member.step, end)))
+    batches: dict[tuple, dict] = {}
+    for _ in itertools.count():
+      for key, stream in streams.items():
+        batches[key] = next(stream, batches.get(key))
+      yield batches
+
+  def _settle(self) -> None:
+    """Waits for the metrics of the newest step, if they are not known, and notes each trial's."""
+    if self.pending is None:
       return
-    (done, metrics, examples), self.waiting = self.waiting, None
-    metrics = jax.device_get(metrics)
+    pending = self.pending
+    self.pending = None
+    metrics = jax.device_get(pending.metrics)
     for i, member in enumerate(self.members):
       if member.active:
-        own = {name: value[i] for name, value in metrics.items()}
-        self._guarded(
-          member,
-          lambda member=member, own=own, i=i: member.keeper.note(
-            member.step + done, own, examples[i]
-          ),
-        )
+        of_member = {name: values[i] for name, values in metrics.items()}
+        with _ending_on_error(member):
+          member.keeper.note(member.step + pending.steps, of_member, pending.examples[i])
 
-  def _after(self, done: int, state, stopped: bool):
-    """What is due after a step: lines, validations, ends. The stack to go on from: another only where a trial's averaging begins."""
-    if stopped or any(
-      member.active and member.keeper.due(member.step + done) for member in self.members
-    ):
-      self._settle()
+  def _after_step(self, steps: int, state: TrainState, stopped: bool) -> TrainState:
+    """Logs, validates and ends the trials for which it is time.
+
+    Returns:
+      The stacked state to go on from: a new one where the averaging of a trial begins.
+    """
+    due = []
     for i, member in enumerate(self.members):
-      step = member.step + done
-      began = time.monotonic()
-      if not member.active or not member.keeper.due(step):
+      if member.active and member.keeper.due(member.step + steps):
+        due.append((i, member))
+    if stopped or due:
+      self._settle()
+    for i, member in due:
+      if not member.active:  # it has diverged
         continue
-      self._guarded(
-        member,
-        lambda member=member, i=i: self._one_after(member, step, lambda: _own(state, i)),  # noqa: B023
-      )
+      began = time.monotonic()
+      with _ending_on_error(member):
+        self._after_step_of(member, member.step + steps, _unstacker(state, i))
       if member.keeper.averages:
         state = state._replace(averaged=state.averaged.at[i].set(1))
-      for other in self.members:
-        if other is not member:
-          other.keeper.progress.since += time.monotonic() - began  # the time of training alone
+      self._exclude_time_from_others(member, time.monotonic() - began)
     return state
 
-  def _one_after(self, member: _Member, step: int, state):
+  def _exclude_time_from_others(self, member: Member, seconds: float) -> None:
+    """Keeps the validation of a member out of the speeds of the others."""
+    for other in self.members:
+      if other is not member:
+        other.keeper.progress.since += seconds
+
+  def _after_step_of(self, member: Member, step: int, state: Callable[[], TrainState]) -> None:
     keeper = member.keeper
     keeper.values = {}
     if keeper.after(step, state):
       member.end()
-    elif keeper.values and self.watch and self.watch(member.trial, step, keeper.values):
+      return
+    scores = keeper.values  # {} without a validation
+    if scores and self.should_stop and self.should_stop(member.trial, step, scores):
       raise Pruned(f'stopped at step {step}: others are better')
 
-  def _guarded(self, member: _Member, do):
-    """One trial that fails leaves the others alone."""
-    try:
-      do()
-    except (UserError, Pruned) as error:
-      member.end(error)
-
-  def _interrupt(self, done: int, state, stopped: list):
+  def _interrupt(self, steps: int, state: TrainState, stopped: list) -> NoReturn:
+    """Saves all trials and raises Interrupted."""
     for i, member in enumerate(self.members):
       if member.active:
-        member.keeper.save_at(member.step + done, lambda i=i: _own(state, i))
+        member.keeper.save_at(member.step + steps, _unstacker(state, i))
         member.end(loop.Interrupted('interrupted', stopped))
     raise loop.Interrupted(
-      'Interrupted: all trials are saved. The same command goes on from there.', stopped
+      'Interrupted: all trials are saved. The same command resumes them.', stopped
     )
 
 
-def _own(state: TrainState, i: int) -> TrainState:
+@contextlib.contextmanager
+def _ending_on_error(member: Member) -> Iterator[None]:
+  """Ends a member that fails or is pruned, without stopping the others."""
+  try:
+    yield
+  except (UserError, Pruned) as error:
+    member.end(error)
+
+
+def step_of_all(options_of: Callable[[Numbers, Any], StepOptions]) -> Callable:
+  """Returns the compiled train step of states, batches and numbers stacked along an axis [K, ...].
+
+  Args:
+    options_of: (numbers, parameters) of one trial -> its step options.
+  """
+
+  def step_of_one(state: TrainState, batch: dict, numbers: Numbers) -> tuple:
+    return train_step(state, batch, options_of(numbers, state.params))
+
+  return jax.jit(jax.vmap(step_of_one), donate_argnums=0)
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+  """Returns trees of one structure as one, with leaves [K, ...], on the host where they are."""
+
+  def stack(*leaves: Any) -> Any:
+    if isinstance(leaves[0], np.ndarray):
+      return np.stack(leaves)
+    return jnp.stack(leaves)
+
+  return jax.tree.map(stack, *trees)
+
+
+def _unstack(state: TrainState, i: int) -> TrainState:
   return jax.tree.map(lambda leaf: leaf[i], state)
 
 
-def step_of_all(options_of):
-  """The train step of states, batches and numbers that are stacked along a first axis [K, ...]; `options_of` the numbers and parameters of one trial."""
-  return jax.jit(
-    jax.vmap(
-      lambda state, batch, numbers: train_step(state, batch, options_of(numbers, state.params))
-    ),
-    donate_argnums=0,
-  )
-
-
-def stacked(trees):
-  """Trees of one structure -> one with leaves [K, ...]."""
-  return jax.tree.map(
-    lambda *leaves: np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves),
-    *trees,
-  )
+def _unstacker(state: TrainState, i: int) -> Callable[[], TrainState]:
+  """Returns a function that gives the state of member `i`."""
+  return lambda: _unstack(state, i)
