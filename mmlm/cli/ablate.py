@@ -29,12 +29,14 @@ def _ablate_split(experiment: Experiment, evaluator, params, step: int, split: s
   config = experiment.config
   predictions = {}
   files = {}
+  folder = experiment.folder
   for condition in conditions_of(experiment, split):
     name = _prediction_name(split, step, condition)
+    file = f'{name}.jsonl'
     result = decode(experiment, evaluator, params, split, condition=condition, progress=name)
-    run_dir.write_jsonl(experiment.folder / 'predictions' / f'{name}.jsonl', result)
+    run_dir.write_jsonl(folder / 'predictions' / file, result)
     predictions[str(condition)] = result
-    files[str(condition)] = f'{name}.jsonl'
+    files[str(condition)] = file
   predictions = _common_examples(predictions)
   metrics = config.evaluate.metrics or experiment.task.metrics
   table = ablation_table(
@@ -45,10 +47,8 @@ def _ablate_split(experiment: Experiment, evaluator, params, step: int, split: s
   print(f'\n{split}, step {step}\n{format_table(table, metrics)}')
   curves = missing_curves(experiment, predictions)
   _print_curves(curves)
-  run_dir.write_json(
-    experiment.folder / 'ablation' / f'{file_name(split)}.json',
-    {'split': split, 'step': step, 'rows': table, 'missing': curves},
-  )
+  study = {'split': split, 'step': step, 'rows': table, 'missing': curves}
+  run_dir.write_json(folder / 'ablation' / f'{file_name(split)}.json', study)
   return table
 
 
@@ -62,17 +62,28 @@ def _prediction_name(split: str, step: int, condition: Condition) -> str:
 
 def _common_examples(predictions: dict[str, list[dict]]) -> dict[str, list[dict]]:
   """Returns the examples that every condition has: masks may make a text too long."""
-  ids = [{prediction['id'] for prediction in listed} for listed in predictions.values()]
-  common = set.intersection(*ids)
+  common = _ids(next(iter(predictions.values())))
+  for of_condition in predictions.values():
+    common &= _ids(of_condition)
   result = {}
-  for condition, listed in predictions.items():
-    result[condition] = [prediction for prediction in listed if prediction['id'] in common]
+  for condition, of_condition in predictions.items():
+    kept = [prediction for prediction in of_condition if prediction['id'] in common]
+    result[condition] = kept
   return result
+
+
+def _ids(predictions: list[dict]) -> set[str]:
+  return {prediction['id'] for prediction in predictions}
 
 
 def _print_curves(curves: dict) -> None:
   """Prints the first metric of each modality that was left out."""
   for modality, of_metrics in curves.items():
-    for metric, curve in list(of_metrics.items())[:1]:
-      points = [f'{100 * point["share"]:.0f} % {point["value"]:.3f}' for point in curve[::2]]
-      print(f'{metric} by share of examples that lack {modality}: {"  ".join(points)}')
+    if not of_metrics:
+      continue
+    metric, curve = next(iter(of_metrics.items()))
+    points = []
+    for point in curve[::2]:
+      share = 100 * point['share']
+      points.append(f'{share:.0f} % {point["value"]:.3f}')
+    print(f'{metric} by share of examples that lack {modality}: {"  ".join(points)}')

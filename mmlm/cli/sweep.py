@@ -32,14 +32,22 @@ def sweep(options: flags.Sweep) -> None:
     state = Sweep(folder, plan)
     seeds = f'{plan.seeds} seed{"s" * (plan.seeds > 1)} each'
     print(f'{state.wanted} trials ({plan.sampler}), {seeds}; {folder}', flush=True)
-    slurm_options = dict(word.partition('=')[::2] for word in options.slurm)
     try:
-      execute(state, options.jobs, slurm_options)
+      execute(state, options.jobs, _parse_slurm(options.slurm))
     except Interrupted as stopped:
       print(stopped)
       sys.exit(stopped.code)
     state.write()
     print(f'\n{state.summary()}\n\n{folder / "results.json"}')
+
+
+def _parse_slurm(words: list[str]) -> dict[str, str]:
+  """Returns {option: value} of 'time=60'; an option without a value has ''."""
+  options = {}
+  for word in words:
+    option, _, value = word.partition('=')
+    options[option] = value
+  return options
 
 
 def _check_least(flag: str, value: int, least: int) -> None:

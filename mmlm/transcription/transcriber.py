@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -33,7 +34,9 @@ class Transcriber:
     self._languages: dict[int, str] = {}  # {number of the file: its language}
 
   def __call__(
-    self, paths: list[str], listener: Listener = ignore_progress
+    self,
+    paths: list[str],
+    listener: Listener = ignore_progress,
   ) -> Iterator[Transcript]:
     """Yields the transcript of each file; `listener` gets the segments while they are made.
 
@@ -55,12 +58,10 @@ class Transcriber:
     tracks: collections.deque[Track] = collections.deque()
     while True:
       active = [track for track in tracks if not track.done]
-      while len(active) < self.options.batch_size:
-        track = next(waiting, None)
-        if track is None:
-          break
-        tracks.append(track)
-        active.append(track)
+      free = self.options.batch_size - len(active)
+      new_tracks = list(itertools.islice(waiting, free))
+      tracks.extend(new_tracks)
+      active += new_tracks
       if not tracks:
         return
       self._decode_windows(active)
@@ -77,8 +78,10 @@ class Transcriber:
       if not self.options.batched:
         yield Track(number, recording.read)
         continue
-      for start, samples, last in stretches(recording, self.whisper.samples, CUT_SEARCH):
-        yield Track(number, _reader(samples), start, last)
+      parts = stretches(recording, self.whisper.samples, CUT_SEARCH)
+      for start, samples, last in parts:
+        read = _reader(samples)
+        yield Track(number, read, start, last)
 
   def _decode_windows(self, tracks: list[Track]) -> None:
     """Decodes the next window of each track, and adds its segments to the track."""
@@ -91,17 +94,27 @@ class Transcriber:
         windows.append(samples)
     if not windows:
       return
-    # A power of 2, and never smaller than before: the compiled program is used again.
-    self._batch_size = max(self._batch_size, 1 << (len(windows) - 1).bit_length())
+    self._grow_batch(len(windows))
     whisper = self.whisper
-    encoded = whisper.encode([whisper.features(samples) for samples in windows])
+    features = [whisper.features(samples) for samples in windows]
+    encoded = whisper.encode(features)
     prompts = []
     for track, window in zip(active, encoded):
-      language = self._languages.setdefault(track.file, whisper.language or window.language)
-      prompts.append(whisper.prompt(language, track.prompt_tokens))
+      detected = whisper.language or window.language
+      language = self._languages.setdefault(track.file, detected)
+      prompt = whisper.prompt(language, track.prompt_tokens)
+      prompts.append(prompt)
     results = whisper.decode(encoded, prompts, self._batch_size)
     for track, samples, result in zip(active, windows, results):
       track.add(result, len(samples), whisper.tokenizer, self.options)
+
+  def _grow_batch(self, windows: int) -> None:
+    """Makes the batch hold so many windows.
+
+    It is a power of 2 and never shrinks, so that the compiled program is used again.
+    """
+    next_power = 1 << (windows - 1).bit_length()
+    self._batch_size = max(self._batch_size, next_power)
 
 
 def _reader(samples: np.ndarray) -> Callable[[int, int], np.ndarray]:

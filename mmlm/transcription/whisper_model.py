@@ -5,6 +5,7 @@ Axes: B windows, K beams or samples of a window, S frames, M mel bands, P tokens
 
 import functools
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -113,17 +114,21 @@ class Whisper:
       not_first=tokenizer.not_first,
     )
     specials = SpecialTokens(
-      tokenizer.start, tokenizer.no_speech, tuple(tokenizer.languages.values())
+      start=tokenizer.start,
+      no_speech=tokenizer.no_speech,
+      languages=tuple(tokenizer.languages.values()),
     )
     decoder = decoder_of(self.sizes)
-    encode = functools.partial(encode_windows, encoder_of(self.sizes), decoder, specials)
+    encoder = encoder_of(self.sizes)
+    encode = functools.partial(encode_windows, encoder, decoder, specials)
     decode = functools.partial(decode_windows, decoder, rules)
     return jax.jit(encode), jax.jit(decode, static_argnums=0)
 
   def features(self, samples: np.ndarray) -> np.ndarray:
     """Returns the log-mel spectrogram [S, M] of a window, filled up with silence at its end."""
     samples = samples[: self.samples]
-    padded = np.pad(samples, (0, self.samples - len(samples)))
+    silence = self.samples - len(samples)
+    padded = np.pad(samples, (0, silence))
     return log_mel_spectrogram(padded, self.sizes.mel_bands)
 
   def encode(self, windows: list[np.ndarray]) -> list[EncodedWindow]:
@@ -133,7 +138,8 @@ class Whisper:
       batch_size = 1  # one window keeps all cores of a CPU busy
     encoded = []
     for first in range(0, len(windows), batch_size):
-      encoded += self._encode_batch(np.stack(windows[first : first + batch_size]))
+      batch = windows[first : first + batch_size]
+      encoded += self._encode_batch(np.stack(batch))
     return encoded
 
   def _encode_batch(self, frames: np.ndarray) -> list[EncodedWindow]:
@@ -144,9 +150,13 @@ class Whisper:
     for i in range(len(frames)):
       language = 'en'
       if codes:
-        language = codes[int(np.argmax(language_logits[i]))]
-      window_memory = memory if len(frames) == 1 else _slice(memory, i)
-      encoded.append(EncodedWindow(window_memory, float(no_speech[i]), language))
+        most_likely = np.argmax(language_logits[i])
+        language = codes[most_likely]
+      window_memory = memory
+      if len(frames) > 1:
+        window_memory = _slice(memory, i)
+      window = EncodedWindow(window_memory, float(no_speech[i]), language)
+      encoded.append(window)
     return encoded
 
   def prompt(self, language: str, previous: list[int] | None = None) -> list[int]:
@@ -163,7 +173,10 @@ class Whisper:
     return start
 
   def decode(
-    self, windows: list[EncodedWindow], prompts: list[list[int]], batch_size: int
+    self,
+    windows: list[EncodedWindow],
+    prompts: list[list[int]],
+    batch_size: int,
   ) -> list[DecodingResult]:
     """Decodes each window, again at higher temperatures where the result fails a threshold.
 
@@ -174,11 +187,15 @@ class Whisper:
     results = self.decode_at(windows, prompts, batch_size, temperature)
     final = []
     for result, window, prompt in zip(results, windows, prompts):
-      final.append(self._fall_back(result, window, prompt))
+      result = self._fall_back(result, window, prompt)
+      final.append(result)
     return final
 
   def _fall_back(
-    self, result: DecodingResult, window: EncodedWindow, prompt: list[int]
+    self,
+    result: DecodingResult,
+    window: EncodedWindow,
+    prompt: list[int],
   ) -> DecodingResult:
     """Returns the first result that does not fail, of this and those at higher temperatures.
 
@@ -206,24 +223,30 @@ class Whisper:
     temperature: float,
   ) -> list[DecodingResult]:
     """Decodes windows at one temperature; 0 = by search."""
-    batch = self._batch(prompts, batch_size, temperature)
-    key = jax.random.key(self.options.seed)
-    found = self._decode(
+    memories = [window.memory for window in windows]
+    best = self._decode(
       self._search_options(temperature),
       self.params['decoder'],
-      _stack([window.memory for window in windows], batch_size),
-      batch,
-      key,
+      _stack(memories, batch_size),
+      self._batch(prompts, batch_size, temperature),
+      jax.random.key(self.options.seed),
     )
-    found = jax.device_get(found)
+    best = jax.device_get(best)
     results = []
     for i, window in enumerate(windows):
-      tokens = found.tokens[i, 0, : found.lengths[i, 0]].tolist()
-      log_prob = float(found.log_probs[i, 0])
-      results.append(self._result(tokens, log_prob, window.no_speech_prob, temperature))
+      length = best.lengths[i, 0]
+      tokens = best.tokens[i, 0, :length].tolist()
+      log_prob = float(best.log_probs[i, 0])
+      result = self._result(tokens, log_prob, window.no_speech_prob, temperature)
+      results.append(result)
     return results
 
-  def _batch(self, prompts: list[list[int]], batch_size: int, temperature: float) -> DecodingBatch:
+  def _batch(
+    self,
+    prompts: list[list[int]],
+    batch_size: int,
+    temperature: float,
+  ) -> DecodingBatch:
     """Returns the prompts as arrays of one shape for all prompts of these options."""
     longest = len(prompts[0])
     if self._context:
@@ -246,13 +269,19 @@ class Whisper:
     The temperature is not among them: it is an array of the batch, so that another temperature
     does not compile again.
     """
-    method = {'method': 'greedy'}
+    method = 'greedy'
+    beam_size = SearchOptions.beam_size
+    samples = 1
     if temperature:
-      method = {'method': 'sample', 'n_best': self.options.best_of}
+      method = 'sample'
+      samples = self.options.best_of
     elif self.options.beam_size > 1:
-      method = {'method': 'beam', 'beam_size': self.options.beam_size}
+      method = 'beam'
+      beam_size = self.options.beam_size
     return SearchOptions(
-      **method,
+      method=method,
+      beam_size=beam_size,
+      n_best=samples,
       max_length=self.max_length,
       length_penalty=1.0,
       pad_id=self.tokenizer.start,
@@ -261,20 +290,25 @@ class Whisper:
     )
 
   def _result(
-    self, tokens: list[int], log_prob: float, no_speech_prob: float, temperature: float
+    self,
+    tokens: list[int],
+    log_prob: float,
+    no_speech_prob: float,
+    temperature: float,
   ) -> DecodingResult:
     """Returns the result of tokens [T] with the sum of their log-probabilities."""
     if tokens[-1] == self.tokenizer.end:
       tokens = tokens[:-1]
     text = self.tokenizer.decode(tokens).strip()
     data = text.encode()
+    compressed = zlib.compress(data)
     return DecodingResult(
       tokens=tuple(tokens),
       text=text,
       avg_logprob=log_prob / (len(tokens) + 1),
       no_speech_prob=no_speech_prob,
       temperature=temperature,
-      compression_ratio=len(data) / len(zlib.compress(data)),
+      compression_ratio=len(data) / len(compressed),
     )
 
 
@@ -287,13 +321,18 @@ def _stack(memories: list[dict], batch_size: int) -> dict:
   """Returns memories as one batch, filled up with zeros."""
   if batch_size == 1:
     return memories[0]
-  padding = [jax.tree.map(jnp.zeros_like, memories[0])] * (batch_size - len(memories))
+  zeros = jax.tree.map(jnp.zeros_like, memories[0])
+  padding = [zeros] * (batch_size - len(memories))
   return jax.tree.map(lambda *x: jnp.concatenate(x), *memories, *padding)
 
 
 def encode_windows(
-  encoder: nn.Module, decoder: nn.Module, specials: SpecialTokens, params: dict, frames: jax.Array
-) -> tuple[dict, jax.Array, jax.Array]:
+  encoder: nn.Module,
+  decoder: nn.Module,
+  specials: SpecialTokens,
+  params: dict,
+  frames: jax.Array,
+) -> tuple[Mapping, jax.Array, jax.Array]:
   """Encodes features [B, S, M].
 
   Returns:
@@ -312,7 +351,8 @@ def encode_windows(
   )
   no_speech = jax.nn.softmax(logits)[:, specials.no_speech]
   languages = jnp.array(specials.languages, int)
-  return made['memory'], no_speech, logits[:, languages]
+  language_logits = logits[:, languages]
+  return made['memory'], no_speech, language_logits
 
 
 def decode_windows(
