@@ -8,8 +8,9 @@ The text is that of skipgram.py. Pairs of words up to 10 places apart are counte
 Settings are those of the code of its authors for small texts: x_max 10, rate 0.05 by AdaGrad; the vectors are the sums of both tables.
 """
 
-from configs.word_vectors.skipgram import recipe, smoke
+from configs.word_vectors.skipgram import recipe
 from mmlm.config import default_config, parse_arg
+from mmlm.tasks import TASKS
 
 
 def get_config(arg=''):
@@ -21,4 +22,4 @@ def get_config(arg=''):
   config.optimizer.schedule = 'constant'
   config.train.batch_size = 65536
   config.train.eval_every = '5 epochs'
-  return smoke(config) if args.smoke else config
+  return TASKS[config.task].smoke(config) if args.smoke else config

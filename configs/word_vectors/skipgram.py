@@ -14,6 +14,7 @@ how updates differ from it stands in mmlm/word_vectors/objectives.py. What is me
 """
 
 from mmlm.config import default_config, parse_arg
+from mmlm.tasks import TASKS
 
 
 def recipe(config, args, file):
@@ -54,15 +55,4 @@ def get_config(arg=''):
   config.optimizer.final_fraction = 0.004
   config.train.batch_size = 16384
   config.train.eval_every = '1 epochs'
-  return smoke(config) if args.smoke else config
-
-
-def smoke(config):
-  """The same in seconds: the words of this file."""
-  config.tokenizer.min_frequency = 1
-  config.model.dim = 8
-  config.train.batch_size, config.model.head.unlock()['micro_batch'] = 256, 64
-  config.train.duration = '6 steps'
-  config.train.log_every = '2 steps'
-  config.train.eval_every = '3 steps'
-  return config
+  return TASKS[config.task].smoke(config) if args.smoke else config

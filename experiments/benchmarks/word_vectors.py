@@ -30,7 +30,8 @@ from mmlm.evaluation.significance import mean_and_spread
 from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
 from mmlm.word_vectors.similarity import score_vectors
 from mmlm.word_vectors.sparse_step import row_step
-from mmlm.word_vectors.vector_experiment import VectorExperiment, training_parts
+from mmlm.word_vectors.vector_experiment import VectorExperiment
+from mmlm.word_vectors.vector_training import training_parts
 
 CONFIG = 'configs/word_vectors/skipgram.py:'
 KINDS = {'skip_gram': CONFIG, 'cbow': CONFIG + 'cbow,', 'fasttext': CONFIG + 'fasttext,'}
@@ -180,7 +181,7 @@ def quality(options, folder: pathlib.Path) -> list[dict]:
         settings = {}
       ours = Ours(spec, settings, text, folder / f'{kind}{seed}', seed)
       seconds['mmlm'].append(ours())
-      scores['mmlm'].append(values_of(ours.vectors(), options))
+      scores['mmlm'].append(values_of(ours.trained_vectors(), options))
       if peer:
         output = str(folder / f'{kind}{seed}.bin')
         seconds['gensim'].append(peer(seed, options.epochs, output))

@@ -5,7 +5,6 @@ import time
 from typing import NamedTuple
 
 from mmlm.cli import flags
-from mmlm.cli.train import TABLES
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.metrics.label_metrics import confusion_table
 from mmlm.evaluation.metrics.speech_metrics import error_report, format_report, timing
@@ -16,16 +15,17 @@ from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, decode, file_name, params_of
 from mmlm.experiment.training import GREEDY
 from mmlm.inference.generation import evaluate_text
+from mmlm.tasks import pipeline_of_run
 from mmlm.utils import run_dir
-from mmlm.word_vectors import vector_experiment
 
 MOST_CLASSES = 12  # of a confusion table that fits a terminal
 
 
 def evaluate(options: flags.Evaluate) -> list[dict]:
   """Writes predictions and scores of each split, also with inputs shuffled; returns the scores."""
-  if _holds_tables(options.run):
-    return vector_experiment.evaluate(
+  pipeline = pipeline_of_run(options.run)
+  if pipeline:
+    return pipeline.evaluate(
       options.run, options.splits, options.settings, options.greedy, options.text_from
     )
   experiment = Experiment.of_run(options.run, options.settings)
@@ -50,11 +50,6 @@ def evaluate(options: flags.Evaluate) -> list[dict]:
     if config.evaluate.shuffled:
       results.append(evaluation.score(split, shuffled=True))
   return results
-
-
-def _holds_tables(run: str) -> bool:
-  path = pathlib.Path(run) / 'config.json'
-  return path.is_file() and run_dir.read_json(path).get('task') in TABLES
 
 
 class _Evaluation(NamedTuple):

@@ -3,16 +3,14 @@
 import pathlib
 
 from mmlm.cli import flags
-from mmlm.cli.train import TABLES
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference import export as model_export
 from mmlm.inference.generation import language_params
 from mmlm.pretrained.formats.write_vectors import FORMATS as VECTOR_FORMATS
 from mmlm.pretrained.gpt2 import export_gpt2
-from mmlm.utils import run_dir
+from mmlm.tasks import pipeline_of_run
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
-from mmlm.word_vectors import vector_experiment
 
 MODEL_FORMATS = ('safetensors', 'stablehlo')
 HUGGING_FACE = 'huggingface'
@@ -48,14 +46,15 @@ def export(options: flags.Export) -> None:
   if formats == [HUGGING_FACE]:
     _export_hugging_face(options)
   else:
-    vector_experiment.export_vectors(options.run, options.output, formats[0], options.settings)
+    pipeline = pipeline_of_run(options.run)
+    pipeline.export(options.run, options.output, formats[0], options.settings)
 
 
 def _formats_of(run: str) -> tuple[str, ...]:
   """Returns the formats that go with a run."""
-  path = pathlib.Path(run) / 'config.json'
-  if path.is_file() and run_dir.read_json(path).get('task') in TABLES:
-    return tuple(VECTOR_FORMATS)
+  pipeline = pipeline_of_run(run)
+  if pipeline:
+    return pipeline.export_formats
   config = Experiment.of_run(run, {}).config
   if not config.model.encoders and config.model.head.name == 'transformer_decoder':
     return (*MODEL_FORMATS, HUGGING_FACE)

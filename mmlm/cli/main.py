@@ -46,7 +46,8 @@ def run(argv: list[str]) -> None:
   logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of every error that it raises
   for variable, value in COMPILATION_CACHE.items():
     os.environ.setdefault(variable, value)
-  # The module imports jax, which --help and wrong flags need not wait for.
+  # These modules import jax, which --help and wrong flags need not wait for.
+  importlib.import_module('mmlm.word_vectors')  # registers its task
   module = importlib.import_module(f'mmlm.cli.{name}')
   command = getattr(module, name)
   command(options)

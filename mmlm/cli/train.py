@@ -12,14 +12,12 @@ from mmlm.experiment.environment import announce_environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import training_parts
 from mmlm.parallel import hosts
+from mmlm.tasks import TASKS
 from mmlm.training import loop
 from mmlm.training.optimizers import rates_of
 from mmlm.utils import run_dir
+from mmlm.utils.choices import one_of
 from mmlm.utils.pytree import count
-from mmlm.word_vectors import vector_experiment as vectors
-
-# Tasks whose parameters are tables: their experiment, and what its training needs.
-TABLES = {'word_vectors': (vectors.VectorExperiment, vectors.training_parts)}
 
 
 @loop.preemptible()
@@ -30,11 +28,16 @@ def train(options: flags.Train) -> None:
   if options.skip_broken:
     settings['data.skip_broken'] = 'True'
   config = configs.override(configs.load_config(options.config), settings)
-  kind, parts_of = TABLES.get(config.task, (Experiment, training_parts))
-  experiment = kind(config, options.workdir)
+  pipeline = TASKS[one_of('task', config.task, TASKS)].pipeline
+  if pipeline:
+    experiment = pipeline.experiment(config, options.workdir)
+    parts_of = pipeline.training_parts
+  else:
+    experiment = Experiment(config, options.workdir)
+    parts_of = training_parts
   with contextlib.ExitStack() as resources:
     with hosts.writer_first():  # the others find data sets, tokenizer and grids made
-      _check_data(experiment)
+      experiment.check_data()
       _claim_folder(experiment, resources)
       (split,) = experiment.splits('train')
       parts, state = parts_of(experiment, split)
@@ -45,13 +48,6 @@ def train(options: flags.Train) -> None:
     except loop.Interrupted as stopped:
       print(stopped)
       sys.exit(stopped.code)
-
-
-def _check_data(experiment: Experiment) -> None:
-  """Reports what is wrong with data and search before anything is written."""
-  for split in (*experiment.splits('train'), *experiment.splits('valid')):
-    experiment.rows(split)
-  experiment.check_decoding()
 
 
 def _claim_folder(experiment: Experiment, resources: contextlib.ExitStack) -> None:

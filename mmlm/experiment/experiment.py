@@ -52,6 +52,37 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.watchdog import Watch
 
 
+def config_of_run(folder, assignments: dict):
+  """Returns the completed config of a run folder, with overrides such as {'decoding.method': 'greedy'}."""
+  path = pathlib.Path(folder) / 'config.json'
+  if not path.is_file():
+    raise UserError(
+      f'{folder}: not a run folder (no config.json). '
+      f'Runs are made by `./launch.sh train CONFIG --workdir {folder}`.'
+    )
+  return configs.override(configs.from_dict(runs.read_json(path)), assignments)
+
+
+def open_split(data, split: str, modalities: tuple[str, ...], required: tuple[str, ...]):
+  """Opens the raw examples of a split, named as in the data set.
+
+  Args:
+    data: the section `data` of a config.
+    modalities: fields whose files are checked; broken ones are an error or left out.
+    required: fields that every line of a manifest must have.
+  """
+  if data.name == 'parallel':
+    return ParallelTexts(split, data.fields.to_dict())
+  if data.name == 'text':
+    return PlainTexts(split, data.fields.to_dict())
+  if data.name == 'manifest':
+    source = ManifestSource(split, require=required)
+    return check_files(source, data.dir, data.skip_broken, modalities)
+  return prepare.open_source(
+    data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken
+  )
+
+
 class Experiment:
   """The parts of one experiment, each made when it is first asked for.
 
@@ -64,11 +95,12 @@ class Experiment:
     self.config = config
     self.folder = pathlib.Path(folder)
     self.task = TASKS[one_of('task', config.task, TASKS)]
-    if config.task == 'word_vectors' and type(self) is Experiment:
+    if self.task.pipeline:
       raise UserError(
-        'task=word_vectors: `train`, `sweep`, `evaluate`, `similarity`, `export` and `report` know word vectors, other commands have no use for them.'
+        f'task={config.task}: this command does not apply. '
+        f'Commands that do: {", ".join(self.task.pipeline.commands)}.'
       )
-    if not config.model.encoders and config.task not in ('language_model', 'word_vectors'):
+    if not config.model.encoders and config.task != 'language_model':
       raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
     one_of(f'model.head.name of {config.task}', config.model.head.name, self.task.heads)
     for name in config.evaluate.metrics:
@@ -93,12 +125,7 @@ class Experiment:
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
     """The experiment of a run folder, with overrides such as {'decoding.method': 'greedy'}."""
-    path = pathlib.Path(folder) / 'config.json'
-    if not path.is_file():
-      raise UserError(
-        f'{folder}: not a run folder (no config.json). Runs are made by `./launch.sh train CONFIG --workdir {folder}`.'
-      )
-    return cls(configs.override(configs.from_dict(runs.read_json(path)), assignments), folder)
+    return cls(config_of_run(folder, assignments), folder)
 
   def beside(self, config, folder) -> 'Experiment':
     """An experiment on the same data whose model has the same shapes: what this one has read, learned and built serves it too."""
@@ -133,18 +160,8 @@ class Experiment:
   def source(self, split: str):
     """The raw examples of a split, named as in the data set; broken pictures and sounds are an error or left out."""
     data = self.config.data
-    if own := {'parallel': ParallelTexts, 'text': PlainTexts}.get(data.name):
-      return own(split, data.fields.to_dict())
-    if data.name == 'manifest':
-      source = ManifestSource(
-        split, require=() if data.stream else (*self.modalities, self.task.answers)
-      )
-      source = check_files(source, data.dir, data.skip_broken, self.modalities)
-    else:
-      source = prepare.open_source(
-        data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken
-      )
-    return source
+    required = () if data.stream else (*self.modalities, self.task.answers)
+    return open_split(data, split, self.modalities, required)
 
   @functools.cache  # noqa: B019
   def running_text(self, split: str) -> RunningText:
@@ -187,6 +204,12 @@ class Experiment:
   def rows(self, split: str) -> dict:
     """{modality: rows of each example}; UserError where features are not those that the encoders read."""
     return rows_of(self.source(split), self.widths, self.config.data.eval_ops, self.config.data.dir)
+
+  def check_data(self) -> None:
+    """Reports what is wrong with data and search before anything is written."""
+    for split in (*self.splits('train'), *self.splits('valid')):
+      self.rows(split)
+    self.check_decoding()
 
   def splits(self, part: str) -> tuple:
     """The data set's names of 'train', 'valid' or 'test' (one or several)."""

@@ -10,6 +10,7 @@ from mmlm.reports.html import write_report
 from mmlm.reports.pages import read_object
 from mmlm.reports.sweep_page import write_sweep
 from mmlm.sweeps.listing import SWEEP
+from mmlm.tasks import pipeline_of_run
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import PREDICTIONS
 
@@ -44,7 +45,7 @@ def report(
 
 
 def _single(folder: str, settings: dict, against: str, attention: bool, output: str):
-  if read_object(pathlib.Path(folder) / 'config.json').get('task') == 'word_vectors':
+  if pipeline_of_run(folder):  # there are no predictions to show
     return write_report(folder, output=output)
   asked = Asked(folder, settings)
   return write_report(
@@ -61,7 +62,7 @@ def _several(folders: list, settings: dict, attention: bool, output: str):
     raise UserError(
       f'runs of different tasks have no scores or predictions in common; name runs of one task.{told}'
     )
-  if set(tasks.values()) == {'word_vectors'}:
+  if pipeline_of_run(folders[0]):
     return write_comparison(folders, output=output)
   asked = [Asked(folder, settings) for folder in folders]
   return write_comparison(

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from mmlm.config import options_in
+from mmlm.tasks import TASKS
 from mmlm.utils.errors import UserError
 from mmlm.utils.options import Option
 
@@ -36,10 +37,9 @@ def shape_of(config: ConfigDict) -> tuple:
   Raises:
     UserError: a task that has a train step of its own.
   """
-  if config.task == 'word_vectors':
+  if not TASKS[config.task].trains_vectorised:
     raise UserError(
-      'task=word_vectors: word vectors are trained on one device, a trial at a time. '
-      'Choose --executor=local.'
+      f'task={config.task}: one program trains one trial of it. Choose --executor=local.'
     )
   options = options_in(config)
   # Batches of several lengths come in an order that depends on the seed.

@@ -13,6 +13,7 @@ import optax
 from mmlm.data.labels import Classes, Range
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
+from mmlm.tasks.base import Task
 from mmlm.utils.errors import UserError
 
 
@@ -25,7 +26,7 @@ def labels_of(example: dict) -> list:
 
 
 @dataclass(frozen=True)
-class LabelPrediction:
+class LabelPrediction(Task):
   metrics: tuple[str, ...]
   heads: tuple[str, ...]  # the heads that can answer
   answers: str = 'label'  # the field of an example that is learned

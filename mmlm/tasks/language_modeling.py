@@ -16,6 +16,7 @@ from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding.search import is_any
 from mmlm.evaluation.metrics.language_metrics import masked_row
 from mmlm.models.multimodal import MultimodalModel
+from mmlm.tasks.base import Task
 from mmlm.tasks.text_generation import TextGeneration
 from mmlm.training.losses import summed_loss, token_losses
 from mmlm.utils.errors import UserError
@@ -96,7 +97,7 @@ RANDOM = 0.1
 
 
 @dataclass(frozen=True)
-class MaskedLanguageModel:
+class MaskedLanguageModel(Task):
   """Finds 15 % of the tokens of a text: 80 % of them masked, 10 % replaced by others, 10 % left (Devlin et al. 2019, 3.1).
 
   Which ones is drawn anew in each step; for validation they depend on the text alone.

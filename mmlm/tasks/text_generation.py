@@ -14,11 +14,12 @@ from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import ALONE, Fusion, Part, combined
 from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
 from mmlm.models.kv_cache import at, cache_of, cached_step, own_rows
+from mmlm.tasks.base import Task
 from mmlm.training.losses import summed_loss, token_losses
 
 
 @dataclass(frozen=True)
-class TextGeneration:
+class TextGeneration(Task):
   metrics: tuple[str, ...]
   heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder')  # the heads that can answer
   answers: str = 'targets'  # the field of an example that is learned

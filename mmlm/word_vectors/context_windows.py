@@ -1,30 +1,56 @@
-"""Words and their windows as batches, for skip-gram and CBOW (Mikolov et al. 2013): a pure function of (seed, number of the batch).
+"""Words and their windows as batches, for skip-gram and CBOW (Mikolov et al. 2013).
 
-Axes: M updates of a batch, G rows of an update, T words of a row, W the widest window, H = T + 2 W a row with what stands around it,
-K negatives of a row, V words of the vocabulary, N words of the text, S sentences, P pieces of words of an update.
+A batch is a pure function of (seed, number of the batch).
+
+Axes: M updates of a batch, G rows of an update, T words of a row, W the widest window,
+H = T + 2 W words of a row with its context, K negatives of a row, V words of the vocabulary,
+N words of the text, S sentences, P subwords of an update.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
+from mmlm.word_vectors.objectives import LARGEST_WINDOW, NegativeSampling
 from mmlm.word_vectors.vocabulary import Corpus
 
-_FARTHEST = 255  # reaches are bytes
-_PIECES = (
-  4096  # an update's list of pieces is as long as the next multiple: few shapes are compiled
-)
+# An update's list of subwords is padded to a multiple of this, so that few shapes are compiled.
+_SUBWORDS_MULTIPLE = 4096
+
+
+class Subwords(NamedTuple):
+  """The rows of the table of inputs that make up each word of the vocabulary.
+
+  Attributes:
+    rows: of all words, one word after another.
+    starts: [V + 1], where those of each word begin.
+  """
+
+  rows: np.ndarray
+  starts: np.ndarray
+
+
+class Epoch(NamedTuple):
+  """The words of a text that one epoch trains on."""
+
+  ids: np.ndarray  # [N']
+  before: np.ndarray  # [N'] uint8: words of its sentence before each, 255 at most
+  after: np.ndarray  # [N'] uint8: and after each
 
 
 class WindowPlan:
-  """Batch number -> that number; what it holds is told by `WindowLoader`. Each epoch draws anew which frequent words are left out; the
-  sentences come in the order of the text, as word2vec's code reads it.
+  """The batches of a text: batch number -> that number, from which `WindowLoader` makes the batch.
+
+  Each epoch draws anew which occurrences of frequent words are dropped; the sentences come in the
+  order of the text, as in word2vec's code.
 
   Args:
     counts: [V].
-    subsample: the share of the text from which on a word is left out at times; 0 = never. It stays with probability (sqrt(f / t) + 1) t / f,
-      where f is its share: the formula of word2vec's code.
-    batch_size: words of a batch, of those that stay.
+    subsample: the share of the text above which occurrences of a word are dropped; 0 = never. A
+      word of share f is kept with probability (sqrt(f / t) + 1) t / f: the formula of word2vec's
+      code.
+    batch_size: words of a batch, of those that are kept.
   """
 
   def __init__(
@@ -33,62 +59,70 @@ class WindowPlan:
     self.corpus = corpus
     self.batch_size = batch_size
     self.seed = seed
+    self.keep_probability = _keep_probability(counts, subsample)
+    words = self.keep_probability[corpus.ids].sum()
     if subsample:
-      ratio = counts / max(counts.sum(), 1) / subsample
-    else:
-      ratio = np.ones(len(counts))
-    if subsample:
-      self.stays = np.minimum(1, (np.sqrt(ratio) + 1) / ratio)
-    else:
-      self.stays = ratio
-    expected = self.stays[corpus.ids].sum()
-    # Room for what may be drawn above the expectation: the number of batches is the same in every epoch.
-    self.steps_per_epoch = int(-(-(expected + 4 * expected**0.5 * bool(subsample)) // batch_size))
+      # Room for draws above the expectation: every epoch has the same number of batches.
+      words += 4 * words**0.5
+    self.steps_per_epoch = int(-(-words // batch_size))
     self.examples_per_step = len(corpus.ids) / self.steps_per_epoch
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self.steps_per_epoch
 
   def __getitem__(self, number: int) -> int:
     return number
 
-  @functools.lru_cache(2)  # noqa: B019 a plan lives as long as the process; threads may be in two epochs at once
-  def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(words [N'] that stay, how many of their sentence stand before each, and after each)."""
-    rng, (ids, starts) = np.random.default_rng((self.seed, number)), self.corpus
+  # A plan lives as long as the process; threads may be in two epochs at once.
+  @functools.lru_cache(2)  # noqa: B019
+  def epoch(self, number: int) -> Epoch:
+    """Returns the words that an epoch keeps."""
+    rng = np.random.default_rng((self.seed, number))
+    ids, starts = self.corpus
     sentences = len(starts) - 1
-    stay = rng.random(len(ids), np.float32) < self.stays[ids]
-    ids = ids[stay]
-    sentence = np.repeat(np.arange(sentences), np.diff(starts))[stay]
-    last = np.cumsum(np.bincount(sentence, minlength=sentences))  # [S] where each ends
+    kept = rng.random(len(ids), np.float32) < self.keep_probability[ids]
+    ids = ids[kept]
+    sentence = np.repeat(np.arange(sentences), np.diff(starts))[kept]
+    ends = np.cumsum(np.bincount(sentence, minlength=sentences))  # [S]
+    begins = np.concatenate([[0], ends[:-1]])
     places = np.arange(len(ids))
-    ends = last[sentence]
-    begins = np.concatenate([[0], last[:-1]])[sentence]
+    before = places - begins[sentence]
+    after = ends[sentence] - 1 - places
+    return Epoch(ids, _as_bytes(before), _as_bytes(after))
 
-    def reach(distance):
-      return np.minimum(distance, _FARTHEST).astype(np.uint8)
 
-    return ids, reach(places - begins), reach(ends - 1 - places)
+def _keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:
+  if not subsample:
+    return np.ones(len(counts))
+  ratio = counts / max(counts.sum(), 1) / subsample
+  return np.minimum(1, (np.sqrt(ratio) + 1) / ratio)
+
+
+def _as_bytes(distances: np.ndarray) -> np.ndarray:
+  return np.minimum(distances, LARGEST_WINDOW).astype(np.uint8)
 
 
 class WindowLoader:
-  """Batches of a `WindowPlan`, as the flat dict of arrays that `mmlm.models.word_vectors` reads.
+  """Makes the batches of a `WindowPlan`, the flat dict of arrays that `NegativeSampling` reads.
 
     words      [M, G, H] int32    rows of T words with the W words before and after them
-    left,right [M, G, T] uint8    how many words before and after belong to the window of each: evenly drawn from 1..W, cut at the sentence's ends
-    negatives  [M, G, K] int32    words drawn by count^power, for all pairs of a row, stratified over the batch
-  scales     [M, G, H], negative_scales [M, G, K] float32    of the words' gradients; not there where all are 1
+    left,right [M, G, T] uint8    how many words before and after are in the window of each: evenly
+                                  drawn from 1..W, cut at the ends of the sentence
+    negatives  [M, G, K] int32    words drawn by count^power, for all pairs of a row
+    scales     [M, G, H] float32  of the words' gradients; absent where all are 1
+    negative_scales [M, G, K]     of the negatives' gradients
     weight     [1] float32        words of the text that a batch stands for
-    with pieces of words also
-    inside     [M, G, H] int32    which of the different words of the update each is
-    pieces     [M, P] int32       rows of the table of inputs that make up the different words of the update, one word after another
-    owner      [M, P] int32       the word that each row belongs to; G H for those that only fill
+    with subwords also
+    distinct   [M, G, H] int32    which of the distinct words of the update each is
+    pieces     [M, P] int32       rows of the table of inputs that make up the distinct words of the
+                                  update, one word after another
+    owner      [M, P] int32       the distinct word that each row belongs to; G H for padding
 
   Args:
-    options: window, negatives (a pair), shared (K), row (T), micro_batch (words of an update, G T), power.
-    pieces: (rows one word after another, where those of each begin), or None.
-    pull: what a word that stands once in an update moves its vectors by, as a multiple of a pair's gradient (rate times pairs); where words
-      that stand often would be moved by more than `options.limit`, on average, their gradients are scaled down to it. 0 = never.
+    counts: [V].
+    pull: how far a word that occurs once in an update moves its vectors, as a multiple of a pair's
+      gradient (learning rate times pairs). The gradients of words that occur so often that they
+      would move by more than `options.limit`, on average, are scaled down to it. 0 = never.
   """
 
   finish = None
@@ -97,99 +131,102 @@ class WindowLoader:
     self,
     plan: WindowPlan,
     counts: np.ndarray,
-    options,
-    pieces: tuple | None = None,
+    options: NegativeSampling,
+    subwords: Subwords | None = None,
     pull: float = 0.0,
   ):
     self.plan = plan
     self.options = options
-    self.pieces = pieces
+    self.subwords = subwords
     shares = counts**options.power
     shares = shares / shares.sum()
     self.bounds = np.cumsum(shares)
-    kept = counts * plan.stays
-    often = pull * options.micro_batch * np.maximum(kept / kept.sum(), shares)
+    kept = counts * plan.keep_probability
+    most_frequent = np.maximum(kept / kept.sum(), shares)
+    expected_pull = pull * options.micro_batch * most_frequent
+    self.scales = np.ones(1)
     if options.limit:
-      self.scales = np.minimum(1, options.limit / np.maximum(often, 1e-9)).astype(np.float32)
-    else:
-      self.scales = np.ones(1)
+      scales = np.minimum(1, options.limit / np.maximum(expected_pull, 1e-9))
+      self.scales = scales.astype(np.float32)
 
-  def __call__(self, number: int, _) -> dict:
+  def __call__(self, number: int, _) -> dict[str, np.ndarray]:
+    """Returns the batch of a number."""
     plan = self.plan
-    o = self.options
+    options = self.options
     rng = np.random.default_rng((plan.seed, 1, number))
-    epoch, position = divmod(number, plan.steps_per_epoch)
-    ids, before, after = plan.epoch(epoch)
+    epoch_number, position = divmod(number, plan.steps_per_epoch)
+    epoch = plan.epoch(epoch_number)
     start = position * plan.batch_size
-    size = plan.batch_size
-
-    def cut(values, margin):
-      return _padded(values, start - margin, start + size + margin)
-
-    rows = np.lib.stride_tricks.sliding_window_view(cut(ids, o.window), o.row + 2 * o.window)[
-      :: o.row
-    ]  # [M G, H]
-    reach = rng.integers(1, o.window + 1, size, np.uint8)
-    shape = (-1, o.micro_batch // o.row)
+    stop = start + plan.batch_size
+    row = options.row
+    margin = options.window
+    rows_of_update = options.micro_batch // row
+    words = _padded(epoch.ids, start - margin, stop + margin)
+    rows = np.lib.stride_tricks.sliding_window_view(words, row + 2 * margin)[::row]  # [M G, H]
+    window = rng.integers(1, options.window + 1, plan.batch_size, np.uint8)
+    left = np.minimum(window, _padded(epoch.before, start, stop))
+    right = np.minimum(window, _padded(epoch.after, start, stop))
+    negatives = self._draw_negatives(rng, len(rows) * options.shared)
     batch = {
-      'words': rows.reshape(*shape, rows.shape[1]),
-      'left': np.minimum(reach, cut(before, 0)).reshape(*shape, o.row),
-      'right': np.minimum(reach, cut(after, 0)).reshape(*shape, o.row),
-      'negatives': self._drawn(rng, len(rows) * o.shared).reshape(*shape, o.shared),
+      'words': rows.reshape(-1, rows_of_update, rows.shape[1]),
+      'left': left.reshape(-1, rows_of_update, row),
+      'right': right.reshape(-1, rows_of_update, row),
+      'negatives': negatives.reshape(-1, rows_of_update, options.shared),
       'weight': np.array([plan.examples_per_step], np.float32),
     }
     if self.scales.min() < 1:
-      batch |= {
-        'scales': self.scales[batch['words']],
-        'negative_scales': self.scales[batch['negatives']],
-      }
-    if self.pieces is None:
-      return batch
-    return self._with_pieces(batch)
+      batch['scales'] = self.scales[batch['words']]
+      batch['negative_scales'] = self.scales[batch['negatives']]
+    if self.subwords is not None:
+      batch |= _subwords_of_updates(batch['words'], self.subwords)
+    return batch
 
-  def _drawn(self, rng, size: int) -> np.ndarray:
-    """Stratified: one from each of `size` equal shares of the distribution, in random order. Each is drawn as before, but a batch holds every
-    word about as often as expected: few negatives serve many pairs, and chance in their numbers is noise in the vectors.
+  def _draw_negatives(self, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draws words by count^power, stratified: one from each of `size` equal shares of it.
+
+    They come in random order. Each is distributed as before, but a batch holds every word about as
+    often as expected: few negatives serve many pairs, and chance in their numbers would be noise in
+    the vectors.
     """
     places = (rng.permutation(size) + rng.random(size)) / size
-    return np.minimum(np.searchsorted(self.bounds, places, 'right'), len(self.bounds) - 1).astype(
-      np.int32
-    )  # the last bound may be a little below 1
+    words = np.searchsorted(self.bounds, places, 'right')
+    # The last bound may be a little below 1.
+    return np.minimum(words, len(self.bounds) - 1).astype(np.int32)
 
-  def _with_pieces(self, batch: dict) -> dict:
-    words = batch['words']
-    table, starts = self.pieces
-    insides = []
-    lists = []
-    for update in words:
-      different, inside = np.unique(update, return_inverse=True)
-      lengths = starts[different + 1] - starts[different]
-      offsets = np.repeat(
-        starts[different] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths
-      )
-      insides.append(inside.reshape(update.shape))
-      lists.append(
-        (
-          table[np.arange(len(offsets)) + offsets],
-          np.repeat(np.arange(len(different)), lengths),
-        )
-      )
-    length = -(-max(len(rows) for rows, _ in lists) // _PIECES) * _PIECES
 
-    def fill(values, filler):
-      return np.stack(
-        [np.pad(v, (0, length - len(v)), constant_values=filler) for v in values]
-      ).astype(np.int32)
+def _subwords_of_updates(words: np.ndarray, subwords: Subwords) -> dict[str, np.ndarray]:
+  """Returns 'distinct', 'pieces' and 'owner' of words [M, G, H]."""
+  distinct = []
+  pieces = []
+  owners = []
+  for of_update in words:
+    vocabulary, inverse = np.unique(of_update, return_inverse=True)
+    begins = subwords.starts[vocabulary]
+    lengths = subwords.starts[vocabulary + 1] - begins
+    shifts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    offsets = np.repeat(begins - shifts, lengths)
+    distinct.append(inverse.reshape(of_update.shape))
+    pieces.append(subwords.rows[np.arange(len(offsets)) + offsets])
+    owners.append(np.repeat(np.arange(len(vocabulary)), lengths))
+  longest = max(len(rows) for rows in pieces)
+  length = -(-longest // _SUBWORDS_MULTIPLE) * _SUBWORDS_MULTIPLE
+  return {
+    'distinct': np.stack(distinct).astype(np.int32),
+    'pieces': _stacked(pieces, length, filler=0),
+    'owner': _stacked(owners, length, filler=words[0].size),
+  }
 
-    return batch | {
-      'inside': np.stack(insides).astype(np.int32),
-      'pieces': fill([rows for rows, _ in lists], 0),
-      'owner': fill([owner for _, owner in lists], words[0].size),
-    }
+
+def _stacked(lists: list[np.ndarray], length: int, filler: int) -> np.ndarray:
+  """Returns [len(lists), length] int32, the ends filled up."""
+  stacked = np.full((len(lists), length), filler, np.int32)
+  for line, values in zip(stacked, lists):
+    line[: len(values)] = values
+  return stacked
 
 
 def _padded(values: np.ndarray, start: int, stop: int) -> np.ndarray:
-  """values[start:stop], with zeros where there are none."""
+  """Returns values[start:stop], with zeros outside of the array."""
   inside = values[max(start, 0) : max(stop, 0)]
   before = max(0, -start)
   return np.pad(inside, (before, stop - start - before - len(inside)))

@@ -1,6 +1,8 @@
-"""The step of models that touch few rows of large tables: many small updates within one compiled call, each of the rows that it needs.
+"""The train step of models that touch few rows of large tables.
 
-A gradient of whole tables, as training/step.py has it, would move all of a vocabulary's parameters for every few hundred words.
+One compiled call makes many small updates, each of the rows that it needs. A gradient of whole
+tables, as training/step.py has it, would move all of a vocabulary's parameters for every few
+hundred words.
 
 Axes: M updates of a batch, n rows of an update, D width.
 """
@@ -12,56 +14,73 @@ import jax
 import jax.numpy as jnp
 
 from mmlm.training.step import TrainState, where_finite
+from mmlm.word_vectors.objectives import Objective
+
+Tables = dict[str, jax.Array]
 
 
 class RowOptions(NamedTuple):
-  model: object  # init, prepare and gradients, as in word_vectors/objectives.py
+  """What the step needs besides the state and a batch."""
+
+  model: Objective
   rate: Callable  # step -> learning rate
-  skip: bool = False  # as in StepOptions
+  skip: bool = False  # leave the state as it is after an update that is not finite
 
   accumulate = 1  # updates are small: there is nothing to divide
 
 
-def _sgd(table, _, rows, gradients, rate):
-  return table.at[rows].add(-rate * gradients), _
+def _sgd(table, squares, rows, gradients, rate) -> tuple[jax.Array, jax.Array]:
+  return table.at[rows].add(-rate * gradients), squares
 
 
-def _adagrad(table, squares, rows, gradients, rate):
-  """Duchi et al. 2011, with sums of squares that begin at 1 as in the code of GloVe: each gradient sees those of the updates before."""
+def _adagrad(table, squares, rows, gradients, rate) -> tuple[jax.Array, jax.Array]:
+  """AdaGrad (Duchi et al. 2011); each gradient is scaled by the squares of the updates before it.
+
+  The sums of squares begin at 1, as in the code of GloVe's authors.
+  """
   scaled = gradients / jnp.sqrt(squares[rows])
   return table.at[rows].add(-rate * scaled), squares.at[rows].add(gradients**2)
 
 
-RULES = {'sgd': _sgd, 'adagrad': _adagrad}
+# (table, sums of squares, rows [n], gradients [n, D], learning rate) -> both updated
+RULES: dict[str, Callable] = {'sgd': _sgd, 'adagrad': _adagrad}
 
 
-def initial_optimizer_state(params: dict, optimizer: str) -> dict:
-  result = {}
+def initial_optimizer_state(params: Tables, optimizer: str) -> Tables:
+  """Returns the sums of squares of AdaGrad; SGD has none, a 0 stands for them."""
+  squares = {}
   for name, table in params.items():
-    result[name] = jnp.ones_like(table) if optimizer == 'adagrad' else jnp.zeros(())
-  return result
+    if optimizer == 'adagrad':
+      squares[name] = jnp.ones_like(table)
+    else:
+      squares[name] = jnp.zeros(())
+  return squares
 
 
-def row_step(state: TrainState, batch: dict, options: RowOptions) -> tuple[TrainState, dict]:
-  """The M updates of a batch, one after another, with one learning rate.
+def row_step(
+  state: TrainState, batch: dict[str, jax.Array], options: RowOptions
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Makes the M updates of a batch, one after another, with one learning rate.
 
   Returns:
-    The new state; loss: mean over the pairs of the batch, each at the parameters before its update; gradient norm: the mean over the
-    updates, of the gradients of rows as they come; weight: the pairs.
+    The new state, and metrics: loss, the mean over the pairs of the batch, each at the parameters
+    before its update; gradient_norm, the mean over the updates, of the gradients of rows before
+    equal rows are summed; weight, the number of pairs.
   """
   rate = options.rate(state.step)
   rule = RULES[options.model.optimizer]
 
-  def update(carry, micro):
+  def update(carry: tuple[Tables, Tables], micro_batch: Tables):
     params, squares = carry
-    found = options.model.gradients(params, micro)
-    moved = {
-      name: rule(params[name], squares[name], found.rows[name], found.gradients[name], rate)
-      for name in params
-    }
+    found = options.model.gradients(params, micro_batch)
+    new_params = {}
+    new_squares = {}
+    for name in params:
+      new_params[name], new_squares[name] = rule(
+        params[name], squares[name], found.rows[name], found.gradients[name], rate
+      )
     norm = jnp.sqrt(sum((gradient**2).sum() for gradient in found.gradients.values()))
-    carry = tuple({name: both[i] for name, both in moved.items()} for i in range(2))
-    return carry, (found.loss, found.weight, norm)
+    return (new_params, new_squares), (found.loss, found.weight, norm)
 
   (params, squares), (losses, weights, norms) = jax.lax.scan(
     update, (state.params, state.opt_state), options.model.prepare(batch)
@@ -72,5 +91,7 @@ def row_step(state: TrainState, batch: dict, options: RowOptions) -> tuple[Train
     'gradient_norm': norms.mean(),
     'weight': weight,
   }
-  new = state._replace(step=state.step + 1, params=params, opt_state=squares)
-  return where_finite(state, new, metrics) if options.skip else new, metrics
+  new_state = state._replace(step=state.step + 1, params=params, opt_state=squares)
+  if options.skip:
+    new_state = where_finite(state, new_state, metrics)
+  return new_state, metrics

@@ -1,12 +1,43 @@
-"""Word vectors out of plain text. What is learned is tables, not a network: mmlm/word_vectors/vector_experiment.py trains and evaluates them."""
+"""The task of learning word vectors: tables are learned, not a network, so it has its own pipeline."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ml_collections import ConfigDict
+
+from mmlm.pretrained.formats.write_vectors import FORMATS
+from mmlm.tasks.base import Pipeline, Task
 from mmlm.word_vectors.objectives import WORD_VECTORS
+from mmlm.word_vectors.vector_commands import evaluate, export
+from mmlm.word_vectors.vector_experiment import VectorExperiment
+from mmlm.word_vectors.vector_training import training_parts
 
 
 @dataclass(frozen=True)
-class WordVectors:
+class WordVectors(Task):
+  """Word vectors of plain text: skip-gram, CBOW and GloVe."""
+
   metrics: tuple[str, ...] = ()
-  heads: tuple[str, ...] = tuple(WORD_VECTORS)  # what can learn them
+  heads: tuple[str, ...] = tuple(WORD_VECTORS)  # the objectives
   answers: str = 'text'  # the field of an example that is learned
+
+  trains_vectorised: ClassVar[bool] = False
+  pipeline: ClassVar[Pipeline] = Pipeline(
+    experiment=VectorExperiment,
+    training_parts=training_parts,
+    evaluate=evaluate,
+    export=export,
+    export_formats=tuple(FORMATS),
+    commands=('train', 'sweep', 'evaluate', 'similarity', 'export', 'report'),
+  )
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    """Returns the small form of a config: few words, few steps."""
+    config.tokenizer.min_frequency = 1
+    config.model.dim = 8
+    config.train.batch_size = 256
+    config.model.head.unlock()['micro_batch'] = 64
+    config.train.duration = '6 steps'
+    config.train.log_every = '2 steps'
+    config.train.eval_every = '3 steps'
+    return config

@@ -9,7 +9,7 @@ from conftest import ROOT
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-import mmlm.word_vectors.objectives  # noqa: F401 registers its heads
+import mmlm.word_vectors  # noqa: F401 registers its task
 from mmlm import config as configs
 from mmlm.decoding.score_fusion import FusionOptions
 from mmlm.decoding.search import SearchOptions

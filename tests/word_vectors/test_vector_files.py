@@ -55,7 +55,7 @@ def test_equal_words_of_a_file_are_told(tmp_path, capsys):
 
 
 def known_of(array, words=WORDS):
-  return similarity.Known(
+  return similarity.UnitVectors(
     Vectors({word: i for i, word in enumerate(words[: len(array)])}, np.float32(array))
   )
 

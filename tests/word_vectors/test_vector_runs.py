@@ -22,7 +22,8 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
 from mmlm.word_vectors import similarity
 from mmlm.word_vectors.sparse_step import row_step
-from mmlm.word_vectors.vector_experiment import VectorExperiment, training_parts
+from mmlm.word_vectors.vector_experiment import VectorExperiment
+from mmlm.word_vectors.vector_training import training_parts
 
 
 def text_of(folder):
@@ -51,7 +52,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path, capsys):
   train(flags.Train(config=spec, workdir=str(tmp_path / 'run')))
   assert 'Resumed at step 3 of 6' in capsys.readouterr().out
   one, two = (
-    VectorExperiment.of_run(place, {'evaluate.checkpoint': 'latest'}).vectors()
+    VectorExperiment.of_run(place, {'evaluate.checkpoint': 'latest'}).trained_vectors()
     for place in (folder, tmp_path / 'run')
   )
   assert one[1] == two[1] == 6
@@ -80,7 +81,7 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
   export(flags.Export(run=str(folder), output=str(tmp_path / 'v.txt'), format=['glove']))
   read, (mine, _) = (
     read_vectors(str(tmp_path / 'v.txt')),
-    VectorExperiment.of_run(folder, {}).vectors(),
+    VectorExperiment.of_run(folder, {}).trained_vectors(),
   )
   np.testing.assert_array_equal(read.array, mine.array)
   assert read.words == mine.words and mine.array.shape[1] == 8
@@ -88,7 +89,7 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
     flags.Similarity(vectors=str(tmp_path / 'v.txt'), sets=str(tmp_path / 'pairs.txt'), restrict=0)
   )
   assert again['scores'] == found['scores']
-  with pytest.raises(UserError, match='other commands have no use for them'):
+  with pytest.raises(UserError, match='this command does not apply'):
     predict(flags.Predict(run=str(folder), input='w1'))
 
 
@@ -114,7 +115,7 @@ def test_learning_learns(tmp_path):
     with parts.stream(0, 100) as batches:
       for batch in batches:
         state, metrics = step(state, batch)
-    known = similarity.Known(experiment.vectors_of(jax.tree.map(np.asarray, state.params)))
+    known = similarity.UnitVectors(experiment.vectors_of(jax.tree.map(np.asarray, state.params)))
     cosines = known.array @ known.array.T
     same = np.array(
       [
@@ -128,7 +129,7 @@ def test_learning_learns(tmp_path):
 @pytest.mark.parametrize(
   'settings, says',
   [
-    ({'model.head.window': '0'}, 'model.head.window=0: expected 1 or more, 255 at most'),
+    ({'model.head.window': '0'}, 'model.head.window=0: expected 1 or more, and less than 256'),
     (
       {'model.head.micro_batch': '40'},
       r'model.head.micro_batch=40 does not divide by model.head.row=16',
@@ -140,11 +141,11 @@ def test_learning_learns(tmp_path):
     ({'optimizer.name': 'adamw'}, "optimizer.name of skip_gram: no 'adamw'"),
     (
       {'optimizer.clip_norm': '1.0'},
-      'optimizer.clip_norm=1.0: word vectors are learned row by row',
+      'optimizer.clip_norm=1.0: does not apply',
     ),
     ({'parallel.strategy': 'pmap'}, 'on one device'),
     ({'parallel.strategy': 'mesh'}, 'on one device'),
-    ({'tokenizer.min_frequency': '9999'}, r'no word stands 9999 times or more'),
+    ({'tokenizer.min_frequency': '9999'}, r'no word occurs 9999 times or more'),
     (
       {'tokenizer.vocab_size': '1', 'model.head.subsample': '0.0'},
       'no sentence has two words of the vocabulary',

