@@ -25,7 +25,7 @@ from mmlm.evaluation.significance import mean_and_spread, paired_bootstrap
 from mmlm.tasks import TASKS
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
-from mmlm.word_vectors.similarity import definition_of
+from mmlm.word_vectors.similarity_scores import definition_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -28,7 +28,7 @@ from common import config_of, in_turns, main, row, summary, with_folder
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.evaluation.significance import mean_and_spread
 from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
-from mmlm.word_vectors.similarity import score_vectors
+from mmlm.word_vectors.similarity_scores import score_vectors
 from mmlm.word_vectors.sparse_step import row_step
 from mmlm.word_vectors.vector_experiment import VectorExperiment
 from mmlm.word_vectors.vector_training import training_parts

@@ -4,7 +4,7 @@ import pathlib
 
 from mmlm.cli import flags
 from mmlm.experiment.experiment import Experiment
-from mmlm.inference import export as model_export
+from mmlm.inference import model_export
 from mmlm.inference.generation import language_params
 from mmlm.pretrained.formats.write_vectors import FORMATS as VECTOR_FORMATS
 from mmlm.pretrained.gpt2 import export_gpt2

@@ -1,7 +1,7 @@
 """Builds a data set once from its original files, or checks a manifest."""
 
 from mmlm.cli import flags
-from mmlm.data.datasets.prepare import prepare as prepare_dataset
+from mmlm.data.datasets.preparation import prepare as prepare_dataset
 from mmlm.data.sources.manifest import ManifestSource, check_files
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm import config as configs
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.filters import alignable, name_unknown
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.running_text import RunningText, check_stream, read_running_text
@@ -78,7 +78,7 @@ def open_split(data, split: str, modalities: tuple[str, ...], required: tuple[st
   if data.name == 'manifest':
     source = ManifestSource(split, require=required)
     return check_files(source, data.dir, data.skip_broken, modalities)
-  return prepare.open_source(
+  return preparation.open_source(
     data.name, data.dir, split, data.fields.to_dict(), data.source, data.skip_broken
   )
 

@@ -9,7 +9,7 @@ from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
 from mmlm.pretrained.formats.write_vectors import write_vectors
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
-from mmlm.word_vectors.similarity import Score, score_vectors
+from mmlm.word_vectors.similarity_scores import Score, score_vectors
 from mmlm.word_vectors.vector_experiment import VectorExperiment
 
 MOST_WORDS = 30000  # of the analogies of an evaluation

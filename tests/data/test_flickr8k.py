@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mmlm.data.datasets import flickr8k
-from mmlm.data.datasets.prepare import prepare
+from mmlm.data.datasets.preparation import prepare
 from mmlm.data.sources.tfds_source import TfdsSource
 from mmlm.utils.errors import UserError
 

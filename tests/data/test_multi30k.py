@@ -10,7 +10,7 @@ from PIL import Image
 from mmlm.config import load_config
 from mmlm.data.batching import TrainPlan
 from mmlm.data.datasets.multi30k import Multi30k
-from mmlm.data.datasets.prepare import open_source, prepare
+from mmlm.data.datasets.preparation import open_source, prepare
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.data.text import moses_tokenize
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer

@@ -9,7 +9,7 @@ import pytest
 from num2words import num2words
 from PIL import Image
 
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.datasets.numerals import FRAME, draw, mask_one
 from mmlm.data.text import MASK
 
@@ -21,8 +21,8 @@ def examples(tmp_path_factory):
   fields = {'id': 'id', 'image': 'image', 'text': 'masked', 'targets': 'de', 'english': 'en'}
   sources = {}
   for split in ('train', 'valid', 'test'):
-    sources[split] = prepare.open_source('numerals/tiny', folder, split, fields)
-  plain = prepare.open_source('numerals/tiny', folder, 'test')
+    sources[split] = preparation.open_source('numerals/tiny', folder, split, fields)
+  plain = preparation.open_source('numerals/tiny', folder, 'test')
   assert plain[0] == {key: value for key, value in sources['test'][0].items() if key != 'english'}
   return {split: [source[i] for i in range(len(source))] for split, source in sources.items()}
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.sources.parallel_text import ParallelTexts
 from mmlm.data.sources.tfds_source import TfdsSource
 from mmlm.utils.errors import UserError
@@ -127,21 +127,21 @@ def test_a_folder_that_is_no_array_record_data_set(folder, tmp_path):
 
 def test_a_catalogue_set_is_found_by_name(folder):
   data_dir = folder.parent.parent
-  assert len(prepare.open_source('catalogue', data_dir, 'test', {'targets': 'title'})) == 2
+  assert len(preparation.open_source('catalogue', data_dir, 'test', {'targets': 'title'})) == 2
   with pytest.raises(UserError, match='which fields'):
-    prepare.open_source('catalogue', data_dir, 'test')
+    preparation.open_source('catalogue', data_dir, 'test')
   with pytest.raises(UserError, match="'catalogue'"):
-    prepare.open_source('catalog', data_dir, 'test', {'targets': 'title'})
+    preparation.open_source('catalog', data_dir, 'test', {'targets': 'title'})
 
 
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path, monkeypatch):
   left = tmp_path / 'unicode_pictures' / 'tiny' / 'incomplete.A1B2C3_1.0.0'  # as TFDS names it
   left.mkdir(parents=True)
   (left / 'dataset_info.json').write_text('{}')
-  source = prepare.open_source('unicode_pictures/tiny', tmp_path, 'train')
+  source = preparation.open_source('unicode_pictures/tiny', tmp_path, 'train')
   assert len(source) > 100 and not left.exists()
-  monkeypatch.setattr(prepare, '_build', None)  # there already: nothing is built
-  assert prepare.prepare('unicode_pictures/tiny', None, tmp_path).is_dir()
+  monkeypatch.setattr(preparation, '_build', None)  # there already: nothing is built
+  assert preparation.prepare('unicode_pictures/tiny', None, tmp_path).is_dir()
 
 
 def test_a_full_disk_is_an_answer_and_leaves_nothing(tmp_path, monkeypatch):
@@ -149,9 +149,9 @@ def test_a_full_disk_is_an_answer_and_leaves_nothing(tmp_path, monkeypatch):
     yield from ()
     raise RuntimeError('write() failed: No space left on device; writing x')
 
-  monkeypatch.setattr(prepare.UnicodePictures, '_generate_examples', full)
+  monkeypatch.setattr(preparation.UnicodePictures, '_generate_examples', full)
   with pytest.raises(UserError, match='disk is full'):
-    prepare.prepare('unicode_pictures/tiny', None, tmp_path)
+    preparation.prepare('unicode_pictures/tiny', None, tmp_path)
   assert list(tmp_path.glob('unicode_pictures/tiny/*')) == []
 
 
@@ -170,11 +170,11 @@ def test_two_processes_build_once(tmp_path):
 def test_missing_source_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.delenv('MMLM_DATA', raising=False)
   with pytest.raises(UserError, match='./launch.sh prepare flickr8k --source'):
-    prepare.open_source('flickr8k', tmp_path, 'train')
+    preparation.open_source('flickr8k', tmp_path, 'train')
   with pytest.raises(UserError, match='no such folder'):
-    prepare.prepare('flickr8k', tmp_path / 'nowhere', tmp_path)
+    preparation.prepare('flickr8k', tmp_path / 'nowhere', tmp_path)
   with pytest.raises(UserError, match='full, tiny'):
-    prepare.prepare('unicode_pictures/huge', None, tmp_path)
+    preparation.prepare('unicode_pictures/huge', None, tmp_path)
 
 
 # Parallel texts

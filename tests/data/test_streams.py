@@ -5,7 +5,7 @@ import lzma
 import numpy as np
 import pytest
 
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.running_text import (
   Lanes,
   RandomWindows,
@@ -144,7 +144,7 @@ def test_bad_files_are_named_with_their_line(tmp_path):
 
 
 def test_shakespeare_and_brown_are_read_in_order(tmp_path, shared_data):
-  folder = prepare.prepare('tiny_shakespeare', shared_data / 'text' / 'lm', tmp_path)
+  folder = preparation.prepare('tiny_shakespeare', shared_data / 'text' / 'lm', tmp_path)
   parts = [
     TfdsSource(folder, split, {'id': 'id', 'targets': 'text'})[0]['targets'][0]
     for split in ('train', 'valid')
@@ -155,7 +155,7 @@ def test_shakespeare_and_brown_are_read_in_order(tmp_path, shared_data):
   with lzma.open(shared_data / 'text' / 'lm' / 'brown.txt.xz', 'rt', encoding='utf-8') as file:
     lines = file.read().splitlines()
   (tmp_path / 'brown.txt').write_text('\n'.join(lines[:4000]) + '\n')
-  folder = prepare.prepare('brown', tmp_path, tmp_path)
+  folder = preparation.prepare('brown', tmp_path, tmp_path)
   numbers = {}
   for split in ('train', 'valid', 'test'):
     rows = TfdsSource(folder, split, {'id': 'id', 'targets': 'text'})
@@ -170,7 +170,7 @@ def test_shakespeare_and_brown_are_read_in_order(tmp_path, shared_data):
   (tmp_path / 'bad').mkdir()
   (tmp_path / 'bad' / 'brown.txt').write_text('a b\n\n')
   with pytest.raises(UserError, match='brown.txt, line 2: empty'):
-    prepare.prepare('brown', tmp_path / 'bad', tmp_path / 'other')
+    preparation.prepare('brown', tmp_path / 'bad', tmp_path / 'other')
 
 
 # Rows

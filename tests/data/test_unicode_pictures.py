@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from mmlm.data.datasets import unicode_pictures as up
-from mmlm.data.datasets.prepare import open_source
+from mmlm.data.datasets.preparation import open_source
 from mmlm.data.transforms.image import decode_picture
 
 EXPECTED = ('train', 'valid', 'test_faces', 'test_characters')

@@ -20,7 +20,7 @@ from test_sources import BAD_PARALLEL, write_parallel
 from mmlm import config as configs
 from mmlm.cli import quick_start
 from mmlm.data.batching import Batch
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.datasets.numerals import draw
 from mmlm.data.datasets.sounds import DIGITS
 from mmlm.data.datasets.three_modalities import face
@@ -58,7 +58,7 @@ def data(tmp_path_factory):
   """The generated sets, prepared once, and the cached grids of the configs, which are all the same."""
   folder = tmp_path_factory.mktemp('data')
   for name in HELD_OUT:
-    prepare.prepare(name, None, folder)
+    preparation.prepare(name, None, folder)
   return folder
 
 

@@ -10,7 +10,7 @@ from program import done, refused
 from test_sentiment import features_manifest
 
 from mmlm import config as configs
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.initialization import moments
 from mmlm.experiment.training import training_parts
@@ -25,7 +25,7 @@ NEW = "--config.train.start_rules=(('(fusion|encoders_image)/.*', False), ('.*',
 def base(tmp_path_factory):
   """The folder of prepared data, and a run on text alone in it."""
   folder = tmp_path_factory.mktemp('start')
-  prepare.prepare('numerals/tiny', None, folder / 'data')
+  preparation.prepare('numerals/tiny', None, folder / 'data')
   done(
     'train',
     'configs/translation/numerals.py:modalities=text,smoke',

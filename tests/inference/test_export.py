@@ -10,9 +10,9 @@ from jax import export as jax_export
 from program import done, read_jsonl, refused
 from safetensors.numpy import load_file
 
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.experiment.experiment import Experiment
-from mmlm.inference import export as exporting
+from mmlm.inference import model_export as exporting
 from mmlm.training.exported_weights import is_export, read_weights
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat
@@ -29,7 +29,7 @@ FEW = [
 def place(tmp_path_factory):
   """A run that was evaluated, and its export."""
   folder = tmp_path_factory.mktemp('export')
-  prepare.prepare('numerals/tiny', None, folder / 'data')
+  preparation.prepare('numerals/tiny', None, folder / 'data')
   done(
     'train',
     'configs/translation/numerals.py:modalities=text,smoke',

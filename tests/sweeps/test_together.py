@@ -13,7 +13,7 @@ from program import done
 from test_sentiment import mosi
 
 from mmlm import config as configs
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import params_of
 from mmlm.models.layers import Dropout
@@ -39,7 +39,7 @@ FEW = {
 
 
 def test_seeds_together_are_seeds_one_by_one(tmp_path):
-  prepare.prepare('mosi/bclstm_videos', mosi(tmp_path / 'mosi'), tmp_path / 'data')
+  preparation.prepare('mosi/bclstm_videos', mosi(tmp_path / 'mosi'), tmp_path / 'data')
   settings = FEW | {'data.dir': str(tmp_path / 'data')}
   config = configs.override(configs.load_config(SPEC), settings)
   experiments = train_together(config, {seed: tmp_path / f'together{seed}' for seed in (3, 4)})

@@ -8,7 +8,7 @@ import pytest
 from program import done, read_jsonl, refused, write_jsonl
 
 from mmlm import config as configs
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.data.labels import Classes, Range
 from mmlm.data.transforms.features import count_rows
 from mmlm.utils.errors import UserError
@@ -69,7 +69,7 @@ def test_mosi_has_its_forms(tmp_path):
   source = mosi(tmp_path / 'mosi')
   found = {}
   for form in ('standard', 'bclstm'):
-    found[form] = prepare.open_source(f'mosi/{form}', tmp_path / 'data', 'test', None, source)
+    found[form] = preparation.open_source(f'mosi/{form}', tmp_path / 'data', 'test', None, source)
   assert all(
     example.keys() == {'id', 'text', 'label'}
     for part in found.values()
@@ -83,7 +83,7 @@ def test_mosi_has_its_forms(tmp_path):
     'video': 'video',
     'text': 'text_features',
   }
-  videos = prepare.open_source('mosi/bclstm_videos', tmp_path / 'data', 'test', fields, source)
+  videos = preparation.open_source('mosi/bclstm_videos', tmp_path / 'data', 'test', fields, source)
   assert sorted(videos[i]['id'] for i in range(len(videos))) == [
     name for i, name in enumerate(VIDEOS) if i % 3 == 2
   ]
@@ -95,7 +95,9 @@ def test_mosi_has_its_forms(tmp_path):
     assert [label == 'positive' for label in example['label']] == (
       example['audio'].mean(1) > 0
     ).tolist()
-  held_out = prepare.open_source('mosi/bclstm_videos', tmp_path / 'data', 'valid', fields, source)
+  held_out = preparation.open_source(
+    'mosi/bclstm_videos', tmp_path / 'data', 'valid', fields, source
+  )
   assert len(held_out) == 10
 
 
@@ -103,7 +105,7 @@ def test_mosi_has_its_forms(tmp_path):
 def test_leaking_features_cannot_be_had_with_the_standard_split(tmp_path, field):
   for name in ('mosi/standard', 'mosi'):
     with pytest.raises(UserError, match='trained on most of this split.*mosi/bclstm'):
-      prepare.open_source(
+      preparation.open_source(
         name, tmp_path / 'data', 'test', {'id': 'id', 'x': field}, mosi(tmp_path / 'mosi')
       )
 
@@ -127,7 +129,7 @@ def _nan(rows, features):
 )
 def test_a_bad_mosi_is_named(tmp_path, change, says):
   with pytest.raises(UserError, match=says):
-    prepare.prepare('mosi/bclstm', mosi(tmp_path / 'mosi', change), tmp_path / 'data')
+    preparation.prepare('mosi/bclstm', mosi(tmp_path / 'mosi', change), tmp_path / 'data')
   assert not (tmp_path / 'data' / 'mosi' / 'bclstm' / '1.0.0').exists()
 
 
@@ -144,7 +146,7 @@ def test_sst2_and_mr_and_vader_are_read(tmp_path):
 
   def rows(name, split):
     result = []
-    for found in [prepare.open_source(name, tmp_path / 'data', split, None, source)]:
+    for found in [preparation.open_source(name, tmp_path / 'data', split, None, source)]:
       for i in range(len(found)):
         result.append(dict(found[i]))
     return result
@@ -202,7 +204,7 @@ def test_bad_sentences_are_named_with_file_and_line(tmp_path, name, file, conten
   (tmp_path / 'source' / 'dev.tsv').write_text('sentence\tlabel\nfine\t1\n')
   (tmp_path / 'source' / file).write_text(content)
   with pytest.raises(UserError, match=says):
-    prepare.prepare(name, tmp_path / 'source', tmp_path / 'data')
+    preparation.prepare(name, tmp_path / 'source', tmp_path / 'data')
 
 
 # Labels and features
@@ -253,7 +255,7 @@ def test_features_that_are_wrong_are_named(array, says):
 
 
 def test_the_utterances_of_a_video_are_answered_one_by_one(tmp_path):
-  prepare.prepare('mosi/bclstm_videos', mosi(tmp_path / 'mosi'), tmp_path / 'data')
+  preparation.prepare('mosi/bclstm_videos', mosi(tmp_path / 'mosi'), tmp_path / 'data')
   few = [
     '--config.train.duration=30 epochs',
     '--config.train.eval_every=15 epochs',
@@ -297,7 +299,7 @@ def test_the_utterances_of_a_video_are_answered_one_by_one(tmp_path):
 def test_what_a_generated_example_lacks_is_not_there(tmp_path):
   fields = {name: name for name in ('id', 'text', 'image', 'audio', 'label')}
   train, test = (
-    prepare.open_source('three_modalities/tiny', tmp_path / 'data', split, fields)
+    preparation.open_source('three_modalities/tiny', tmp_path / 'data', split, fields)
     for split in ('train', 'test')
   )
   there = []

