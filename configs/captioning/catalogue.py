@@ -1,16 +1,20 @@
-"""Captioning on any set of the TFDS catalogue that lies prepared as array_record under data.dir.
+r"""Captioning on any data set of the TFDS catalogue, prepared as array_record below data.dir.
 
-  ./launch.sh train configs/captioning/catalogue.py:name=coco_captions/2014,id=image/filename,targets=captions/text --workdir runs/coco
+  ./launch.sh train configs/captioning/catalogue.py:name=coco_captions/2014,id=image/filename \
+    --workdir runs/coco
 
-`id`, `image` and `targets` are paths of the set's features; `train`, `valid` and `test` are its splits, in TFDS's syntax.
+Arguments: `id`, `image` and `targets` are paths of the set's features (`targets=captions/text`);
+`train`, `valid` and `test` are its splits, in the syntax of TFDS. The model is that of flickr8k.py.
 """
+
+from ml_collections import ConfigDict
 
 from configs.captioning.flickr8k import recipe
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(
     arg,
     smoke=False,
@@ -24,8 +28,10 @@ def get_config(arg=''):
   )
   config = recipe(default_config())
   config.data.name = args.name
-  config.data.fields = {'image': args.image, 'targets': args.targets} | (
-    {'id': args.id} if args.id else {}
-  )
+  config.data.fields = {'image': args.image, 'targets': args.targets}
+  if args.id:
+    config.data.fields['id'] = args.id
   config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

@@ -1,16 +1,18 @@
-"""Captioning of generated pictures: a character in, its Unicode name out. The quick start of `./launch.sh`.
+"""Captioning of generated pictures: a character in, its Unicode name out.
 
-  ./launch.sh                        trains, evaluates on held-out faces and characters, writes runs/unicode_pictures/report.html
+  ./launch.sh      the quick start: trains, evaluates on held-out typefaces and characters, reports
 
-28,539 pictures of 32 x 32 pixels, five epochs; the sizes were chosen on the validation face. Time and scores:
-experiments/README.md.
+Data: 28,539 pictures of 32 x 32 pixels, generated offline. The sizes of the model were chosen on
+the validation typeface. Time and scores: experiments/README.md.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False)
   config = default_config()
   config.data.name = 'unicode_pictures'
@@ -39,4 +41,6 @@ def get_config(arg=''):
   config.train.monitor = 'exact_match'
   config.evaluate.batch_size = 128
   config.evaluate.metrics = ('exact_match', 'word_f1')
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

@@ -1,15 +1,21 @@
-"""A language model of a user's own text: a file, a folder of *.txt, a manifest, or a prepared set.
+r"""Language model of your own text: a file, a folder of *.txt, a manifest, or a prepared set.
 
-  ./launch.sh train configs/language_model/text.py:text=my/book.txt --workdir runs/mine       # its first nine tenths, the rest validates
-  ./launch.sh train configs/language_model/text.py:text=my/train,valid=my/valid --workdir runs/mine        # two folders
-  ./launch.sh train configs/language_model/text.py:text=my/train.jsonl,valid=my/valid.jsonl --workdir runs/mine
+  ./launch.sh train configs/language_model/text.py:text=my/book.txt --workdir runs/mine
+  ./launch.sh train configs/language_model/text.py:text=my/train,valid=my/valid --workdir runs/mine
+  ./launch.sh train configs/language_model/text.py:text=my/train.jsonl,valid=my/valid.jsonl \
+    --workdir runs/mine
   ./launch.sh generate runs/mine --prompt "Once upon" --temperature 0.8
 
-`documents=line` or `paragraph` cuts files into documents. `tokens=char`, `bpe` or `word`; `model=transformer` over packed documents, which do
-not see each other, or `lstm`, which reads on. `gpt2=FOLDER` goes on from a GPT-2 with its tokenizer and sizes. A prepared set:
-`set=multi30k/text,field=en,text=train,valid=valid`. A run with `tokenizer.kind=run` can be fused into the search of that run
+Data: without `valid` the last tenth of the text validates. `documents=line` or `paragraph` divides
+files into documents. A prepared set: `set=multi30k/text,field=en,text=train,valid=valid`.
+Arguments: `tokens` is char, bpe or word. `model=transformer` trains on packed documents, each of
+which attends to itself alone; `model=lstm` on continuous text. `gpt2=FOLDER` starts from a GPT-2,
+with its tokenizer and sizes.
+With `tokenizer.kind=run`, a run can be fused into the search of the run that the tokenizer is from
 (`decoding.language_model`), or start its decoder (`train.start_from`).
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
@@ -22,20 +28,19 @@ MODELS = {
 }
 
 
-def splits(args):
-  """(name of the set, fields, split to train on, split to validate on)"""
+def splits(args: ConfigDict) -> tuple[str, dict, str, str]:
+  """Returns the data set, its fields, and the splits to train and to validate on."""
   if args.set:
     return args.set, {'targets': args.field}, args.text, args.valid
   if args.text.endswith('.jsonl'):
     return 'manifest', {}, args.text, args.valid
+  fields = {'documents': args.documents}
   if args.valid:
-    parts = (args.text, args.valid)
-  else:
-    parts = (f'{args.text}[:90%]', f'{args.text}[90%:]')
-  return 'text', {'documents': args.documents}, *parts
+    return 'text', fields, args.text, args.valid
+  return 'text', fields, f'{args.text}[:90%]', f'{args.text}[90%:]'
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(
     arg,
     smoke=False,
@@ -68,7 +73,8 @@ def get_config(arg=''):
   config.model.head = head
   config.optimizer.warmup = '200 steps'
   config.optimizer.weight_decay = 0.1
-  config.train.batch_size = config.evaluate.batch_size = 32
+  config.train.batch_size = 32
+  config.evaluate.batch_size = 32
   config.train.label_smoothing = 0.0
   config.train.duration = '10 epochs'
   config.train.patience = 3
@@ -81,4 +87,6 @@ def get_config(arg=''):
     config.tokenizer.source = args.gpt2
     config.optimizer.learning_rate = 3e-5
     config.optimizer.rate_rules = (('.*/tokens/bias', 0.0), ('.*', 1.0))
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

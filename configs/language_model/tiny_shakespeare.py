@@ -1,14 +1,20 @@
-"""Characters of Tiny Shakespeare at nanoGPT's size for a CPU: 4 layers, D 128, windows of 64 characters, 2,000 steps of 12.
+"""Character-level language model of Tiny Shakespeare at the sizes of nanoGPT.
 
   ./launch.sh prepare tiny_shakespeare --source FOLDER
   ./launch.sh train configs/language_model/tiny_shakespeare.py --workdir runs/shakespeare
-  ./launch.sh evaluate runs/shakespeare                # every character of the last tenth; --config.evaluate.stride=8: with more before each
+  ./launch.sh evaluate runs/shakespeare
   ./launch.sh generate runs/shakespeare --prompt "ROMEO:" --temperature 0.8 --top_k 20
 
-`:size=gpu` is its size for a GPU: 6 layers, D 384, windows of 256, 5,000 steps of 64, in bfloat16, with its dropout of 0.2 (of the
-weights of attention too, and inside the feed-forward layers, where nanoGPT has none) and a moving average of the parameters.
-Positions are rotary, not learned as nanoGPT's: `--config.model.head.positions=learned` for those.
+Data: the last tenth of the text validates. `evaluate` scores every character of it, in windows side
+by side; `--config.evaluate.stride=8` gives each character more context.
+`:size=cpu`: 4 layers, D 128, windows of 64 characters, 2,000 steps of 12. `:size=gpu`: 6 layers,
+D 384, windows of 256, 5,000 steps of 64, in bfloat16, with dropout 0.2 (also of attention weights,
+and inside the feed-forward layers, where nanoGPT has none) and averaged parameters.
+Positions are rotary; nanoGPT's are learned: `--config.model.head.positions=learned`.
+Time and scores: experiments/README.md.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
@@ -40,7 +46,7 @@ SIZES = {
 }
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, size='cpu')
   size = SIZES[one_of('size', args.size, SIZES)]
   config = default_config()
@@ -80,5 +86,7 @@ def get_config(arg=''):
   config.train.log_every = '100 steps'
   config.train.eval_every = '250 steps'
   config.evaluate.metrics = ('nats_per_character', 'bits_per_character')
-  config.parallel.strategy = 'jit'  # 12 rows are too few to divide
-  return smoke(config) if args.smoke else config
+  config.parallel.strategy = 'jit'  # 12 examples are too few to divide
+  if args.smoke:
+    return smoke(config)
+  return config

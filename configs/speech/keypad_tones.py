@@ -1,17 +1,23 @@
-"""Generated keypad tones in noise to the words of their digits, by a small Conformer with CTC and a decoder. Offline.
+"""Generated keypad tones in noise to the words of their digits, by a small Conformer.
 
   ./launch.sh train configs/speech/keypad_tones.py --workdir runs/tones
   ./launch.sh evaluate runs/tones
 
-`:head=` ctc, joint, joint_recurrent, transformer_decoder or recurrent_decoder; `:encoder=` conformer, audio_transformer or audio_recurrent.
+Data: generated offline.
+`:head=` is ctc, joint, joint_recurrent, transformer_decoder or recurrent_decoder; `:encoder=` is
+conformer, audio_transformer or audio_recurrent.
 """
+
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def recipe(config, encoder: dict, head='joint', **options):
-  """Characters out of sounds by an encoder and a head with their options: what the experiments on speech share."""
+def recipe(config: ConfigDict, encoder: dict, head: str = 'joint', **options: Any) -> ConfigDict:
+  """Sets what the experiments on speech share, with an encoder and options of the head."""
   config.task = 'recognition'
   config.tokenizer = {
     'kind': 'char',
@@ -22,28 +28,27 @@ def recipe(config, encoder: dict, head='joint', **options):
   }
   config.model.encoders = {'audio': encoder}
   if head in ('joint', 'transformer_decoder'):
-    positions = {'positions': 'sinusoidal'}
-  else:
-    positions = {}
-  config.model.head = {'name': head, **positions, **options}
+    options = {'positions': 'sinusoidal'} | options
+  config.model.head = {'name': head} | options
   config.train.monitor = 'cer'
   config.evaluate.shuffled = False
   config.decoding.beam_size = 8
   config.decoding.length_penalty = 0.0
   if head.startswith('joint'):
     config.decoding.ctc_weight = 0.3
-  else:
-    config.decoding.ctc_weight = 0.0
   return config
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, head='joint', encoder='conformer')
-  config = recipe(
-    default_config(),
-    {'name': args.encoder, 'width': 40, 'layers': 2, 'channels': 16, 'subsampling': 2},
-    args.head,
-  )
+  encoder = {
+    'name': args.encoder,
+    'width': 40,
+    'layers': 2,
+    'channels': 16,
+    'subsampling': 2,
+  }
+  config = recipe(default_config(), encoder, args.head)
   config.data.name = 'keypad_tones/full'
   config.data.train_ops = config.data.eval_ops = (
     'decode_sound(16000)',
@@ -60,4 +65,6 @@ def get_config(arg=''):
   config.train.batch_size = 32
   config.train.monitor = 'wer'
   config.decoding.max_length = 10
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

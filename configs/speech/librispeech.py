@@ -1,11 +1,14 @@
-"""LibriSpeech, read English: pieces of words out of a Conformer, by CTC and a decoder together. For an accelerator.
+"""LibriSpeech: subwords of read English by a Conformer with CTC and a decoder, for an accelerator.
 
   ./launch.sh prepare librispeech --source FOLDER
   ./launch.sh train configs/speech/librispeech.py --workdir runs/librispeech
   ./launch.sh evaluate runs/librispeech --splits test_clean,test_other
 
-FOLDER holds train-clean-100 and so on as the archives have them; `:train=train_clean_360`, `:valid=dev_other` name other parts.
+Data: FOLDER holds train-clean-100 and so on as the archives have them; `:train=train_clean_360` and
+`:valid=dev_other` name other parts.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
@@ -22,17 +25,19 @@ ENCODER = {
 }
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, train='train_clean_100', valid='dev_clean', test='test_clean')
   config = large(recipe(default_config(), ENCODER, layers=6))
   config.data.name = 'librispeech'
   config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
   config.train.monitor = 'wer'
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config
 
 
-def large(config):
-  """Features, tokenizer and training for corpora of a hundred hours and more."""
+def large(config: ConfigDict) -> ConfigDict:
+  """Sets features, tokenizer and training for corpora of a hundred hours and more."""
   config.data.train_ops = (
     'decode_sound(16000)',
     'speed',

@@ -1,19 +1,27 @@
-"""Recognition on your own sounds: JSON lines with `id`, `audio` (WAV, FLAC, Ogg, Opus, MP3; a path relative to the file) and `target`.
+r"""Recognition of your own recordings: JSON lines with `id`, `audio` and `target`.
 
-  ./launch.sh train configs/speech/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl --workdir runs/mine
+  ./launch.sh train configs/speech/manifest.py:train=my/train.jsonl,valid=my/valid.jsonl \
+    --workdir runs/mine
   ./launch.sh predict runs/mine --input sound.wav
 
-A Conformer that fits some hours of speech; `:tokenizer=unigram` with `--config.tokenizer.vocab_size=1000` writes pieces of words, for more. With
-`:translate` the target is a translation, and a `transcript` in each line what the CTC branch learns. `:features=39` reads files .npy of so
-many values a row. `test=` names a manifest for `evaluate`; without it the validation set is scored.
+Data: `audio` is a path relative to the manifest (WAV, FLAC, Ogg, Opus or MP3); `:features=39` reads
+.npy files of so many values a frame. `test=` names a manifest for `evaluate`; without it the
+validation set is scored.
+The Conformer fits some hours of speech; for more, `:tokenizer=unigram` with
+`--config.tokenizer.vocab_size=1000` writes subwords. With `:translate` the target is a translation
+and CTC learns the `transcript` of each line.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from configs.speech.keypad_tones import recipe
 from mmlm.config import default_config, parse_arg
 
+NORMALIZED = ('standardize', 'spec_augment(5, 2, 15, 2, 40)')
 
-def get_config(arg=''):
+
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(
     arg,
     smoke=False,
@@ -24,13 +32,11 @@ def get_config(arg=''):
     translate=False,
     features=0,
   )
+  encoder = {'name': 'conformer', 'width': args.features or 80}
   if args.translate:
-    translation = {'ctc_labels': 'transcript'}
+    config = recipe(default_config(), encoder, ctc_labels='transcript')
   else:
-    translation = {}
-  config = recipe(
-    default_config(), {'name': 'conformer', 'width': args.features or 80}, **translation
-  )
+    config = recipe(default_config(), encoder)
   config.data.name = 'manifest'
   config.data.splits = {
     'train': args.train,
@@ -38,21 +44,11 @@ def get_config(arg=''):
     'test': (args.test or args.valid,),
   }
   if args.features:
-    sounds = ()
+    config.data.train_ops = ('stretch(0.9, 1.1)', *NORMALIZED)
+    config.data.eval_ops = ('standardize',)
   else:
-    sounds = ('decode_sound(16000)', 'log_mel(80)')
-  if args.features:
-    faster = 'stretch(0.9, 1.1)'
-  else:
-    faster = 'speed'
-  config.data.eval_ops = (*sounds, 'standardize')
-  config.data.train_ops = (
-    *sounds[:1],
-    faster,
-    *sounds[1:],
-    'standardize',
-    'spec_augment(5, 2, 15, 2, 40)',
-  )
+    config.data.train_ops = ('decode_sound(16000)', 'speed', 'log_mel(80)', *NORMALIZED)
+    config.data.eval_ops = ('decode_sound(16000)', 'log_mel(80)', 'standardize')
   config.data.max_length = 3000  # thirty seconds
   config.data.buckets = (200, 400, 600, 800, 1000, 1500, 2000, 3000)
   config.tokenizer.kind = args.tokenizer
@@ -70,4 +66,6 @@ def get_config(arg=''):
   config.train.patience = 10
   config.train.ema_decay = 0.999
   config.decoding.max_length = 400
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

@@ -1,20 +1,25 @@
-"""Transformer-Tiny on Multi30k (Wu et al. 2021): 4 + 4 layers, D 128, joint BPE of 10,000, all embeddings tied.
+"""Multi30k by Transformer-Tiny (Wu et al. 2021): 4 + 4 layers, D 128, a joint BPE of 10,000.
 
   ./launch.sh prepare multi30k --source FOLDER
   ./launch.sh train configs/translation/multi30k.py --workdir runs/multi30k
   ./launch.sh evaluate runs/multi30k --splits test_2016,test_2017,test_coco
 
-`:source=de,target=en` turns it round; `:target=fr` and `:target=cs` translate into French and Czech. Norms stand before the layers, where
-it learns sooner; `:post_norm` is the published form with its rates. `:annealed` is a quarter as long: half as many tokens a step, and a rate that
-falls to zero within 40 epochs; the number for French was made so.
+Data: `:source=de,target=en` is the other direction; `:target=fr` and `:target=cs` are French and
+Czech.
+Layers are pre-norm, which converges sooner; `:post_norm` is the published form with its learning
+rate. `:annealed` takes a quarter of the time: half as many tokens a step, and a learning rate that
+falls to zero within 40 epochs (the number for French).
+Time and scores: experiments/README.md.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def recipe(config, source, target):
-  """Multi30k's texts, its tokenizer and the training that all of its experiments share."""
+def recipe(config: ConfigDict, source: str, target: str) -> ConfigDict:
+  """Sets the texts of Multi30k, the tokenizer and the training of all experiments on it."""
   config.task = 'translation'
   config.data.name = 'multi30k/text'
   config.data.fields = {'id': 'id', 'text': source, 'targets': target}
@@ -38,7 +43,7 @@ def recipe(config, source, target):
   config.train.keep_latest = 10
   config.evaluate.checkpoint = 'latest'
   config.evaluate.average = 10
-  config.evaluate.shuffled = False  # what the photos do is told by `ablate`
+  config.evaluate.shuffled = False  # `ablate` measures what photos contribute
   config.decoding.beam_size = 5
   config.decoding.length_penalty = 1.0
   if target == 'de':
@@ -49,7 +54,7 @@ def recipe(config, source, target):
 BLOCK = {'layers': 4, 'heads': 4, 'ffn_dim': 256, 'hidden_dropout': False}
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(arg, smoke=False, source='en', target='de', post_norm=False, annealed=False)
   config = recipe(default_config(), args.source, args.target)
   block = BLOCK | {'activation': 'relu', 'pre_norm': not args.post_norm}
@@ -65,4 +70,6 @@ def get_config(arg=''):
     config.optimizer.warmup = '800 steps'
     config.train.batch_tokens = 2048
     config.train.duration = '40 epochs'
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config

@@ -1,17 +1,23 @@
-"""Translation on a user's own texts: two files of as many lines (my/train.en, my/train.de) or a table (my/train.tsv with a header).
+r"""Translation of your own texts: two files with as many lines, or a table with a header.
 
-  ./launch.sh train configs/translation/parallel.py:train=my/train,valid=my/valid,test=my/test,source=en,target=de --workdir runs/mine
+  ./launch.sh train \
+    configs/translation/parallel.py:train=my/train,valid=my/valid,test=my/test,source=en,target=de \
+    --workdir runs/mine
   ./launch.sh translate runs/mine < text.en
 
-Pre-norm Transformer, 3 + 3 layers, D 256; a language code chooses Moses' rules, `moses=False` takes texts as they are.
+Data: my/train.en and my/train.de, or my/train.tsv. A language code selects Moses' rules;
+`moses=False` takes texts as they are.
+A pre-norm Transformer: 3 + 3 layers, D 256.
 """
+
+from ml_collections import ConfigDict
 
 from configs.smoke import smoke
 from mmlm.config import default_config, parse_arg
 
 
-def recipe(config, source, target, moses):
-  """Tokenizer, model and training for a user's own translations, wherever they come from."""
+def recipe(config: ConfigDict, source: str, target: str, moses: bool) -> ConfigDict:
+  """Sets tokenizer, model and training for translations of any source."""
   config.task = 'translation'
   if moses:
     config.data.languages = {'text': source, 'target': target}
@@ -39,7 +45,7 @@ def recipe(config, source, target, moses):
   return config
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ConfigDict:
   args = parse_arg(
     arg,
     smoke=False,
@@ -54,4 +60,6 @@ def get_config(arg=''):
   config.data.name = 'parallel'
   config.data.fields = {'text': args.source, 'targets': args.target}
   config.data.splits = {'train': args.train, 'valid': args.valid, 'test': (args.test,)}
-  return smoke(config) if args.smoke else config
+  if args.smoke:
+    return smoke(config)
+  return config
