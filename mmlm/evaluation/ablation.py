@@ -4,9 +4,11 @@ They are computed from predictions files, one a condition. Axes: N examples, D d
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.data.text import MASK
 from mmlm.evaluation.metrics import METRICS
+from mmlm.evaluation.metrics.metric import Rows
 from mmlm.evaluation.score_predictions import Predictions, computable
 from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.utils.choices import one_of
@@ -62,11 +64,11 @@ def mask_words(text: str, kind: str) -> str:
 
 
 def ablation_table(
-  predictions: dict[str, list[dict]],
+  predictions: dict[str, Rows],
   metrics: tuple[str, ...],
   samples: int = 1000,
   language: str = '',
-) -> list[dict]:
+) -> Rows:
   """Returns the scores of each condition and their differences from the first condition.
 
   Args:
@@ -93,7 +95,7 @@ def ablation_table(
   return table
 
 
-def _share_changed(unchanged: list[dict], rows: list[dict]) -> float:
+def _share_changed(unchanged: Rows, rows: Rows) -> float:
   changed = []
   for first, second in zip(unchanged, rows, strict=True):
     changed.append(first['hypothesis'] != second['hypothesis'])
@@ -101,8 +103,12 @@ def _share_changed(unchanged: list[dict], rows: list[dict]) -> float:
 
 
 def missing_curve(
-  complete: list[dict], without: list[dict], metric: str, draws: int = 100, seed: int = 0
-) -> list[dict]:
+  complete: Rows,
+  without: Rows,
+  metric: str,
+  draws: int = 100,
+  seed: int = 0,
+) -> Rows:
   """Returns scores over the share of examples that lack a modality.
 
   The prediction for one example does not depend on others, so this is what the model scores on such
@@ -133,7 +139,7 @@ def missing_curve(
   return curve
 
 
-def _examples_of(predictions: list[dict]) -> tuple[np.ndarray, int]:
+def _examples_of(predictions: Rows) -> tuple[NDArray, int]:
   """Returns the number of the example that each row is a part of, [N], and how many there are."""
   numbers: dict[str, int] = {}
   examples = []
@@ -143,7 +149,7 @@ def _examples_of(predictions: list[dict]) -> tuple[np.ndarray, int]:
   return np.array(examples), len(numbers)
 
 
-def format_table(table: list[dict], metrics: tuple[str, ...]) -> str:
+def format_table(table: Rows, metrics: tuple[str, ...]) -> str:
   """Formats a table for a terminal, with those of `metrics` that are in it."""
   names = [name for name in metrics if name in table[0]]
   width = max(len(line['condition']) for line in table)

@@ -57,7 +57,13 @@ class Evaluator:
     self._losses = parallel.rows(losses)
     self._answer = parallel.rows(answer)
 
-  def loss(self, params: Params, loader: Loader, buckets: tuple, workers: int = 0) -> dict:
+  def loss(
+    self,
+    params: Params,
+    loader: Loader,
+    buckets: tuple,
+    workers: int = 0,
+  ) -> dict:
     """Returns `task.summary` of the mean loss over a table with targets.
 
     Args:
@@ -70,7 +76,12 @@ class Evaluator:
     return self.task.summary(sums[0] / sums[1])
 
   def predict(
-    self, params: Params, loader: Loader, buckets: tuple, workers: int = 0, name: str = ''
+    self,
+    params: Params,
+    loader: Loader,
+    buckets: tuple,
+    workers: int = 0,
+    name: str = '',
   ) -> list[list[dict]]:
     """Returns the predictions of each example of the table, in its order.
 
@@ -93,7 +104,11 @@ class Evaluator:
 
 
 def _computed(
-  function: Callable, loader: Loader, buckets: tuple, workers: int, name: str = ''
+  function: Callable,
+  loader: Loader,
+  buckets: tuple,
+  workers: int,
+  name: str = '',
 ) -> Iterator[tuple]:
   """Yields (indices of examples in the table, function of their batch), each example once."""
   plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)

@@ -5,10 +5,10 @@ Axes: N examples, K sufficient statistics of one metric.
 
 from collections.abc import Iterable
 
-import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.evaluation.metrics import METRICS
-from mmlm.evaluation.metrics.metric import Unavailable, View
+from mmlm.evaluation.metrics.metric import Pair, Rows, Unavailable, View
 from mmlm.evaluation.metrics.views import lower_words
 from mmlm.evaluation.significance import bootstrap_interval
 from mmlm.utils.choices import one_of
@@ -23,13 +23,17 @@ class Predictions:
     language: of the texts, for Moses' tokenization rules.
   """
 
-  def __init__(self, rows: list[dict], language: str = ''):
+  def __init__(
+    self,
+    rows: Rows,
+    language: str = '',
+  ):
     self.rows = rows
     self.language = language
-    self._views: dict[View, tuple[list, list]] = {}
-    self._statistics: dict[tuple, np.ndarray] = {}
+    self._views: dict[View, Pair] = {}
+    self._statistics: dict[tuple, NDArray] = {}
 
-  def statistics(self, name: str) -> np.ndarray:
+  def statistics(self, name: str) -> NDArray:
     """Returns the statistics [N, K] of the metric `name`.
 
     Raises:
@@ -42,13 +46,17 @@ class Predictions:
       self._statistics[key] = metric.statistics(hypotheses, references)
     return self._statistics[key]
 
-  def _in_view(self, view: View) -> tuple[list, list]:
+  def _in_view(self, view: View) -> Pair:
     if view not in self._views:
       self._views[view] = view(self.rows, self.language)
     return self._views[view]
 
 
-def check_reference_words(references: Iterable[list[str]], split: str, config) -> None:
+def check_reference_words(
+  references: Iterable[list[str]],
+  split: str,
+  config,
+) -> None:
   """Fails when the references of a split do not have `evaluate.reference_words` words.
 
   Scores of tokenised text can be compared only where the references were tokenised alike: on
@@ -84,7 +92,9 @@ def computable(predictions: Predictions, names: Iterable[str]) -> list[str]:
 
 
 def score_predictions(
-  predictions: Predictions, names: Iterable[str], samples: int = 1000
+  predictions: Predictions,
+  names: Iterable[str],
+  samples: int = 1000,
 ) -> dict[str, dict[str, float]]:
   """Returns {name: {'value', 'low', 'high'}} of the metrics that are computable.
 

@@ -4,6 +4,7 @@ Axes: N examples, K sufficient statistics, S samples.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from mmlm.evaluation.metrics.metric import Value
@@ -13,7 +14,10 @@ _INTERVAL = (2.5, 97.5)  # percentiles
 
 
 def bootstrap_interval(
-  statistics: np.ndarray, value: Value, samples: int = 1000, seed: int = 0
+  statistics: NDArray,
+  value: Value,
+  samples: int = 1000,
+  seed: int = 0,
 ) -> tuple[float, float, float]:
   """Returns (value, low, high): a metric and its 95 % interval by percentiles (Efron 1979).
 
@@ -30,7 +34,12 @@ def bootstrap_interval(
   return float(value(statistics.sum(0))), float(low), float(high)
 
 
-def _resampled(statistics: np.ndarray, value: Value, samples: int, seed: int) -> np.ndarray:
+def _resampled(
+  statistics: NDArray,
+  value: Value,
+  samples: int,
+  seed: int,
+) -> NDArray:
   """Returns [S, ...], the values of as many draws of examples with replacement."""
   count = len(statistics)
   generator = np.random.default_rng(seed)
@@ -45,7 +54,11 @@ def _resampled(statistics: np.ndarray, value: Value, samples: int, seed: int) ->
 
 
 def paired_bootstrap(
-  first: np.ndarray, second: np.ndarray, value: Value, samples: int = 1000, seed: int = 0
+  first: NDArray,
+  second: NDArray,
+  value: Value,
+  samples: int = 1000,
+  seed: int = 0,
 ) -> dict:
   """Compares two systems on the same examples, which are drawn together (Koehn 2004).
 
@@ -64,7 +77,7 @@ def paired_bootstrap(
     raise ValueError(f'{len(first)} examples against {len(second)}')
   width = np.shape(first)[1]
 
-  def pair(sums: np.ndarray) -> np.ndarray:
+  def pair(sums: NDArray) -> NDArray:
     return np.stack([value(sums[..., :width]), value(sums[..., width:])], -1)
 
   samples_of_both = _resampled(np.concatenate([first, second], 1), pair, samples, seed)  # [S, 2]
@@ -84,7 +97,7 @@ def paired_bootstrap(
   }
 
 
-def _value_of(statistics: np.ndarray, value: Value) -> float:
+def _value_of(statistics: NDArray, value: Value) -> float:
   return float(value(np.sum(np.asarray(statistics, float), 0)))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
 from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.language_metrics import stretches
-from mmlm.evaluation.metrics.metric import Unavailable
+from mmlm.evaluation.metrics.metric import Rows, Unavailable
 from mmlm.parallel import Parallel, side_by_side
 
 
@@ -38,7 +39,14 @@ class TextEvaluator:
     whole: the tokenizer loses nothing of a text.
   """
 
-  def __init__(self, model: Any, task: Any, parallel: Parallel, reading: Reading, whole: bool):
+  def __init__(
+    self,
+    model: Any,
+    task: Any,
+    parallel: Parallel,
+    reading: Reading,
+    whole: bool,
+  ):
     self.model = model
     self.task = task
     self.parallel = parallel
@@ -50,7 +58,11 @@ class TextEvaluator:
 
     self._nats = parallel.rows(token_nats)
 
-  def nats(self, params: Any, text: RunningText) -> np.ndarray:
+  def nats(
+    self,
+    params: Any,
+    text: RunningText,
+  ) -> NDArray:
     """Returns the nats of each token, [N].
 
     Args:
@@ -72,17 +84,29 @@ class TextEvaluator:
           column += stop - start
     return nats
 
-  def rows(self, params: Any, text: RunningText) -> list[dict]:
+  def rows(
+    self,
+    params: Any,
+    text: RunningText,
+  ) -> Rows:
     """Returns the predictions of a text."""
     return stretches(text, self.nats(params, text), self.whole)
 
-  def _independent(self, params: Any, batches: Iterable[dict]) -> Iterable[np.ndarray]:
+  def _independent(
+    self,
+    params: Any,
+    batches: Iterable[dict],
+  ) -> Iterable[NDArray]:
     def nats(batch: dict):
       return self._nats(params, batch)['nats']
 
     return side_by_side(nats, batches)
 
-  def _carried(self, params: Any, batches: Iterable[dict]) -> Iterator[np.ndarray]:
+  def _carried(
+    self,
+    params: Any,
+    batches: Iterable[dict],
+  ) -> Iterator[NDArray]:
     carry = self.task.first_carry(self.model, self.reading.batch_size)
     for batch in batches:
       outputs = self._nats(params, batch | {'carry': carry})
@@ -90,7 +114,7 @@ class TextEvaluator:
       yield np.asarray(outputs['nats'])
 
 
-def summary(rows: list[dict], names: Iterable[str]) -> dict[str, float]:
+def summary(rows: Rows, names: Iterable[str]) -> dict[str, float]:
   """Returns {'loss': nats a token} and the metrics among `names` that the predictions allow."""
   nats = sum(row['nats'] for row in rows)
   values = {'loss': nats / sum(row['tokens'] for row in rows)}

@@ -40,7 +40,8 @@ def read_inputs(path: str, modalities: tuple[str, ...]) -> list[dict]:
 def _check_not_empty(path: str, example: dict) -> None:
   """Raises UserError for a file of zero bytes, which elsewhere stands for a missing modality."""
   for modality, (kind, _) in FILES.items():
-    if example.get(modality) == b'':
+    value = example.get(modality)
+    if isinstance(value, bytes) and not value:
       raise UserError(f'--input {path}: the {kind} of {example["id"]!r} has zero bytes.')
 
 

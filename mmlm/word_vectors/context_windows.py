@@ -11,6 +11,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.word_vectors.objectives import LARGEST_WINDOW, NegativeSampling
 from mmlm.word_vectors.vocabulary import Corpus
@@ -27,16 +28,16 @@ class Subwords(NamedTuple):
     starts: [V + 1], where those of each word begin.
   """
 
-  rows: np.ndarray
-  starts: np.ndarray
+  rows: NDArray
+  starts: NDArray
 
 
 class Epoch(NamedTuple):
   """The words of a text that one epoch trains on."""
 
-  ids: np.ndarray  # [N']
-  before: np.ndarray  # [N'] uint8: words of its sentence before each, 255 at most
-  after: np.ndarray  # [N'] uint8: and after each
+  ids: NDArray  # [N']
+  before: NDArray  # [N'] uint8: words of its sentence before each, 255 at most
+  after: NDArray  # [N'] uint8: and after each
 
 
 class WindowPlan:
@@ -54,7 +55,12 @@ class WindowPlan:
   """
 
   def __init__(
-    self, corpus: Corpus, counts: np.ndarray, subsample: float, batch_size: int, seed: int
+    self,
+    corpus: Corpus,
+    counts: NDArray,
+    subsample: float,
+    batch_size: int,
+    seed: int,
   ):
     self.corpus = corpus
     self.batch_size = batch_size
@@ -91,14 +97,14 @@ class WindowPlan:
     return Epoch(ids, _as_bytes(before), _as_bytes(after))
 
 
-def _keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:
+def _keep_probability(counts: NDArray, subsample: float) -> NDArray:
   if not subsample:
     return np.ones(len(counts))
   ratio = counts / max(counts.sum(), 1) / subsample
   return np.minimum(1, (np.sqrt(ratio) + 1) / ratio)
 
 
-def _as_bytes(distances: np.ndarray) -> np.ndarray:
+def _as_bytes(distances: NDArray) -> NDArray:
   return np.minimum(distances, LARGEST_WINDOW).astype(np.uint8)
 
 
@@ -130,7 +136,7 @@ class WindowLoader:
   def __init__(
     self,
     plan: WindowPlan,
-    counts: np.ndarray,
+    counts: NDArray,
     options: NegativeSampling,
     subwords: Subwords | None = None,
     pull: float = 0.0,
@@ -149,7 +155,11 @@ class WindowLoader:
       scales = np.minimum(1, options.limit / np.maximum(expected_pull, 1e-9))
       self.scales = scales.astype(np.float32)
 
-  def __call__(self, number: int, _) -> dict[str, np.ndarray]:
+  def __call__(
+    self,
+    number: int,
+    _,
+  ) -> dict[str, NDArray]:
     """Returns the batch of a number."""
     plan = self.plan
     options = self.options
@@ -181,7 +191,11 @@ class WindowLoader:
       batch |= _subwords_of_updates(batch['words'], self.subwords)
     return batch
 
-  def _draw_negatives(self, rng: np.random.Generator, size: int) -> np.ndarray:
+  def _draw_negatives(
+    self,
+    rng: np.random.Generator,
+    size: int,
+  ) -> NDArray:
     """Draws words by count^power, stratified: one from each of `size` equal shares of it.
 
     They come in random order. Each is distributed as before, but a batch holds every word about as
@@ -194,7 +208,7 @@ class WindowLoader:
     return np.minimum(words, len(self.bounds) - 1).astype(np.int32)
 
 
-def _subwords_of_updates(words: np.ndarray, subwords: Subwords) -> dict[str, np.ndarray]:
+def _subwords_of_updates(words: NDArray, subwords: Subwords) -> dict[str, NDArray]:
   """Returns 'distinct', 'pieces' and 'owner' of words [M, G, H]."""
   distinct = []
   pieces = []
@@ -217,7 +231,11 @@ def _subwords_of_updates(words: np.ndarray, subwords: Subwords) -> dict[str, np.
   }
 
 
-def _stacked(lists: list[np.ndarray], length: int, filler: int) -> np.ndarray:
+def _stacked(
+  lists: list[NDArray],
+  length: int,
+  filler: int,
+) -> NDArray:
   """Returns [len(lists), length] int32, the ends filled up."""
   stacked = np.full((len(lists), length), filler, np.int32)
   for line, values in zip(stacked, lists):
@@ -225,7 +243,11 @@ def _stacked(lists: list[np.ndarray], length: int, filler: int) -> np.ndarray:
   return stacked
 
 
-def _padded(values: np.ndarray, start: int, stop: int) -> np.ndarray:
+def _padded(
+  values: NDArray,
+  start: int,
+  stop: int,
+) -> NDArray:
   """Returns values[start:stop], with zeros outside of the array."""
   inside = values[max(start, 0) : max(stop, 0)]
   before = max(0, -start)

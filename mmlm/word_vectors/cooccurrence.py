@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from mmlm.word_vectors.vocabulary import Corpus
@@ -19,12 +20,16 @@ _BLOCK = 1 << 22  # words counted at once
 class Cooccurrences(NamedTuple):
   """The pairs of words that occur together."""
 
-  rows: np.ndarray  # [E] int32
-  columns: np.ndarray  # [E] int32
-  values: np.ndarray  # [E] float32: sums of 1 / distance
+  rows: NDArray  # [E] int32
+  columns: NDArray  # [E] int32
+  values: NDArray  # [E] float32: sums of 1 / distance
 
 
-def count_cooccurrences(corpus: Corpus, size: int, window: int) -> Cooccurrences:
+def count_cooccurrences(
+  corpus: Corpus,
+  size: int,
+  window: int,
+) -> Cooccurrences:
   """Counts all pairs of words at most `window` apart within a sentence, in both directions.
 
   A pair d words apart counts 1 / d.
@@ -57,7 +62,13 @@ class PairPlan:
     words: of the text, which an epoch stands for.
   """
 
-  def __init__(self, pairs: Cooccurrences, words: int, batch_size: int, seed: int):
+  def __init__(
+    self,
+    pairs: Cooccurrences,
+    words: int,
+    batch_size: int,
+    seed: int,
+  ):
     self.pairs = pairs
     self.batch_size = batch_size
     self.seed = seed
@@ -72,7 +83,7 @@ class PairPlan:
 
   # A plan lives as long as the process; threads may be in two epochs at once.
   @functools.lru_cache(2)  # noqa: B019
-  def order(self, epoch: int) -> np.ndarray:
+  def order(self, epoch: int) -> NDArray:
     """Returns the order of the pairs in an epoch, [E]."""
     return np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs.values))
 
@@ -90,11 +101,19 @@ class PairLoader:
 
   finish = None
 
-  def __init__(self, plan: PairPlan, update: int):
+  def __init__(
+    self,
+    plan: PairPlan,
+    update: int,
+  ):
     self.plan = plan
     self.update = update
 
-  def __call__(self, number: int, _) -> dict[str, np.ndarray]:
+  def __call__(
+    self,
+    number: int,
+    _,
+  ) -> dict[str, NDArray]:
     """Returns the batch of a number."""
     epoch, position = divmod(number, self.plan.steps_per_epoch)
     size = self.plan.batch_size

@@ -24,23 +24,24 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.utils.options import POSITIVE, Limits, option
 
 NOT_NEGATIVE = Limits(0)
 LARGEST_WINDOW = 255  # distances of a batch are bytes
 
-Params = dict[str, jax.Array]
-Batch = dict[str, jax.Array]
+Params = dict[str, Array]
+Batch = dict[str, Array]
 
 
 class RowGradients(NamedTuple):
   """The gradients of an update, and the sum and the number of its losses."""
 
-  rows: dict[str, jax.Array]  # of each table, which of its rows [n]
-  gradients: dict[str, jax.Array]  # of these rows [n, D]
-  loss: jax.Array
-  weight: jax.Array
+  rows: dict[str, Array]  # of each table, which of its rows [n]
+  gradients: dict[str, Array]  # of these rows [n, D]
+  loss: Array
+  weight: Array
 
 
 class Objective(Protocol):
@@ -50,7 +51,13 @@ class Objective(Protocol):
   window: int
   micro_batch: int
 
-  def init(self, key: jax.Array, words: int, rows: int, dim: int) -> Params:
+  def init(
+    self,
+    key: Array,
+    words: int,
+    rows: int,
+    dim: int,
+  ) -> Params:
     """Returns the initial tables 'inputs' [R, D] and 'outputs' [V, D]."""
     ...
 
@@ -58,7 +65,11 @@ class Objective(Protocol):
     """Returns the arrays of a batch that `gradients` reads, the updates on the first axis."""
     ...
 
-  def gradients(self, params: Params, batch: Batch) -> RowGradients:
+  def gradients(
+    self,
+    params: Params,
+    batch: Batch,
+  ) -> RowGradients:
     """Returns the gradients of one update."""
     ...
 
@@ -66,11 +77,11 @@ class Objective(Protocol):
 class PairGradients(NamedTuple):
   """Gradients by the vectors of an update, the sum of its losses and their number."""
 
-  context: jax.Array  # [G, H, D]
-  targets: jax.Array  # [G, T, D]
-  negatives: jax.Array  # [G, K, D]
-  loss: jax.Array
-  weight: jax.Array
+  context: Array  # [G, H, D]
+  targets: Array  # [G, T, D]
+  negatives: Array  # [G, K, D]
+  loss: Array
+  weight: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +115,24 @@ class NegativeSampling:
     """The average number of gradients that a word gets from its context."""
     return self.window + 1.0
 
-  def init(self, key: jax.Array, words: int, rows: int, dim: int) -> Params:
+  def init(
+    self,
+    key: Array,
+    words: int,
+    rows: int,
+    dim: int,
+  ) -> Params:
     """Returns inputs [R, D] drawn evenly around 0, and outputs [V, D] of zeros.
 
     The bound is 1 / 2D as in word2vec; with subwords 1 / D as in fastText.
     """
     bound = 1 / dim if self.longest else 0.5 / dim
-    inputs = jax.random.uniform(key, (rows, dim), minval=-bound, maxval=bound)
+    inputs = jax.random.uniform(
+      key,
+      (rows, dim),
+      minval=-bound,
+      maxval=bound,
+    )
     return {'inputs': inputs, 'outputs': jnp.zeros((words, dim))}
 
   def prepare(self, batch: Batch) -> Batch:
@@ -122,7 +144,11 @@ class NegativeSampling:
     read = {name: value for name, value in batch.items() if name not in unused}
     return read | {'targets': targets}
 
-  def gradients(self, params: Params, batch: Batch) -> RowGradients:
+  def gradients(
+    self,
+    params: Params,
+    batch: Batch,
+  ) -> RowGradients:
     """Returns the gradients of one update of `prepare`."""
     outputs = params['outputs']
     context, rows_of = self._context(params['inputs'], batch)  # [G, H, D]
@@ -148,7 +174,11 @@ class NegativeSampling:
     )
 
   def of_vectors(
-    self, context: jax.Array, targets: jax.Array, negatives: jax.Array, windows: jax.Array
+    self,
+    context: Array,
+    targets: Array,
+    negatives: Array,
+    windows: Array,
   ) -> PairGradients:
     """Returns the gradients by vectors.
 
@@ -160,7 +190,11 @@ class NegativeSampling:
     """
     raise NotImplementedError
 
-  def _context(self, inputs: jax.Array, batch: Batch) -> tuple[jax.Array, Callable]:
+  def _context(
+    self,
+    inputs: Array,
+    batch: Batch,
+  ) -> tuple[Array, Callable]:
     """Returns the vectors of the words of the rows [G, H, D], and a function of their gradients.
 
     The function returns rows of `inputs` [n] and the gradients of these [n, D].
@@ -169,12 +203,16 @@ class NegativeSampling:
       return self._context_of_subwords(inputs, batch)
     words = batch['words']
 
-    def rows_of(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rows_of(gradient: Array) -> tuple[Array, Array]:
       return words.reshape(-1), _flat(gradient)
 
     return inputs[words], rows_of
 
-  def _context_of_subwords(self, inputs: jax.Array, batch: Batch) -> tuple[jax.Array, Callable]:
+  def _context_of_subwords(
+    self,
+    inputs: Array,
+    batch: Batch,
+  ) -> tuple[Array, Callable]:
     distinct = batch['distinct']
     pieces = batch['pieces']
     owner = batch['owner']
@@ -184,7 +222,7 @@ class NegativeSampling:
     counts = jax.ops.segment_sum(ones, owner, number + 1, indices_are_sorted=True)
     means = sums / jnp.maximum(counts, 1)[:, None]
 
-    def rows_of(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rows_of(gradient: Array) -> tuple[Array, Array]:
       of_words = jnp.zeros_like(means).at[distinct.reshape(-1)].add(_flat(gradient))
       # fastText's code adds the gradient of the mean to each of its parts, not 1 / n of it.
       return pieces, of_words[owner]
@@ -197,7 +235,11 @@ class SkipGram(NegativeSampling):
   """Each word of a window predicts the word in its middle, a pair each."""
 
   def of_vectors(
-    self, context: jax.Array, targets: jax.Array, negatives: jax.Array, windows: jax.Array
+    self,
+    context: Array,
+    targets: Array,
+    negatives: Array,
+    windows: Array,
   ) -> PairGradients:
     pairs = windows.sum(1)  # [G, H]: of each word of the context
     positive_logits = jnp.einsum('ghd,gtd->gth', context, targets)
@@ -223,7 +265,11 @@ class Cbow(NegativeSampling):
   """The mean of a window predicts the word in its middle."""
 
   def of_vectors(
-    self, context: jax.Array, targets: jax.Array, negatives: jax.Array, windows: jax.Array
+    self,
+    context: Array,
+    targets: Array,
+    negatives: Array,
+    windows: Array,
   ) -> PairGradients:
     sizes = windows.sum(2, keepdims=True)
     weights = windows / jnp.maximum(sizes, 1)  # [G, T, H]
@@ -249,7 +295,7 @@ class Cbow(NegativeSampling):
     )
 
 
-def _windows(batch: Batch, window: int) -> jax.Array:
+def _windows(batch: Batch, window: int) -> Array:
   """Returns [G, T, H] float32: 1 where a word of the row is in the window of a target."""
   row = batch['left'].shape[1]
   distance = jnp.arange(row + 2 * window) - window - jnp.arange(row)[:, None]  # [T, H]
@@ -259,7 +305,7 @@ def _windows(batch: Batch, window: int) -> jax.Array:
   return inside.astype(jnp.float32)
 
 
-def _flat(vectors: jax.Array) -> jax.Array:
+def _flat(vectors: Array) -> Array:
   return vectors.reshape(-1, vectors.shape[-1])
 
 
@@ -280,11 +326,22 @@ class Glove:
 
   optimizer = 'adagrad'
 
-  def init(self, key: jax.Array, words: int, rows: int, dim: int) -> Params:
+  def init(
+    self,
+    key: Array,
+    words: int,
+    rows: int,
+    dim: int,
+  ) -> Params:
     """Returns both tables [V, D + 1], evenly within 1 / 2 (D + 1) of 0 as in the authors' code."""
 
-    def draw(key: jax.Array) -> jax.Array:
-      return jax.random.uniform(key, (words, dim + 1), minval=-0.5, maxval=0.5) / (dim + 1)
+    def draw(key: Array) -> Array:
+      return jax.random.uniform(
+        key,
+        (words, dim + 1),
+        minval=-0.5,
+        maxval=0.5,
+      ) / (dim + 1)
 
     of_inputs, of_outputs = jax.random.split(key)
     return {'inputs': draw(of_inputs), 'outputs': draw(of_outputs)}
@@ -293,7 +350,11 @@ class Glove:
     """Drops the weight of a batch."""
     return {name: value for name, value in batch.items() if name != 'weight'}
 
-  def gradients(self, params: Params, batch: Batch) -> RowGradients:
+  def gradients(
+    self,
+    params: Params,
+    batch: Batch,
+  ) -> RowGradients:
     """Returns the gradients of one update."""
     left = params['inputs'][batch['rows']]  # [B, D + 1]
     right = params['outputs'][batch['columns']]

@@ -16,6 +16,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from mmlm.data.sources.parallel_text import read_lines
@@ -106,8 +107,8 @@ def read_analogies(path: pathlib.Path) -> dict[str, list[Question]]:
 class KnownLines(NamedTuple):
   """The lines of a set whose words all have vectors."""
 
-  rows: np.ndarray  # [Q, words] of the vectors
-  lines: np.ndarray  # [Q], numbers of the lines
+  rows: NDArray  # [Q, words] of the vectors
+  lines: NDArray  # [Q], numbers of the lines
 
 
 class UnitVectors:
@@ -117,9 +118,17 @@ class UnitVectors:
     most: only the first of the vectors; 0 = all.
   """
 
-  def __init__(self, vectors: Vectors, most: int = 0):
+  def __init__(
+    self,
+    vectors: Vectors,
+    most: int = 0,
+  ):
     array = np.asarray(vectors.array[: most or None], np.float32)
-    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    norms = np.linalg.norm(
+      array,
+      axis=1,
+      keepdims=True,
+    )
     self.array = array / np.maximum(norms, 1e-12)  # [N, W]
     self.words = vectors.words
 
@@ -131,7 +140,11 @@ class UnitVectors:
         return row if row < len(self.array) else None
     return None
 
-  def known(self, lines: list[tuple], words: int) -> KnownLines:
+  def known(
+    self,
+    lines: list[tuple],
+    words: int,
+  ) -> KnownLines:
     """Looks up the first `words` words of each line."""
     rows = []
     numbers = []
@@ -143,7 +156,7 @@ class UnitVectors:
     return KnownLines(np.array(rows, int).reshape(-1, words), np.array(numbers, int))
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def spearman(first: NDArray, second: NDArray) -> NDArray:
   """Returns the rank correlation along the last axis of [..., Q].
 
   It is 0 where all values of a side are equal.
@@ -155,13 +168,16 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   return np.where(defined, (x * y).sum(-1) / np.where(defined, scale, 1), 0.0)
 
 
-def _centered_ranks(values: np.ndarray) -> np.ndarray:
+def _centered_ranks(values: NDArray) -> NDArray:
   ranks = rankdata(values, axis=-1)
   return ranks - ranks.mean(-1, keepdims=True)
 
 
 def score_pairs(
-  vectors: UnitVectors, pairs: list[Pair], samples: int = 1000, seed: int = 0
+  vectors: UnitVectors,
+  pairs: list[Pair],
+  samples: int = 1000,
+  seed: int = 0,
 ) -> Score | None:
   """Scores similarity.
 
@@ -186,7 +202,11 @@ def score_pairs(
   }
 
 
-def answers(vectors: UnitVectors, rows: np.ndarray, method: str = 'add') -> np.ndarray:
+def answers(
+  vectors: UnitVectors,
+  rows: NDArray,
+  method: str = 'add',
+) -> NDArray:
   """Returns the rows that answer questions a, b, c.
 
   Args:
@@ -207,7 +227,11 @@ def answers(vectors: UnitVectors, rows: np.ndarray, method: str = 'add') -> np.n
   return np.concatenate(result)
 
 
-def _scores_of_words(array: np.ndarray, questions: np.ndarray, method: str) -> np.ndarray:
+def _scores_of_words(
+  array: NDArray,
+  questions: NDArray,
+  method: str,
+) -> NDArray:
   """Returns [Q, N]: how well each word answers."""
   a, b, c = (array[questions[:, i]] for i in range(3))
   if method == 'add':
@@ -237,7 +261,11 @@ def score_analogies(
   return {name: score for name, score in scores.items() if score is not None}
 
 
-def _share(correct: np.ndarray, questions: int, samples: int) -> Score | None:
+def _share(
+  correct: NDArray,
+  questions: int,
+  samples: int,
+) -> Score | None:
   """Returns the share of correct answers; None without any."""
   if not len(correct):
     return None
@@ -246,7 +274,11 @@ def _share(correct: np.ndarray, questions: int, samples: int) -> Score | None:
 
 
 def score_vectors(
-  vectors: Vectors, folder: str = '', most: int = 30000, method: str = 'add', samples: int = 1000
+  vectors: Vectors,
+  folder: str = '',
+  most: int = 30000,
+  method: str = 'add',
+  samples: int = 1000,
 ) -> dict[str, Score]:
   """Returns {name of a set: its score} over the files of `sets_of`.
 

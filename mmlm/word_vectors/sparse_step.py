@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.training.step import TrainState, where_finite
 from mmlm.word_vectors.objectives import Objective
 
-Tables = dict[str, jax.Array]
+Tables = dict[str, Array]
+Updated = tuple[Array, Array]  # a table and its sums of squares
 
 
 class RowOptions(NamedTuple):
@@ -29,11 +31,23 @@ class RowOptions(NamedTuple):
   accumulate = 1  # updates are small: there is nothing to divide
 
 
-def _sgd(table, squares, rows, gradients, rate) -> tuple[jax.Array, jax.Array]:
+def _sgd(
+  table: Array,
+  squares: Array,
+  rows: Array,
+  gradients: Array,
+  rate: Array,
+) -> Updated:
   return table.at[rows].add(-rate * gradients), squares
 
 
-def _adagrad(table, squares, rows, gradients, rate) -> tuple[jax.Array, jax.Array]:
+def _adagrad(
+  table: Array,
+  squares: Array,
+  rows: Array,
+  gradients: Array,
+  rate: Array,
+) -> Updated:
   """AdaGrad (Duchi et al. 2011); each gradient is scaled by the squares of the updates before it.
 
   The sums of squares begin at 1, as in the code of GloVe's authors.
@@ -58,8 +72,10 @@ def initial_optimizer_state(params: Tables, optimizer: str) -> Tables:
 
 
 def row_step(
-  state: TrainState, batch: dict[str, jax.Array], options: RowOptions
-) -> tuple[TrainState, dict[str, jax.Array]]:
+  state: TrainState,
+  batch: Tables,
+  options: RowOptions,
+) -> tuple[TrainState, dict[str, Array]]:
   """Makes the M updates of a batch, one after another, with one learning rate.
 
   Returns:
@@ -91,7 +107,11 @@ def row_step(
     'gradient_norm': norms.mean(),
     'weight': weight,
   }
-  new_state = state._replace(step=state.step + 1, params=params, opt_state=squares)
+  new_state = state._replace(
+    step=state.step + 1,
+    params=params,
+    opt_state=squares,
+  )
   if options.skip:
     new_state = where_finite(state, new_state, metrics)
   return new_state, metrics

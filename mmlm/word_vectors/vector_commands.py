@@ -16,7 +16,11 @@ MOST_WORDS = 30000  # of the analogies of an evaluation
 
 
 def evaluate(
-  run: str, splits: tuple, settings: dict[str, str], greedy: bool = False, text_from: str = ''
+  run: str,
+  splits: tuple,
+  settings: dict[str, str],
+  greedy: bool = False,
+  text_from: str = '',
 ) -> list[dict]:
   """Scores a run on the sets of evaluate.similarity; writes scores/similarity-<step>.json."""
   if splits or greedy or text_from:
@@ -27,7 +31,13 @@ def evaluate(
   return [_score_run(run, '', MOST_WORDS, 'add', settings)]
 
 
-def similarity(vectors: str, sets: str, restrict: int, method: str, settings: dict) -> dict:
+def similarity(
+  vectors: str,
+  sets: str,
+  restrict: int,
+  method: str,
+  settings: dict,
+) -> dict:
   """Scores the vectors of a file, a package or a run.
 
   Args:
@@ -44,7 +54,12 @@ def similarity(vectors: str, sets: str, restrict: int, method: str, settings: di
   return _score(read_vectors(vectors), vectors, sets, restrict, method, options)
 
 
-def export(run: str, output: str, format: str, settings: dict[str, str]) -> None:
+def export(
+  run: str,
+  output: str,
+  format: str,
+  settings: dict[str, str],
+) -> None:
   """Writes the vectors of a run to a file."""
   if not pathlib.Path(run).is_dir():
     raise UserError(f'{run}: not a run folder.')
@@ -54,7 +69,13 @@ def export(run: str, output: str, format: str, settings: dict[str, str]) -> None
   print(f'{output}: {len(vectors.words):,} words, {vectors.width} values each, of step {step}')
 
 
-def _score_run(run: str, sets: str, restrict: int, method: str, settings: dict) -> dict:
+def _score_run(
+  run: str,
+  sets: str,
+  restrict: int,
+  method: str,
+  settings: dict,
+) -> dict:
   """Scores the vectors of a run and writes the scores into its folder."""
   experiment = VectorExperiment.of_run(run, settings)
   vectors, step = experiment.trained_vectors()

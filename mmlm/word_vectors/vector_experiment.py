@@ -9,7 +9,9 @@ import pathlib
 
 import jax
 import numpy as np
+from jax import Array
 from ml_collections import ConfigDict
+from numpy.typing import NDArray
 
 from mmlm.data.text import check_language
 from mmlm.evaluation.metrics import higher_is_better
@@ -50,7 +52,11 @@ class VectorExperiment:
     folder: the run folder; the vocabulary is read from it, or counted and written to it.
   """
 
-  def __init__(self, config: ConfigDict, folder: str | pathlib.Path):
+  def __init__(
+    self,
+    config: ConfigDict,
+    folder: str | pathlib.Path,
+  ):
     if config.task != TASK:
       raise UserError(f'{folder}: its task is {config.task}, expected {TASK}.')
     options = config.model.head.to_dict()
@@ -65,7 +71,11 @@ class VectorExperiment:
     self.parallel = Parallel(**self.config.parallel)
 
   @classmethod
-  def of_run(cls, folder: str | pathlib.Path, assignments: dict[str, str]) -> 'VectorExperiment':
+  def of_run(
+    cls,
+    folder: str | pathlib.Path,
+    assignments: dict[str, str],
+  ) -> 'VectorExperiment':
     """Returns the experiment of a run folder, with overrides of its config."""
     return cls(config_of_run(folder, assignments), folder)
 
@@ -129,7 +139,9 @@ class VectorExperiment:
     return _subwords(self.tokenizer.words, head)
 
   def plan_and_loader(
-    self, split: str, batch_size: int
+    self,
+    split: str,
+    batch_size: int,
   ) -> tuple[WindowPlan | PairPlan, WindowLoader | PairLoader]:
     """Returns the batches of a split, and what makes them."""
     corpus = self.corpus(split)
@@ -146,7 +158,7 @@ class VectorExperiment:
 
   # Vectors
 
-  def initial_vectors(self) -> dict[str, jax.Array]:
+  def initial_vectors(self) -> dict[str, Array]:
     """Returns the tables before the first step."""
     words = len(self.tokenizer.words)
     rows = words
@@ -174,12 +186,12 @@ class VectorExperiment:
       params, step = checkpoints.params(None, options.checkpoint, options.average)
     return self.vectors_of(jax.tree.map(np.asarray, params)), step
 
-  def vectors_of(self, params: dict[str, np.ndarray]) -> Vectors:
+  def vectors_of(self, params: dict[str, NDArray]) -> Vectors:
     """Returns the vectors of the words, from the tables."""
     numbers = {word: number for number, word in enumerate(self.tokenizer.words)}
     return Vectors(numbers, self._array_of(params))
 
-  def _array_of(self, params: dict[str, np.ndarray]) -> np.ndarray:
+  def _array_of(self, params: dict[str, NDArray]) -> NDArray:
     """Returns [V, D]."""
     if isinstance(self.model, Glove):
       return (params['inputs'] + params['outputs'])[:, :-1]

@@ -68,7 +68,11 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
   return parts, _first_state(params, experiment.model.optimizer, config.seed)
 
 
-def _first_state(params: dict, optimizer: str, seed: int) -> TrainState:
+def _first_state(
+  params: dict,
+  optimizer: str,
+  seed: int,
+) -> TrainState:
   return TrainState(
     step=np.zeros((), np.int32),
     params=params,

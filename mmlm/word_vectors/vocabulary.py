@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.data.text import words
 from mmlm.utils.errors import UserError
@@ -27,8 +28,8 @@ class Corpus(NamedTuple):
   Other words are dropped before any window is laid.
   """
 
-  ids: np.ndarray  # [N] int32
-  starts: np.ndarray  # [S + 1] int64: where each sentence begins, and N
+  ids: NDArray  # [N] int32
+  starts: NDArray  # [S + 1] int64: where each sentence begins, and N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Vocabulary:
   """Words by falling counts; of equal counts in alphabetical order."""
 
   words: list[str]
-  counts: np.ndarray  # [V] int64
+  counts: NDArray  # [V] int64
 
   @property
   def fingerprint(self) -> str:
@@ -76,7 +77,12 @@ class Vocabulary:
     return Corpus(np.fromiter(flat, np.int32, int(lengths.sum())), starts)
 
 
-def count_words(sentences: Iterable[Sentence], min_count: int, most: int, name: str) -> Vocabulary:
+def count_words(
+  sentences: Iterable[Sentence],
+  min_count: int,
+  most: int,
+  name: str,
+) -> Vocabulary:
   """Returns the words that occur `min_count` times or more, at most `most` of them (0 = all).
 
   Args:
@@ -104,7 +110,11 @@ def count_words(sentences: Iterable[Sentence], min_count: int, most: int, name: 
   return Vocabulary([word for word, _ in kept], np.array([count for _, count in kept], np.int64))
 
 
-def sentences_of(source, language: str = '', lowercase: bool = True) -> Iterator[Sentence]:
+def sentences_of(
+  source,
+  language: str = '',
+  lowercase: bool = True,
+) -> Iterator[Sentence]:
   """Yields the sentences of a source as lists of words.
 
   They are the lines of its texts ('text', or else 'targets'), split at spaces.

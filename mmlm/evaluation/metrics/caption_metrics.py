@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.evaluation.metrics import views
 from mmlm.evaluation.metrics.meteor import meteor_statistics, meteor_value
@@ -18,6 +19,7 @@ from mmlm.evaluation.metrics.metric import Metric, Statistics, mean_statistics
 ORDER = 4  # longest n-gram of BLEU and CIDEr-D
 
 Tokens = list[str]
+Group = list[Tokens]  # the references of an example
 
 
 def _ngrams(tokens: Tokens) -> collections.Counter:
@@ -32,7 +34,7 @@ def _ngrams(tokens: Tokens) -> collections.Counter:
 # BLEU
 
 
-def bleu_statistics(hypotheses: list[Tokens], references: list[list[Tokens]]) -> np.ndarray:
+def bleu_statistics(hypotheses: list[Tokens], references: list[Group]) -> NDArray:
   """Returns [N, 10]: clipped matches and n-grams of order 1 to 4, length, closest reference length.
 
   Of two references that are equally close in length the shorter one counts.
@@ -51,13 +53,13 @@ def bleu_statistics(hypotheses: list[Tokens], references: list[list[Tokens]]) ->
   return statistics
 
 
-def _closest_length(length: int, group: list[Tokens]) -> int:
+def _closest_length(length: int, group: Group) -> int:
   """Returns the length of the reference whose length is closest; of two equally close the shorter."""
   distances = [(abs(len(reference) - length), len(reference)) for reference in group]
   return min(distances)[1]
 
 
-def bleu_value(sums: np.ndarray, order: int) -> np.ndarray:
+def bleu_value(sums: NDArray, order: int) -> NDArray:
   """Returns corpus BLEU (Papineni et al. 2002).
 
   coco-caption's small constants make an empty hypothesis 0.
@@ -76,7 +78,7 @@ def bleu_value(sums: np.ndarray, order: int) -> np.ndarray:
 def _mean_of(score: Callable[[Tokens, list[Tokens]], float]) -> Statistics:
   """Returns the statistics [N, 2] of a metric that is the mean of score(tokens, references)."""
 
-  def statistics(hypotheses: list, references: list) -> np.ndarray:
+  def statistics(hypotheses: list, references: list) -> NDArray:
     return mean_statistics(list(map(score, hypotheses, references)))
 
   return statistics
@@ -95,7 +97,7 @@ def _longest_common_subsequence(first: Tokens, second: Tokens) -> int:
   return (full ^ state).bit_count()
 
 
-def _rouge_l(tokens: Tokens, group: list[Tokens]) -> float:
+def _rouge_l(tokens: Tokens, group: Group) -> float:
   """ROUGE-L (Lin 2004), beta 1.2; precision and recall are each the best over the references."""
   weight = 1.2**2
   precision = 0.0
@@ -109,11 +111,11 @@ def _rouge_l(tokens: Tokens, group: list[Tokens]) -> float:
   return 0.0
 
 
-def _exact(tokens: Tokens, group: list[Tokens]) -> bool:
+def _exact(tokens: Tokens, group: Group) -> bool:
   return bool(tokens) and tokens in group
 
 
-def _word_f1(tokens: Tokens, group: list[Tokens]) -> float:
+def _word_f1(tokens: Tokens, group: Group) -> float:
   """The best F1 of two bags of words, 2 |shared| / (|hypothesis| + |reference|), over references."""
   best = 0.0
   for reference in group:
@@ -163,8 +165,10 @@ def _clipped_cosines(hypothesis: tuple[dict, list], reference: tuple[dict, list]
 
 
 def cider_statistics(
-  hypotheses: list[Tokens], references: list[list[Tokens]], sigma: float = 6.0
-) -> np.ndarray:
+  hypotheses: list[Tokens],
+  references: list[Group],
+  sigma: float = 6.0,
+) -> NDArray:
   """Returns [N, 2]: CIDEr-D (Vedantam et al. 2015, section 6).
 
   The document frequencies are those of all `references`.

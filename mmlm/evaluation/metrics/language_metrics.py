@@ -11,16 +11,21 @@ one byte, as a line end does.
 import functools
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.data.running_text import RunningText
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.evaluation.metrics import views
-from mmlm.evaluation.metrics.metric import Metric, Unavailable, Value, mean_value
+from mmlm.evaluation.metrics.metric import Metric, Rows, Unavailable, Value, mean_value
 
 BLOCK = 2000  # characters of a stretch
 
 
-def _nats_over(unit: str, rows: list[dict], _) -> np.ndarray:
+def _nats_over(
+  unit: str,
+  rows: Rows,
+  _,
+) -> NDArray:
   """Returns [N, 2]: nats and units."""
   statistics = []
   for row in rows:
@@ -33,20 +38,24 @@ def _nats_over(unit: str, rows: list[dict], _) -> np.ndarray:
   return np.array(statistics, float)
 
 
-def _correct_over_tokens(rows: list[dict], _) -> np.ndarray:
+def _correct_over_tokens(rows: Rows, _) -> NDArray:
   """Returns [N, 2]: masked tokens predicted correctly, and masked tokens."""
   return np.array([[row['right'], row['tokens']] for row in rows], float)
 
 
-def _perplexity(sums: np.ndarray) -> np.ndarray:
+def _perplexity(sums: NDArray) -> NDArray:
   return np.exp(mean_value(sums))
 
 
-def _bits(sums: np.ndarray) -> np.ndarray:
+def _bits(sums: NDArray) -> NDArray:
   return mean_value(sums) / np.log(2)
 
 
-def _nats_metric(unit: str, value: Value, definition: str) -> Metric:
+def _nats_metric(
+  unit: str,
+  value: Value,
+  definition: str,
+) -> Metric:
   return Metric(
     definition=definition,
     higher_is_better=False,
@@ -96,7 +105,12 @@ MASKED_ACCURACY = Metric(
 # Predictions of language models
 
 
-def masked_row(filled: str, nats: float, tokens: float, right: float) -> dict:
+def masked_row(
+  filled: str,
+  nats: float,
+  tokens: float,
+  right: float,
+) -> dict:
   """Returns the prediction of a masked language model for one text.
 
   Args:
@@ -114,7 +128,11 @@ def masked_row(filled: str, nats: float, tokens: float, right: float) -> dict:
   }
 
 
-def stretches(text: RunningText, nats: np.ndarray, whole: bool) -> list[dict]:
+def stretches(
+  text: RunningText,
+  nats: NDArray,
+  whole: bool,
+) -> Rows:
   """Returns the predictions of a running text: its stretches with their nats, tokens and units.
 
   Args:
@@ -140,11 +158,11 @@ def stretches(text: RunningText, nats: np.ndarray, whole: bool) -> list[dict]:
 def _stretches_of_document(
   name: str,
   document: str,
-  tokens: np.ndarray,
-  places: np.ndarray,
-  nats: np.ndarray,
+  tokens: NDArray,
+  places: NDArray,
+  nats: NDArray,
   special_tokens: SpecialTokens,
-) -> list[dict]:
+) -> Rows:
   """Cuts one document, BLOCK characters a stretch; `places` are the ends of its tokens in characters."""
   rows = []
   block = np.maximum(places - 1, 0) // BLOCK
@@ -176,7 +194,7 @@ def _stretches_of_document(
   return rows
 
 
-def _cumulative_units(text: str) -> dict[str, np.ndarray]:
+def _cumulative_units(text: str) -> dict[str, NDArray]:
   """Returns {unit: [characters + 1]}: how many units end before each character."""
   codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
   spaces = [code for code in np.unique(codes) if chr(code).isspace()]
@@ -192,5 +210,5 @@ def _cumulative_units(text: str) -> dict[str, np.ndarray]:
   }
 
 
-def _cumulative(counts: np.ndarray) -> np.ndarray:
+def _cumulative(counts: NDArray) -> NDArray:
   return np.concatenate([[0], np.cumsum(counts)]).astype(int)

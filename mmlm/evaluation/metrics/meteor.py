@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.evaluation.metrics.metric import Unavailable
 
@@ -22,7 +23,7 @@ STAGES = np.array([1, 0.6, 0.8, 0.6])
 COUNTS = 23  # that the program prints for a sentence
 
 
-def meteor_statistics(hypotheses: list[list[str]], references: list[list[list[str]]]) -> np.ndarray:
+def meteor_statistics(hypotheses: list[list[str]], references: list[list[list[str]]]) -> NDArray:
   """Returns the aligner's counts of each example, [N, 23].
 
   Raises:
@@ -33,7 +34,11 @@ def meteor_statistics(hypotheses: list[list[str]], references: list[list[list[st
     texts = [_text(reference) for reference in group]
     lines.append(' ||| '.join(['SCORE', *texts, _text(hypothesis)]) + '\n')
   done = subprocess.run(
-    _command(), input=''.join(lines), capture_output=True, text=True, encoding='utf-8'
+    _command(),
+    input=''.join(lines),
+    capture_output=True,
+    text=True,
+    encoding='utf-8',
   )
   output = done.stdout.splitlines()
   if done.returncode or len(output) != len(lines):
@@ -59,7 +64,7 @@ def _command() -> list[str]:
   return ['java', '-Xmx2G', '-jar', str(jar), '-', '-', '-stdio', '-l', 'en', '-norm']
 
 
-def meteor_value(sums: np.ndarray) -> np.ndarray:
+def meteor_value(sums: NDArray) -> NDArray:
   """Returns the weighted F mean, less a penalty for fragments (Denkowski and Lavie 2014).
 
   Args:
@@ -84,7 +89,12 @@ def meteor_value(sums: np.ndarray) -> np.ndarray:
   return mean * (1 - GAMMA * fragments**BETA)
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _divide(numerator: NDArray, denominator: NDArray) -> NDArray:
   """Returns 0 where the denominator is 0."""
   zeros = np.zeros_like(numerator)
-  return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
+  return np.divide(
+    numerator,
+    denominator,
+    out=zeros,
+    where=denominator > 0,
+  )

@@ -7,25 +7,31 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+
+Rows = list[dict]  # of a predictions file
+Texts = list[str]
+References = list[Texts]  # of each example one or more
+Pair = tuple[list, list]  # hypotheses and references
 
 # (hypotheses, references) of N examples -> statistics [N, K]
-Statistics = Callable[[list, list], np.ndarray]
+Statistics = Callable[[list, list], NDArray]
 # Sums of statistics over examples [..., K] -> values [...]
-Value = Callable[[np.ndarray], np.ndarray]
+Value = Callable[[NDArray], NDArray]
 # (predictions, language) -> (hypotheses, references): what `Statistics` reads, see views.py
-View = Callable[[list[dict], str], tuple[list, list]]
+View = Callable[[Rows, str], Pair]
 
 
 class Unavailable(Exception):
   """This metric cannot be computed from these predictions or on this machine; the text says why."""
 
 
-def mean_statistics(scores) -> np.ndarray:
+def mean_statistics(scores) -> NDArray:
   """Returns the scores of N examples and a count of 1 each, [N, 2], for `mean_value`."""
   return np.stack([np.asarray(scores, np.float64), np.ones(len(scores))], -1)
 
 
-def mean_value(sums: np.ndarray) -> np.ndarray:
+def mean_value(sums: NDArray) -> NDArray:
   """Returns means [...] of sums of scores and counts [..., 2]."""
   return sums[..., 0] / sums[..., 1]
 

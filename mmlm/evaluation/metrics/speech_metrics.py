@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import jiwer
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.evaluation.metrics import views
-from mmlm.evaluation.metrics.metric import Metric
+from mmlm.evaluation.metrics.metric import Metric, References, Rows, Texts
 
 KINDS = ('hits', 'substitutions', 'deletions', 'insertions')
 _PLACES = {'equal': 0, 'substitute': 1, 'delete': 2, 'insert': 3}
@@ -42,7 +43,9 @@ def whispers_english(text: str) -> str:
 
 
 def alignment(
-  reference: str, hypothesis: str, normalize: Normalize = plain
+  reference: str,
+  hypothesis: str,
+  normalize: Normalize = plain,
 ) -> list[tuple[str, list[str], list[str]]]:
   """Aligns the words of two texts.
 
@@ -62,11 +65,11 @@ def alignment(
 
 
 def edits(
-  hypotheses: list[str],
-  references: list[list[str]],
+  hypotheses: Texts,
+  references: References,
   process: Callable,
   normalize: Normalize = plain,
-) -> np.ndarray:
+) -> NDArray:
   """Returns counts of KINDS, [N, 4].
 
   Args:
@@ -83,12 +86,12 @@ def edits(
   return statistics
 
 
-def _errors_and_length(counts: np.ndarray) -> tuple[float, float]:
+def _errors_and_length(counts: NDArray) -> tuple[float, float]:
   """Orders references: fewer errors first, of equally many the longer one."""
   return counts[1:].sum(), -counts[:3].sum()
 
 
-def _counts(chunks: list) -> np.ndarray:
+def _counts(chunks: list) -> NDArray:
   counts = np.zeros(len(KINDS))
   for chunk in chunks:
     in_reference = chunk.ref_end_idx - chunk.ref_start_idx
@@ -97,7 +100,7 @@ def _counts(chunks: list) -> np.ndarray:
   return counts
 
 
-def error_rate(sums: np.ndarray) -> np.ndarray:
+def error_rate(sums: NDArray) -> NDArray:
   """Returns percent [...] of counts [..., 4]: errors over the length of the references.
 
   More than 100 is possible. References without any length count as one of length 1.
@@ -110,12 +113,20 @@ def error_rate(sums: np.ndarray) -> np.ndarray:
 # Definitions
 
 
-def _error_metric(process: Callable, definition: str, normalize: Normalize = plain) -> Metric:
+def _error_metric(
+  process: Callable,
+  definition: str,
+  normalize: Normalize = plain,
+) -> Metric:
   return Metric(
     definition=definition,
     higher_is_better=False,
     view=views.surface,
-    statistics=functools.partial(edits, process=process, normalize=normalize),
+    statistics=functools.partial(
+      edits,
+      process=process,
+      normalize=normalize,
+    ),
     value=error_rate,
   )
 
@@ -138,7 +149,11 @@ CER = _error_metric(
 # What a score file holds beside the rates
 
 
-def error_report(predictions: list[dict], words: np.ndarray, characters: np.ndarray) -> dict:
+def error_report(
+  predictions: Rows,
+  words: NDArray,
+  characters: NDArray,
+) -> dict:
   """Returns the counts of errors behind the rates, also by speaker.
 
   Args:
@@ -160,11 +175,15 @@ def error_report(predictions: list[dict], words: np.ndarray, characters: np.ndar
   return report
 
 
-def _by_kind(counts: np.ndarray) -> dict[str, int]:
+def _by_kind(counts: NDArray) -> dict[str, int]:
   return dict(zip(KINDS, map(int, counts.sum(0))))
 
 
-def _of_speaker(name: str, words: np.ndarray, characters: np.ndarray) -> dict:
+def _of_speaker(
+  name: str,
+  words: NDArray,
+  characters: NDArray,
+) -> dict:
   return {
     'speaker': str(name) or 'unknown',
     'utterances': len(words),
@@ -174,7 +193,7 @@ def _of_speaker(name: str, words: np.ndarray, characters: np.ndarray) -> dict:
   }
 
 
-def timing(predictions: list[dict], seconds: float) -> dict:
+def timing(predictions: Rows, seconds: float) -> dict:
   """Returns the real-time factor: `seconds` of decoding over the seconds of the decoded audio.
 
   Returns {} where the rows hold no 'seconds'.

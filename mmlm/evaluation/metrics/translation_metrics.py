@@ -7,12 +7,17 @@ import functools
 
 import numpy as np
 import sacrebleu
+from numpy.typing import NDArray
 
 from mmlm.evaluation.metrics import views
-from mmlm.evaluation.metrics.metric import Metric, View
+from mmlm.evaluation.metrics.metric import Metric, References, Texts, View
 
 
-def _statistics(scorer, hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+def _statistics(
+  scorer,
+  hypotheses: Texts,
+  references: References,
+) -> NDArray:
   """Returns [N, K] of one of sacrebleu's metrics."""
   most = max(map(len, references))
   columns = []  # sacrebleu's form: a list of N references, or None, for each place in a group
@@ -21,7 +26,7 @@ def _statistics(scorer, hypotheses: list[str], references: list[list[str]]) -> n
   return np.array(scorer._extract_corpus_statistics(hypotheses, columns), np.float64)
 
 
-def _value(scorer, sums: np.ndarray) -> np.ndarray:
+def _value(scorer, sums: NDArray) -> NDArray:
   scores = []
   for statistics in np.atleast_2d(sums):
     scores.append(scorer._compute_score_from_stats(statistics).score)
@@ -30,7 +35,12 @@ def _value(scorer, sums: np.ndarray) -> np.ndarray:
   return scores[0]
 
 
-def _sacrebleu(scorer, view: View, higher_is_better: bool, definition: str) -> Metric:
+def _sacrebleu(
+  scorer,
+  view: View,
+  higher_is_better: bool,
+  definition: str,
+) -> Metric:
   """Returns the metric of a scorer of sacrebleu; its version stands in the definition."""
   return Metric(
     definition=f'{definition} (sacrebleu {sacrebleu.__version__})',
@@ -48,7 +58,11 @@ BLEU = _sacrebleu(
   definition='BLEU-4 of detokenised, cased text: tok:13a|smooth:exp|case:mixed',
 )
 BLEU_WORDS = _sacrebleu(
-  sacrebleu.BLEU(tokenize='none', force=True, smooth_method='none'),
+  sacrebleu.BLEU(
+    tokenize='none',
+    force=True,
+    smooth_method='none',
+  ),
   views.moses_words,
   higher_is_better=True,
   definition='BLEU-4 of normalised, Moses-tokenised, lower-cased words, as published on Multi30k: '

@@ -6,38 +6,39 @@ Each function makes hypotheses and references, two lists of N examples, of a pre
 
 from mmlm.data.text import words
 from mmlm.evaluation.metrics.caption_tokens import tokenize_caption
+from mmlm.evaluation.metrics.metric import Pair, References, Rows, Texts
 
 
-def _hypotheses(predictions: list[dict]) -> list[str]:
+def _hypotheses(predictions: Rows) -> Texts:
   return [row['hypothesis'] for row in predictions]
 
 
-def _references(predictions: list[dict]) -> list[list[str]]:
+def _references(predictions: Rows) -> References:
   return [row['references'] for row in predictions]
 
 
-def surface(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def surface(predictions: Rows, language: str = '') -> Pair:
   """Returns texts as a person reads them."""
   return _hypotheses(predictions), _references(predictions)
 
 
-def labels(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def labels(predictions: Rows, language: str = '') -> Pair:
   """Returns names of classes."""
   return _hypotheses(predictions), _references(predictions)
 
 
-def confidences(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def confidences(predictions: Rows, language: str = '') -> Pair:
   """Returns pairs of the predicted class and its probability, and names of classes."""
   pairs = [(row['hypothesis'], row['score']) for row in predictions]
   return pairs, _references(predictions)
 
 
-def values(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def values(predictions: Rows, language: str = '') -> Pair:
   """Returns predicted numbers, and lists of one label."""
   return [row['score'] for row in predictions], _references(predictions)
 
 
-def caption_tokens(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def caption_tokens(predictions: Rows, language: str = '') -> Pair:
   """Returns lists of tokens as coco-caption counts them."""
   hypotheses = [tokenize_caption(text) for text in _hypotheses(predictions)]
   references = []
@@ -46,7 +47,7 @@ def caption_tokens(predictions: list[dict], language: str = '') -> tuple[list, l
   return hypotheses, references
 
 
-def moses_words(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def moses_words(predictions: Rows, language: str = '') -> Pair:
   """Returns Moses' words in lower case, joined by spaces."""
   hypotheses = []
   for row in predictions:
@@ -61,7 +62,7 @@ def moses_words(predictions: list[dict], language: str = '') -> tuple[list, list
   return hypotheses, references
 
 
-def token_nats(predictions: list[dict], language: str = '') -> tuple[list, list]:
+def token_nats(predictions: Rows, language: str = '') -> Pair:
   """Returns the whole rows of a language model's predictions, twice."""
   return predictions, predictions
 

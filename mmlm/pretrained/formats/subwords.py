@@ -6,7 +6,11 @@ _PRIME = 16777619
 _MASK = 0xFFFFFFFF
 
 
-def piece_hashes(word: str, shortest: int, longest: int) -> list[int]:
+def piece_hashes(
+  word: str,
+  shortest: int,
+  longest: int,
+) -> list[int]:
   """Returns the FNV-1a hash of every n-gram of '<word>' with `shortest` to `longest` letters.
 
   They come in the order of fastText; '<' and '>' alone are left out. As in fastText, bytes are

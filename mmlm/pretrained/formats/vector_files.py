@@ -10,6 +10,7 @@ import struct
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.pretrained.formats.subwords import piece_hashes
 from mmlm.utils.errors import UserError
@@ -28,7 +29,14 @@ class Pieces:
     buckets: how many subwords.
   """
 
-  def __init__(self, array: np.ndarray, words: int, buckets: int, shortest: int, longest: int):
+  def __init__(
+    self,
+    array: NDArray,
+    words: int,
+    buckets: int,
+    shortest: int,
+    longest: int,
+  ):
     self.array = array
     self.words = words
     self.buckets = buckets
@@ -41,7 +49,7 @@ class Pieces:
     hashes = piece_hashes(word, self.lengths[0], self.lengths[-1])
     return [self.words + value % self.buckets for value in hashes]
 
-  def vector(self, word: str) -> np.ndarray | None:
+  def vector(self, word: str) -> NDArray | None:
     """Returns the mean [W] of the subwords of a word; None for one without any."""
     rows = self.rows(word)
     return self.array[rows].mean(0) if rows else None
@@ -50,7 +58,12 @@ class Pieces:
 class Vectors:
   """Words {word: row} and their vectors [N, W]; of fastText's binary files also subwords."""
 
-  def __init__(self, words: dict[str, int], array: np.ndarray, pieces: Pieces | None = None):
+  def __init__(
+    self,
+    words: dict[str, int],
+    array: NDArray,
+    pieces: Pieces | None = None,
+  ):
     self.words = words
     self.array = array
     self.pieces = pieces
@@ -60,7 +73,7 @@ class Vectors:
     """The number of values of a vector."""
     return self.array.shape[1]
 
-  def get(self, word: str) -> np.ndarray | None:
+  def get(self, word: str) -> NDArray | None:
     """Returns the vector [W] of a word as written, or else in lower case; None if unknown."""
     for form in (word, word.lower()):
       if form in self.words:
@@ -102,7 +115,7 @@ def read_vectors(name: str) -> Vectors:
   return Vectors(rows, array, pieces)
 
 
-def _read_file(path: pathlib.Path) -> tuple[list[str], np.ndarray, Pieces | None]:
+def _read_file(path: pathlib.Path) -> tuple[list[str], NDArray, Pieces | None]:
   if path.suffix != '.bin':
     return *_read_text(path), None
   with open(path, 'rb') as file:
@@ -112,7 +125,11 @@ def _read_file(path: pathlib.Path) -> tuple[list[str], np.ndarray, Pieces | None
   return *_read_binary(path), None
 
 
-def _warn_about_duplicates(path: pathlib.Path, words: list[str], rows: dict[str, int]) -> None:
+def _warn_about_duplicates(
+  path: pathlib.Path,
+  words: list[str],
+  rows: dict[str, int],
+) -> None:
   """Prints how many words are repeated, as in GloVe 840B; the first of equal words counts."""
   repeated = [row for row, word in enumerate(words) if rows[word] != row]
   if not repeated:
@@ -126,7 +143,11 @@ def _warn_about_duplicates(path: pathlib.Path, words: list[str], rows: dict[str,
   )
 
 
-def embedding_table(vectors: Vectors, vocabulary: list[str], seed: int = 0) -> np.ndarray:
+def embedding_table(
+  vectors: Vectors,
+  vocabulary: list[str],
+  seed: int = 0,
+) -> NDArray:
   """Returns an embedding table [V, W] for the words of a tokenizer, in the order of their ids.
 
   Unknown words are drawn evenly with the spread of the known ones. Prints the coverage.
@@ -169,7 +190,7 @@ def _read_package(name: str) -> Vectors:
   return Vectors(dict(zip(words, rows)), np.load(table, mmap_mode='r'))
 
 
-def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+def _read_text(path: pathlib.Path) -> tuple[list[str], NDArray]:
   """Reads lines 'word number number ...', with or without a header 'N W' before them.
 
   A word may hold spaces (GloVe 840B).
@@ -210,7 +231,7 @@ def _is_header(fields: list) -> bool:
   return len(fields) == 2 and all(field.isdigit() for field in fields)
 
 
-def _read_binary(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+def _read_binary(path: pathlib.Path) -> tuple[list[str], NDArray]:
   """Reads word2vec's format: a line 'N W', then each word, a space and W float32."""
   data = path.read_bytes()
   header, _, _ = data[:64].partition(b'\n')
@@ -231,7 +252,7 @@ def _read_binary(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
   return words, array
 
 
-def _read_fasttext(path: pathlib.Path) -> tuple[list[str], np.ndarray, Pieces]:
+def _read_fasttext(path: pathlib.Path) -> tuple[list[str], NDArray, Pieces]:
   """Reads fastText's model file: settings, dictionary, then the input matrix of words and subwords."""
   data = path.read_bytes()
   settings = '<i12id'

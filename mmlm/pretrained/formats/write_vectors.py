@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
@@ -21,10 +21,10 @@ class Format(NamedTuple):
   """How a file is written."""
 
   has_header: bool  # a line 'N W'
-  encode: Callable[[list[str], np.ndarray], list[bytes]]  # (words, vectors) -> parts of the file
+  encode: Callable[[list[str], NDArray], list[bytes]]  # (words, vectors) -> parts of the file
 
 
-def _encode_text(words: list[str], array: np.ndarray) -> list[bytes]:
+def _encode_text(words: list[str], array: NDArray) -> list[bytes]:
   """Writes nine digits a value, which restore each float32 exactly."""
   lines = []
   for word, vector in zip(words, array.tolist()):
@@ -33,7 +33,7 @@ def _encode_text(words: list[str], array: np.ndarray) -> list[bytes]:
   return lines
 
 
-def _encode_binary(words: list[str], array: np.ndarray) -> list[bytes]:
+def _encode_binary(words: list[str], array: NDArray) -> list[bytes]:
   parts = []
   for word, vector in zip(words, array.astype('<f4')):
     parts.append(word.encode() + b' ' + vector.tobytes() + b'\n')
@@ -49,7 +49,10 @@ FORMATS = {
 
 
 def write_vectors(
-  path: str | pathlib.Path, words: list[str], array: np.ndarray, format: str = 'word2vec'
+  path: str | pathlib.Path,
+  words: list[str],
+  array: NDArray,
+  format: str = 'word2vec',
 ) -> None:
   """Writes words and their vectors [N, W] to a file, whole or not at all.
 
