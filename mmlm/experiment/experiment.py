@@ -33,8 +33,8 @@ from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.metrics import METRICS, higher_is_better
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.experiment.initialization import started
-from mmlm.models.encoders import ENCODERS, FEATURE_ENCODERS
-from mmlm.models.encoders.subsampling import rows_after
+from mmlm.models.encoders import ENCODERS
+from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import Parallel, local_mesh
@@ -194,7 +194,7 @@ class Experiment:
     """{modality that is rows of features: how many values a row has}"""
     widths = {}
     for m, options in self.config.model.encoders.items():
-      if options.name in FEATURE_ENCODERS:
+      if ENCODERS[options.name].reads_features:
         widths[m] = options.width
     if unknown := [m for m, width in widths.items() if width < 1]:
       raise UserError(f'model.encoders.{unknown[0]}.width: say how many values the features have.')
@@ -263,7 +263,7 @@ class Experiment:
   def ctc_labels(self) -> str:
     """What the CTC branch of the head learns: 'target', 'transcript', or '' where there is none."""
     head = self.config.model.head
-    return head.get('ctc_labels', getattr(HEADS[head.name], 'ctc_labels', ''))
+    return head.get('ctc_labels', HEADS[head.name].ctc_labels)
 
   def _aligned(self, table: Table, split: str, train: bool) -> Table:
     """What the CTC branch of the head can align, if there is one; `train`: also when data.train_ops make it as short as they may."""
@@ -288,7 +288,7 @@ class Experiment:
     return alignable(
       table,
       labels,
-      rows_after(rows, self.config.model.encoders[modality].get('subsampling', 1)),
+      subsampled_length(rows, self.config.model.encoders[modality].get('subsampling', 1)),
       split,
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from mmlm.data import batching
 from mmlm.data.pipeline import stream
+from mmlm.models.encoders import ENCODERS
 from mmlm.pretrained.bert import load_bert, load_pooler
 from mmlm.pretrained.formats.vector_files import embedding_table, read_vectors
 from mmlm.pretrained.frozen_backbone import BACKBONES
@@ -17,7 +18,7 @@ from mmlm.utils.pytree import differences, flat, graft, renamed
 PRETRAINED = {
   'bert': load_bert,
   'whisper': load_encoder,
-}  # encoders with a field of that name: what reads their weights
+}  # by `Encoder.family`
 NORMALIZED_BY = (
   2000  # examples at most: more tell little of a mean, and of sounds each has to be read
 )
@@ -31,13 +32,13 @@ def started(experiment, params: dict) -> dict:
   """
   config = experiment.config
   for modality, options in config.model.encoders.items():
-    if options.name in BACKBONES and not options.frozen:
+    if ENCODERS[options.name].backbone and not options.frozen:
       params[f'encoders_{modality}']['backbone'] = jax.tree.map(
-        jnp.asarray, BACKBONES[options.name][1]()
+        jnp.asarray, BACKBONES[ENCODERS[options.name].family][1]()
       )
     part = params[f'encoders_{modality}']
     if options.get('pretrained'):
-      weights = PRETRAINED[options.name](options.pretrained)
+      weights = PRETRAINED[ENCODERS[options.name].family](options.pretrained)
       params[f'encoders_{modality}'] = _loaded(
         weights, part, f'model.encoders.{modality}', options.pretrained
       )

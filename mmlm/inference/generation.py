@@ -91,7 +91,7 @@ class Writer:
   def __init__(self, model, params, context: int, options: SearchOptions):
     self.context = context
     self.options = options
-    self.endless = hasattr(model.head, 'zero_state')
+    self.endless = model.head.carries_state
     alone = SearchOptions('greedy', max_length=context)
     self._begin = jax.jit(lambda params: begin_decoder(model, params, None, 1, alone)[1])
     self._params = params

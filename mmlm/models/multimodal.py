@@ -1,141 +1,163 @@
 """Encoders, a fusion and a head as one module: the only model there is.
 
-Axes: B batch, M modalities, R decoding rows, S sequence, T time or parts, D width, V vocabulary.
+Axes: B batch, M modalities, R decoding beams, S sequence, T time or parts, D width, V vocabulary.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.encoders import ENCODERS
+from mmlm.models.encoders.encoder import Encoder
 from mmlm.models.fusion import FUSIONS
+from mmlm.models.fusion.fusion import Fusion
 from mmlm.models.heads import HEADS
+from mmlm.models.heads.head import Head
 from mmlm.models.sequence import Sequence
 from mmlm.utils.traced import is_off
 
+# What the output layer reads [B, T, D], and that layer [V, D]: their product is the logits.
+OutputLayer = tuple[jax.Array, jax.Array]
+
 
 class MultimodalModel(nn.Module):
-  """A batch is a flat dict: modality `m` and, where it may be shorter or missing, `m_mask`."""
+  """Encodes each modality of a batch, fuses them to a memory, and applies the head to it.
 
-  encoders: Mapping[str, nn.Module]
-  fusion: nn.Module
-  head: nn.Module
-  embeddings: nn.Module | None = None  # of tokens, where several parts share them
-  context: nn.Module | None = (
-    None  # an encoder over the parts of an example, each of which is fused by itself
-  )
-  modality_dropout: float = (
-    0.0  # in training each modality of an example is left out with this probability, but never all
-  )
-  special_tokens: SpecialTokens = (
-    SpecialTokens()
-  )  # of the vocabulary that the model reads and writes
+  A batch is a flat dict: modality `m` and, where it may be shorter or missing, `m_mask`.
+  """
 
-  def encode(self, batch: dict, train=False) -> Sequence | None:
-    """The memory of a batch; None for a model without encoders."""
+  encoders: Mapping[str, Encoder]
+  fusion: Fusion
+  head: Head
+  embeddings: TokenEmbedding | None = None  # shared by several parts
+  context: Encoder | None = None  # encodes the parts of an example, which are fused one by one
+  modality_dropout: float = 0.0  # in training, of modalities of an example, but never of all
+  special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS  # of the vocabulary read and written
+
+  def encode(self, batch: dict, train: bool = False) -> Sequence | None:
+    """Returns the memory of a batch; None for a model without encoders."""
     if not self.encoders:
       return None
-    masks = self._left_out({m: batch.get(f'{m}_mask') for m in self.encoders}, train)
-    sequences = {m: encoder(batch[m], masks[m], train) for m, encoder in self.encoders.items()}
+    masks = {name: batch.get(f'{name}_mask') for name in self.encoders}
+    masks = self._with_modality_dropout(masks, train)
+    sequences = {}
+    for name, encoder in self.encoders.items():
+      sequences[name] = encoder(batch[name], masks[name], train)
     if self.context is None:
       return self.fusion(sequences, train)
-    return self._by_part(sequences, batch['label_mask'], train)
+    return self._fuse_by_part(sequences, batch['label_mask'], train)
 
-  def _left_out(self, masks: dict, train) -> dict:
+  def _with_modality_dropout(self, masks: dict, train: bool) -> dict:
     if not train or is_off(self.modality_dropout) or len(masks) < 2:
       return masks
-    draws = jax.random.uniform(
-      self.make_rng('dropout'), (len(next(iter(masks.values()))), len(masks))
-    )
-    kept = (draws >= self.modality_dropout) | (draws == draws.max(1, keepdims=True))  # [B, M]
+    batch_size = len(next(iter(masks.values())))
+    draws = jax.random.uniform(self.make_rng('dropout'), (batch_size, len(masks)))
+    largest = draws == draws.max(1, keepdims=True)
+    keep = (draws >= self.modality_dropout) | largest  # [B, M]
     result = {}
-    for i, (m, mask) in enumerate(masks.items()):
-      result[m] = mask & kept[:, i].reshape(
-        -1,
-        *[1] * (mask.ndim - 1),
-      )
+    for i, (name, mask) in enumerate(masks.items()):
+      shape = (-1, *[1] * (mask.ndim - 1))
+      result[name] = mask & keep[:, i].reshape(shape)
     return result
 
-  def _by_part(self, sequences: dict[str, Sequence], there, train) -> Sequence:
-    """Sequences whose place t is of part t [B, T, D] -> the parts fused one by one, then seen together [B, T, D]."""
+  def _fuse_by_part(
+    self, sequences: dict[str, Sequence], parts_mask: jax.Array, train: bool
+  ) -> Sequence:
+    """Fuses the parts of each example one by one, then encodes them together.
 
-    def fold(x):
+    Args:
+      sequences: position t of each is part t, [B, T, D].
+      parts_mask: [B, T].
+
+    Returns:
+      [B, T, D].
+    """
+
+    def fold(x: jax.Array) -> jax.Array:
       return x.reshape(-1, 1, *x.shape[2:])
 
-    fused = self.fusion(
-      {m: Sequence(*map(fold, sequence)) for m, sequence in sequences.items()}, train
-    )  # [B T, S, D]
-    kept = fused.mask[..., None]
-    mean = jnp.where(
-      kept,
-      fused.values,
-      0,
-    ).sum(1) / jnp.maximum(kept.sum(1), 1)
-    return self.context(mean.reshape(*there.shape, -1), there, train)
+    folded = {name: Sequence(*map(fold, sequence)) for name, sequence in sequences.items()}
+    fused = self.fusion(folded, train)  # [B T, S, D]
+    mask = fused.mask[..., None]
+    total = jnp.where(mask, fused.values, 0).sum(1)
+    mean = total / jnp.maximum(mask.sum(1), 1)
+    return self.context(mean.reshape(*parts_mask.shape, -1), parts_mask, train)
 
-  def __call__(self, batch: dict, inputs, train=False):
-    """Logits [B, T, V] for the decoder inputs [B, T]."""
+  def __call__(self, batch: dict, inputs: jax.Array | None, train: bool = False) -> Any:
+    """Returns the outputs of the head, e.g. logits [B, T, V] for decoder inputs [B, T]."""
     return self.head(inputs, self.encode(batch, train), train)
 
-  def hidden(self, batch: dict, inputs, train=False):
-    """What the output layer sees, [B, T, D], and that layer, [V, D]: their product is the logits. A batch of packed documents tells its
-    segments and positions [B, T].
+  def hidden(self, batch: dict, inputs: jax.Array, train: bool = False) -> OutputLayer:
+    """Returns hidden states and the output layer, for decoder inputs [B, T].
+
+    A batch of packed documents has the 'segments' and 'positions' [B, T] of its tokens.
     """
-    places = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-    return self.head.output.layer(
-      self.head.hidden(inputs, self.encode(batch, train), train, **places)
-    )
-
-  def branches(self, batch: dict, inputs, train=False):
-    """What `hidden` gives, None of a head without a decoder, and of its CTC branch the logits [B, S, V] and where there are any [B, S]."""
+    packing = {name: batch[name] for name in ('segments', 'positions') if name in batch}
     memory = self.encode(batch, train)
-    if hasattr(self.head, 'hidden'):
-      decoder = self.head.output.layer(self.head.hidden(inputs, memory, train))
-    else:
-      decoder = None
-    return decoder, self.head.frames(memory, train), memory.mask
+    return self.head.output.layer(self.head.hidden(inputs, memory, train, **packing))
 
-  def frames(self, memory: Sequence):
-    """Logits [B, S, V] of the CTC branch."""
-    return self.head.frames(memory)
+  def branches(
+    self, batch: dict, inputs: jax.Array, train: bool = False
+  ) -> tuple[OutputLayer | None, jax.Array, jax.Array]:
+    """Returns the result of `hidden` (None without a decoder), and of the CTC branch the logits
+    [B, S, V] and their mask [B, S].
+    """
+    memory = self.encode(batch, train)
+    output = None
+    if self.head.decodes:
+      output = self.head.output.layer(self.head.hidden(inputs, memory, train))
+    return output, self.head.ctc_logits(memory, train), memory.mask
 
-  def step(self, tokens, memory: Sequence | None, step: DecodeStep):
-    """One decoding step: tokens [R] -> logits [R, V]."""
+  def ctc_logits(self, memory: Sequence) -> jax.Array:
+    """Returns the logits [B, S, V] of the CTC branch."""
+    return self.head.ctc_logits(memory)
+
+  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+    """Returns logits [R, V] for the tokens [R] of one decoding step."""
     return self.head.step(tokens, memory, step)
 
 
 def build_model(
-  config, vocab_size: int, max_length: int, special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS
+  config: ConfigDict,
+  vocab_size: int,
+  max_length: int,
+  special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS,
 ) -> MultimodalModel:
-  """The model of a completed `config.model`; `max_length` is the longest target or text."""
+  """Builds the model of a completed `config.model`.
+
+  Args:
+    max_length: of the longest target or text, in tokens.
+    special_tokens: of the vocabulary.
+  """
+  embeddings = None
   if config.shared_embeddings:
     embeddings = TokenEmbedding(vocab_size, config.dim, config.dtype)
-  else:
-    embeddings = None
-  inherited = dict(
-    dim=config.dim,
-    dropout=config.dropout,
-    dtype=config.dtype,
-    vocab_size=vocab_size,
-    max_length=max_length,
-    embeddings=embeddings,
-  )
+  inherited = {
+    'dim': config.dim,
+    'dropout': config.dropout,
+    'dtype': config.dtype,
+    'vocab_size': vocab_size,
+    'max_length': max_length,
+    'embeddings': embeddings,
+  }
 
-  def part(table, options):
-    cls = table[options.name]
+  def part(classes: Mapping[str, type], options: ConfigDict) -> Any:
+    cls = classes[options.name]
     shared = {key: value for key, value in inherited.items() if key in cls.__dataclass_fields__}
-    return cls(**shared, **{key: value for key, value in options.items() if key != 'name'})
+    specific = {key: value for key, value in options.items() if key != 'name'}
+    return cls(**shared, **specific)
 
   encoders = {modality: part(ENCODERS, options) for modality, options in config.encoders.items()}
+  context = None
   if config.context.name:
     context = part(ENCODERS, config.context)
-  else:
-    context = None
   return MultimodalModel(
     encoders,
     part(FUSIONS, config.fusion),

@@ -12,36 +12,16 @@ import numpy as np
 from mmlm.data.transforms.ops import apply_ops, parse_ops
 from mmlm.decoding.score_fusion import ALONE
 from mmlm.experiment.prediction import Predictor
-from mmlm.models.fusion import main_of
+from mmlm.models.fusion import FUSIONS
 from mmlm.reports.speech_view import words_of
 
 TASKS = ('captioning', 'translation', 'recognition', 'speech_translation')
 N_BEST = 5
 
 
-def _ALL(names, main):
-  return sorted(names)
-
-
-def _MAIN(names, main):
-  return [main_of(names, main)]
-
-
-# Fusion: which modalities keep their places at the beginning of the memory, in their order.
-PLACES = {
-  'concatenation': _ALL,
-  'cross_attention': _ALL,
-  'bottleneck': _ALL,
-  'gated': _MAIN,
-  'selective': _MAIN,
-  'adaptation_gate': _MAIN,
-  'resampler': lambda names, main: _MAIN(names, main) if len(names) > 1 else [],
-}
-
-
 @dataclass(frozen=True)
 class Looking:
-  """A task of text whose answers also tell where the decoder looked; `kept`: modalities that have places in the memory (`PLACES`).
+  """A task of text whose answers also tell where the decoder looked; `kept`: modalities that have places in the memory (`Fusion.keeps_positions`).
 
   A row gets 'look': {'words': what was written, for each modality [words, S], 'read': the words that stand for S of 'text', and 'shares', what each
   modality has of the attention of a word, where several are in the memory}.
@@ -177,10 +157,8 @@ class CloserLook:
 def looking_evaluator(experiment, align: bool = False, **changes):
   """`Experiment.evaluator` whose rows also have 'look' (`Looking`), where there is a decoder and its memory has places of the input."""
   fusion = experiment.config.model.fusion
-  kept = PLACES.get(fusion.name, lambda names, main: [])(
-    experiment.modalities, fusion.get('main', '')
-  )
-  decodes = experiment.task.answers == 'targets' and hasattr(experiment.model.head, 'hidden')
+  kept = FUSIONS[fusion.name].keeps_positions(experiment.modalities, fusion.get('main', ''))
+  decodes = experiment.task.answers == 'targets' and experiment.model.head.decodes
   if kept and decodes:
 
     def around(task):

@@ -13,7 +13,7 @@ from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
 from mmlm.decoding.score_fusion import ALONE, Fusion, Part
 from mmlm.decoding.search import SearchOptions, SearchResult, is_any
-from mmlm.models.encoders.subsampling import rows_after
+from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.tasks.text_generation import TextGeneration, begin_decoder
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
 from mmlm.utils.traced import is_off
@@ -49,14 +49,14 @@ class SpeechToText(TextGeneration):
 
   def forward(self, model, params, batch) -> dict:
     """{'logits' [B, T, V]} of the decoder, where there is one, and of a CTC branch {'frames' [B, S, V], 'frames_mask' [B, S]}."""
-    if hasattr(model.head, 'hidden'):
+    if model.head.decodes:
       found = super().forward(model, params, batch)
     else:
       found = {}
     if ctc_share(model.head):
       memory = model.apply({'params': params}, batch, method='encode')
       found |= {
-        'frames': model.apply({'params': params}, memory, method='frames'),
+        'frames': model.apply({'params': params}, memory, method='ctc_logits'),
         'frames_mask': memory.mask,
       }
     return found
@@ -116,10 +116,10 @@ class SpeechToText(TextGeneration):
 
     def frames():
       return ctc.frame_log_probs(
-        model.apply({'params': params}, memory, method='frames'), memory.mask & there, options
+        model.apply({'params': params}, memory, method='ctc_logits'), memory.mask & there, options
       )
 
-    if not hasattr(model.head, 'step'):
+    if not model.head.decodes:
       return _over_frames(frames(), options, fusion)
     parts = fusion.parts(examples, options)
     if fusion.ctc_weight > 0:
@@ -166,11 +166,11 @@ def _places(model, params, batch, found: dict, options: SearchOptions) -> dict:
   """
   memory = model.apply({'params': params}, batch, method='encode')
   mask = batch['audio_mask']
-  factor = getattr(model.encoders['audio'], 'subsampling', 1)
-  if memory.mask.shape[1] != rows_after(mask.shape[1], factor):
+  factor = model.encoders['audio'].subsampling
+  if memory.mask.shape[1] != subsampled_length(mask.shape[1], factor):
     return {}
   log_probs = ctc.frame_log_probs(
-    model.apply({'params': params}, memory, method='frames'), memory.mask, options
+    model.apply({'params': params}, memory, method='ctc_logits'), memory.mask, options
   )
   tokens = found['tokens'][:, 0]
   transcribes = model.head.ctc_labels == 'transcript'
@@ -196,4 +196,4 @@ def _over_frames(log_probs, options: SearchOptions, fusion: Fusion) -> SearchRes
 
 def ctc_share(head) -> float:
   """The weight of CTC in the loss of a head: 0 without it, 1 without a decoder."""
-  return getattr(head, 'ctc_weight', 0.0)
+  return head.ctc_weight

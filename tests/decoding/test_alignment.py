@@ -130,7 +130,7 @@ def test_a_head_whose_ctc_learns_transcripts_aligns_its_own():
   batch = example_batch(transcript=True)
   _, rows = answered(setup, batch)
   memory = setup.apply('encode', batch)
-  log_probs = ctc.frame_log_probs(setup.apply('frames', memory), memory.mask, OPTIONS)
+  log_probs = ctc.frame_log_probs(setup.apply('ctc_logits', memory), memory.mask, OPTIONS)
   options = SearchOptions('greedy', max_length=16)
   best = ctc.best_path(log_probs, options)
   texts = OUTPUTS.decode_batch(

@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 from test_models import initial, normal
 
-from mmlm.models.encoders import ENCODERS, FEATURE_ENCODERS
-from mmlm.models.encoders.conformer import (
-  AudioRecurrent,
-  AudioTransformer,
-  Conformer,
-  shifted_products,
-)
-from mmlm.models.encoders.subsampling import Subsampling, rows_after
+from mmlm.models.encoders import ENCODERS
+from mmlm.models.encoders.audio_encoders import AudioRecurrent, AudioTransformer
+from mmlm.models.encoders.conformer import Conformer, depthwise_in_time
+from mmlm.models.encoders.subsampling import Subsampling, subsampled_length
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat
 
@@ -60,9 +56,9 @@ def test_padding_changes_nothing_and_lengths_are_rounded_up(encoder):
   module, _, run = encoder
   x = normal(0, B, S, C)
   out = run(x, mask_of())
-  wanted = rows_after(LENGTHS, module.subsampling)
+  wanted = subsampled_length(LENGTHS, module.subsampling)
   assert (
-    out.values.shape == (B, rows_after(S, module.subsampling), D)
+    out.values.shape == (B, subsampled_length(S, module.subsampling), D)
     and out.mask.sum(1).tolist() == wanted.tolist()
   )
   assert np.all(np.isfinite(out.values))
@@ -137,12 +133,12 @@ def test_the_depthwise_convolution_and_its_gradients_are_those_of_xla(kernel):
     )
 
   (out, pull), (expected, pull_expected) = (
-    jax.vjp(shifted_products, x, weights),
+    jax.vjp(depthwise_in_time, x, weights),
     jax.vjp(by_xla, x, weights),
   )
   for a, b in zip((out, *pull(upstream)), (expected, *pull_expected(upstream)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
-  many = jax.vmap(jax.grad(lambda w: jnp.sum(shifted_products(x, w) * upstream)))(
+  many = jax.vmap(jax.grad(lambda w: jnp.sum(depthwise_in_time(x, w) * upstream)))(
     jnp.stack([weights, 2 * weights])
   )
   np.testing.assert_allclose(many, jnp.stack([pull_expected(upstream)[1]] * 2), atol=1e-5)
@@ -189,7 +185,7 @@ def test_the_encoders_have_names_and_options():
   for name in ('audio_transformer', 'conformer', 'audio_recurrent'):
     assert (
       name in ENCODERS
-      and name in FEATURE_ENCODERS
+      and ENCODERS[name].reads_features
       and {'width', 'subsampling'} <= ENCODERS[name].__dataclass_fields__.keys()
     )
 

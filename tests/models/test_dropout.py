@@ -6,8 +6,8 @@ import pytest
 from test_models import B, D, T, V, initial, normal
 
 from mmlm.models.attention import MultiHeadAttention
-from mmlm.models.encoders import TextEncoder
 from mmlm.models.encoders.conformer import Conformer
+from mmlm.models.encoders.text_encoders import TextEncoder
 from mmlm.models.heads import TransformerDecoder
 from mmlm.models.layers import Dropout
 

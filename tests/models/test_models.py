@@ -20,7 +20,8 @@ from mmlm.models.embeddings import (
   rotate,
   sinusoidal_table,
 )
-from mmlm.models.encoders import EfficientNetGrid, TextEncoder, VisionTransformer
+from mmlm.models.encoders.text_encoders import TextEncoder
+from mmlm.models.encoders.vision_encoders import EfficientNetGrid, VisionTransformer
 from mmlm.models.heads import TransformerDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import Transformer, TransformerBlock

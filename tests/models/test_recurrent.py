@@ -13,7 +13,9 @@ from test_models import initial, normal
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
-from mmlm.models.recurrent import FeatureRecurrent, RecurrentDecoder, RecurrentEncoder
+from mmlm.models.encoders.feature_encoders import FeatureRecurrent
+from mmlm.models.encoders.text_encoders import RecurrentEncoder
+from mmlm.models.heads.recurrent_decoder import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat

@@ -19,8 +19,9 @@ from mmlm.data.pipeline import stream
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.attention import MultiHeadAttention, attention_weights
+from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import TransformerDecoder
-from mmlm.models.recurrent import RecurrentDecoder
+from mmlm.models.heads.recurrent_decoder import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.reports import attention_maps as attention
 from mmlm.reports.attention_maps import CloserLook, grid_of
@@ -172,7 +173,7 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
   batch = {**batch, 'image_mask': np.array([True, False])}
   tokens = jnp.full((2, 3), 5)
   params = other._random_params(batch)
-  kept = tuple(attention.PLACES[fusion](other.modalities, ''))
+  kept = tuple(FUSIONS[fusion].keeps_positions(other.modalities, ''))
   assert kept == (('image', 'text') if fusion in ('concatenation', 'bottleneck') else ('text',))
   found = jax.jit(
     lambda params, batch: attention.where_it_looks(other.model, params, batch, tokens, kept)

@@ -115,7 +115,7 @@ class Setup:
     """Losses of the CTC branch for labels, by itself."""
     memory = self.apply('encode', batch)
     return ctc_losses(
-      self.apply('frames', memory), memory.mask, jnp.array(labels), jnp.array(mask)
+      self.apply('ctc_logits', memory), memory.mask, jnp.array(labels), jnp.array(mask)
     )[0]
 
 
@@ -214,7 +214,7 @@ def test_ctc_decodes_by_the_best_path_and_by_prefixes():
     (SearchOptions('beam', max_length=8), ctc.prefix_beam),
   ):
     wanted = decode(
-      ctc.frame_log_probs(setup.apply('frames', memory), memory.mask, options), options
+      ctc.frame_log_probs(setup.apply('ctc_logits', memory), memory.mask, options), options
     )
     found = setup.generate(batch, options)
     assert found.lengths[B:].max() == 0 and len(np.unique(found.lengths)) > 1
@@ -268,7 +268,7 @@ def test_ctc_alone_over_tokens_agrees_with_ctc_over_frames():
   options = SearchOptions('beam', max_length=6, beam_size=200, n_best=4, length_penalty=0.0)
   over_tokens = setup.generate(batch, options, Fusion(1.0))
   memory = setup.apply('encode', batch)
-  frames = ctc.frame_log_probs(setup.apply('frames', memory), memory.mask, options)
+  frames = ctc.frame_log_probs(setup.apply('ctc_logits', memory), memory.mask, options)
   over_frames = jax.jit(lambda frames: ctc.prefix_beam(frames, options))(frames)
   # What is spread over the start and the end of a text is lost to neither.
   close(over_tokens.log_probs, over_frames.log_probs, rtol=1e-3)

@@ -22,8 +22,8 @@ from mmlm.inference.generation import Spelling, Writer
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
+from mmlm.models.heads.lstm_language_model import LstmLayer
 from mmlm.models.layers import Dropout
-from mmlm.models.lstm import LstmLayer
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.parallel import Parallel
 from mmlm.tasks import TASKS

@@ -1,24 +1,34 @@
-"""BERT (Devlin et al. 2019): a post-norm Transformer encoder over WordPiece, whose weights come from a file (pretrained/bert.py).
+"""BERT (Devlin et al. 2019): a post-norm Transformer encoder over WordPiece.
 
-Axes: B batch, S sequence, D width of the model, W width of BERT.
+Its pretrained weights are read by mmlm/pretrained/bert.py.
+
+Axes: B batch, S tokens, D width of the model, W width of BERT.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
+import jax
 
 from mmlm.models.embeddings import Positions
+from mmlm.models.encoders.encoder import Encoder
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
 from mmlm.models.transformer import WithDeepTransformer
+from mmlm.utils.options import option
 
 
-class BertEncoder(WithDeepTransformer, kw_only=True):
-  """Tokens [B, S] that start with [CLS] and end with [SEP], with their mask -> [B, S, D].
+class BertEncoder(WithDeepTransformer, Encoder, kw_only=True):
+  """Tokens [B, S] from [CLS] to [SEP] with their mask -> [B, S, D].
 
-  One segment: its vector is part of the positions. `pretrained` names the weights to start from ('' = random); sizes must be theirs.
+  There is one segment; its embedding is part of the positions.
   """
 
+  reads_features: ClassVar[bool] = False
+  family: ClassVar[str] = 'bert'
+
   vocab_size: int
-  pretrained: str = ''
+  pretrained: str = option('', "weights to start from, whose sizes must match; '' = random")
   width: int = 384
   layers: int = 6
   heads: int = 12
@@ -30,8 +40,8 @@ class BertEncoder(WithDeepTransformer, kw_only=True):
   epsilon: float = 1e-12
 
   @nn.compact
-  def __call__(self, x, mask, train=False):
-    x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='tokens')(x)
+  def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+    x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='tokens')(tokens)
     x = Positions('learned', self.max_positions, name='positions')(x)
     x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)
     x = Dropout(self.dropout)(x, train)

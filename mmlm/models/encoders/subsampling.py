@@ -1,9 +1,10 @@
-"""Rows of features, fewer and wider: strided convolutions over time and frequency before an encoder of sounds.
+"""Subsampling of audio features: strided convolutions over time and frequency before an encoder.
 
-Axes: B batch, S rows of features over time, F values of a row (frequencies), P planes, C channels, D width.
+Axes: B batch, S frames, F frequencies, P planes, C channels, D width.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmlm.models.layers import Dropout
@@ -12,17 +13,18 @@ from mmlm.utils.errors import UserError
 FACTORS = (1, 2, 4, 8)
 
 
-def rows_after(rows, factor: int):
-  """How many of `rows` are left: a last one that is not whole counts."""
-  return -(-rows // factor)
+def subsampled_length(length, factor: int):
+  """Returns the positions that `length` frames become, rounded up; for numbers and arrays."""
+  return -(-length // factor)
 
 
 class Subsampling(nn.Module):
-  """[B, S, F] with its mask -> [B, S / factor, D] and its mask, both rounded up (Dong et al. 2018, 3.1).
+  """[B, S, F] with its mask -> [B, S / factor, D] and its mask, rounded up (Dong et al. 2018, 3.1).
 
-  Each halving is a 3x3 convolution of stride 2 whose place t sees the rows 2t - 1, 2t and 2t + 1; rows that are masked are 0 before
-  each of them, as what stands beyond the borders is, so that padding changes nothing. `planes`: a row is so many
-  rows one after another (values, their differences, the differences of those), which the first convolution sees as channels.
+  Each halving is a 3x3 convolution of stride 2, whose position t reads frames 2t - 1, 2t and
+  2t + 1. Masked frames are 0 before each of them, as padding is, so that padding changes nothing.
+  `planes`: a frame is a concatenation of so many (values, their deltas, the deltas of those), which
+  the first convolution reads as channels.
   """
 
   dim: int
@@ -33,42 +35,44 @@ class Subsampling(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, mask, train=False):
-    if self.factor not in FACTORS:
-      raise UserError(f'model.encoders: subsampling={self.factor}, choose one of {FACTORS}.')
-    if self.planes < 1 or x.shape[-1] % self.planes:
-      raise UserError(
-        f'model.encoders: width={x.shape[-1]} does not divide into planes={self.planes}.'
-      )
-    x = (
-      x.reshape(*x.shape[:2], self.planes, -1)
-      .swapaxes(
-        -1,
-        -2,
-      )
-      .astype(self.dtype)
-    )  # [B, S, F, P]
+  def __call__(
+    self, frames: jax.Array, mask: jax.Array, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    self._check(frames.shape[-1])
+    planes = frames.reshape(*frames.shape[:2], self.planes, -1)
+    x = planes.swapaxes(-1, -2).astype(self.dtype)  # [B, S, F, P]
     for number in range(FACTORS.index(self.factor)):
       x = jnp.where(mask[..., None, None], x, 0)
-      x = nn.relu(
-        nn.Conv(
-          self.channels,
-          (3, 3),
-          2,
-          (
-            (1, 1),
-            (1, 1),
-          ),
-          dtype=self.dtype,
-          name=f'convolution_{number}',
-        )(x)
-      )
+      x = nn.relu(self._convolution(f'convolution_{number}')(x))
       mask = mask[:, ::2]
-    x = jnp.where(
-      mask[..., None],
-      x.reshape(*x.shape[:2], -1),
-      0,
-    )  # [B, S, F C]
-    return Dropout(self.dropout)(
-      nn.Dense(self.dim, dtype=self.dtype, name='projection')(x), train
-    ), mask
+    flat = x.reshape(*x.shape[:2], -1)
+    x = jnp.where(mask[..., None], flat, 0)  # [B, S, F C]
+    x = nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
+    return Dropout(self.dropout)(x, train), mask
+
+  def _convolution(self, name: str) -> nn.Conv:
+    padding = ((1, 1), (1, 1))
+    return nn.Conv(self.channels, (3, 3), 2, padding, dtype=self.dtype, name=name)
+
+  def _check(self, width: int) -> None:
+    if self.factor not in FACTORS:
+      raise UserError(f'model.encoders: subsampling={self.factor}, choose one of {FACTORS}.')
+    if self.planes < 1 or width % self.planes:
+      raise UserError(f'model.encoders: width={width} does not divide into planes={self.planes}.')
+
+
+def subsampled(
+  encoder: nn.Module, frames: jax.Array, mask: jax.Array, train: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Applies a `Subsampling` layer with the options of an audio encoder: [B, S, F] -> [B, T, D]."""
+  layer = Subsampling(
+    encoder.dim,
+    encoder.subsampling,
+    encoder.channels,
+    encoder.planes,
+    encoder.dropout,
+    encoder.dtype,
+    name='subsampling',
+    parent=encoder,
+  )
+  return layer(frames, mask, train)
