@@ -1,39 +1,68 @@
-"""Tables of measured results, experiments/results/*.json, in experiments/README.md and blocks of README.md.
+"""Tables of measured results, experiments/results/*.json, in experiments/README.md and README.md.
 
-A results file is a list of rows with the keys of KEYS. `python -m experiments.tables` renders both pages.
+A results file is a list of rows with the keys of KEYS. `python -m experiments.tables` renders both
+pages.
 
-A row beside which a number was published is marked by rule (`mark`), and so is one of a table's ROWS that was never measured: 'not run'.
+A row beside which a number was published is marked by rule (`mark`), and so is one of a table's
+ROWS that was never measured: 'not run'.
 """
 
 import math
 import pathlib
 import re
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from experiments.rows import measured, rows_of_tables
+from experiments.rows import Definitions, Rows, measured, rows_of_tables
 from mmlm.evaluation.metrics import METRICS
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import read_json, write_atomic, write_json
 
-
-def _number(v):
-  return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-
-
-_TEXT = 'a text', lambda v: isinstance(v, str) and bool(v)
-_NUMBER = 'a number', _number
-_COUNT = 'a whole number above 0', lambda v: type(v) is int and v > 0
-_INTERVAL = (
-  '[low, high]',
-  lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(_number, v)),
-)
+Result = dict[str, Any]  # a row of a results file
+Results = list[Result]
+Cells = list[str]
 
 
-def _optional(kind):
-  return f'{kind[0]} or null', lambda v: v is None or kind[1](v)
+# The keys of a result
 
 
-# `n` counts runs (seeds): `ours` is their mean, `spread` their standard deviation. `interval` is at 95 %.
+class Kind(NamedTuple):
+  """What a value must be."""
+
+  description: str
+  test: Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
+
+
+def _is_number(value: Any) -> bool:
+  is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_numeric and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value > 0
+
+
+def _is_interval(value: Any) -> bool:
+  return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _optional(kind: Kind) -> Kind:
+  def test(value: Any) -> bool:
+    return value is None or kind.test(value)
+
+  return Kind(f'{kind.description} or null', test)
+
+
+_TEXT = Kind('a text', _is_text)
+_NUMBER = Kind('a number', _is_number)
+_COUNT = Kind('a whole number above 0', _is_count)
+_INTERVAL = Kind('[low, high]', _is_interval)
+
 KEYS = {
   'row': _TEXT,
   'dataset': _TEXT,
@@ -42,10 +71,10 @@ KEYS = {
   'definition': _TEXT,
   'published': _optional(_NUMBER),
   'source': _optional(_TEXT),
-  'ours': _NUMBER,
-  'spread': _optional(_NUMBER),
-  'n': _COUNT,
-  'interval': _optional(_INTERVAL),
+  'ours': _NUMBER,  # mean of the runs
+  'spread': _optional(_NUMBER),  # their standard deviation
+  'n': _COUNT,  # runs (seeds)
+  'interval': _optional(_INTERVAL),  # 95 %
   'config': _TEXT,
   'command': _TEXT,
   'commit': _TEXT,
@@ -53,258 +82,289 @@ KEYS = {
   'seconds': _NUMBER,
 }
 _IDENTITY = ('row', 'dataset', 'split', 'metric')
-_HEAD = """# Measured results
-
-From `results/*.json`, by `python -m experiments.tables`. A published number is *reproduced* where it lies within our 95 % interval (over
-examples for one run, over seeds for several), *beaten* where ours is better than that, *below* where it is worse.
-"""
-_BLOCK = re.compile(r'(<!-- (results|grid):([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
 
 
-def check_rows(path, rows) -> list:
-  """The rows, if they are sound; else UserError with the file, the row and the key."""
+def check_rows(path: str | pathlib.Path, rows: Any) -> Results:
+  """Returns the rows.
+
+  Raises:
+    UserError: a row is wrong; the message names the file, the row and the key.
+  """
   if not isinstance(rows, list):
     raise UserError(f'{path}: expected a list of rows, found {type(rows).__name__}.')
-  for index, row in enumerate(rows):
+  for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
-      raise UserError(f'{path}, row {index + 1}: expected an object with {", ".join(KEYS)}.')
-    where = f'{path}, row {index + 1} ({row.get("row", "no name")})'
-    for key in sorted(row.keys() ^ KEYS.keys()):
-      raise UserError(f'{where}: {"unknown" if key in row else "missing"} key {key!r}.')
-    for key, (kind, test) in KEYS.items():
-      if not test(row[key]):
-        raise UserError(f'{where}: {key!r} must be {kind}, and is {row[key]!r}.')
+      raise UserError(f'{path}, row {number}: expected an object with {", ".join(KEYS)}.')
+    _check_row(f'{path}, row {number} ({row.get("row", "no name")})', row)
   return rows
 
 
-def add_rows(path, rows):
+def _check_row(where: str, row: Result) -> None:
+  for key in sorted(row.keys() ^ KEYS.keys()):
+    wrong = 'unknown' if key in row else 'missing'
+    raise UserError(f'{where}: {wrong} key {key!r}.')
+  for key, kind in KEYS.items():
+    if not kind.test(row[key]):
+      raise UserError(f'{where}: {key!r} must be {kind.description}, and is {row[key]!r}.')
+
+
+def add_rows(path: str | pathlib.Path, rows: Iterable[Result]) -> None:
   """Adds rows to a results file; one with the same row, dataset, split and metric is replaced."""
   path = pathlib.Path(path)
-
-  def identity(row):
-    return tuple(row[key] for key in _IDENTITY)
-
-  merged = {
-    identity(row): row for row in check_rows(path, read_json(path) if path.exists() else [])
-  }
-  merged.update({identity(row): row for row in check_rows('new rows', list(rows))})
+  before = read_json(path) if path.exists() else []
+  merged = {}
+  for row in (*check_rows(path, before), *check_rows('new rows', list(rows))):
+    merged[tuple(row[key] for key in _IDENTITY)] = row
   write_json(path, list(merged.values()))
 
 
-def _format(value, like=None) -> str:
-  """A measured number with decimals that fit its size, or those of `like`."""
+# Cells
+
+
+def _format(value: float, like: float | None = None) -> str:
+  """Formats a measured number with decimals that fit its size, or the size of `like`."""
   size = abs(value if like is None else like)
-  return f'{value:,.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}'
+  decimals = 3
+  if size >= 1000:
+    decimals = 0
+  elif size >= 100:
+    decimals = 1
+  elif size >= 10:
+    decimals = 2
+  return f'{value:,.{decimals}f}'
 
 
-def _duration(seconds) -> str:
-  return next(
-    f'{seconds / unit:.1f} {name}'
-    for unit, name in ((3600, 'h'), (60, 'min'), (1, 's'))
-    if seconds >= unit or unit == 1
-  )
+def _duration(seconds: float) -> str:
+  if seconds >= 3600:
+    return f'{seconds / 3600:.1f} h'
+  if seconds >= 60:
+    return f'{seconds / 60:.1f} min'
+  return f'{seconds:.1f} s'
 
 
-def _table(header, rows) -> str:
-  def escape(cell):
-    return str(cell).replace('|', '\\|').replace('\n', ' ')
-
-  lines = [header, ['---'] * len(header), *rows]
-  return ''.join('| ' + ' | '.join(map(escape, line)) + ' |\n' for line in lines)
+def _escape(cell: Any) -> str:
+  return str(cell).replace('|', '\\|').replace('\n', ' ')
 
 
-def _ours(row) -> str:
+def _table(header: Cells, rows: Iterable[Iterable[str]]) -> str:
+  """Returns a Markdown table."""
+  text = ''
+  for line in (header, ['---'] * len(header), *rows):
+    text += '| ' + ' | '.join(map(_escape, line)) + ' |\n'
+  return text
+
+
+def _ours(row: Result) -> str:
+  text = _format(row['ours'])
   if row['spread'] is None:
-    spread = ''
-  else:
-    spread = f' ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
-  return _format(row['ours']) + spread
+    return text
+  return f'{text} ± {_format(row["spread"], row["ours"])} (n = {row["n"]})'
 
 
-def _interval(row) -> str:
-  return ' to '.join(_format(v, row['ours']) for v in row['interval'] or ())
+def _interval(row: Result) -> str:
+  bounds = row['interval'] or ()
+  return ' to '.join(_format(bound, row['ours']) for bound in bounds)
 
 
-def mark(row) -> str:
-  """How a row stands to its published number; '' without one.
-
-  'reproduced': that lies within our 95 % interval, or is our number where there is none; else 'beaten' when ours is better and 'below'
-  when it is worse.
-  """
+def _published(row: Result) -> str:
   if row['published'] is None:
     return ''
+  text = f'{row["published"]:g}'
+  if row['source']:
+    text += f' ({row["source"]})'
+  return text
+
+
+def mark(row: Result) -> str:
+  """Returns how a row compares with its published number; '' without one.
+
+  'reproduced': that lies within our 95 % interval, or is our number where there is no interval;
+  else 'beaten' when ours is better and 'below' when it is worse.
+  """
+  published = row['published']
+  if published is None:
+    return ''
   low, high = row['interval'] or (row['ours'], row['ours'])
-  if low <= row['published'] <= high:
+  if low <= published <= high:
     return 'reproduced'
-  if (row['ours'] > row['published']) == _higher_is_better(row['definition']):
-    return 'beaten'
-  return 'below'
+  is_higher = row['ours'] > published
+  return 'beaten' if is_higher == _higher_is_better(row['definition']) else 'below'
 
 
 def _higher_is_better(definition: str) -> bool:
-  """Returns the direction of a metric by its definition; those of word vectors are not in METRICS."""
+  """Returns the direction of a metric by its definition.
+
+  Those of word vectors, correlations and accuracies, are not in METRICS.
+  """
   for metric in METRICS.values():
     if metric.definition == definition:
       return metric.higher_is_better
   return True
 
 
-def _not_run(table: dict, rows: dict, results: list) -> list:
-  """Lines of `result_table` for the rows of a table that were never measured."""
-  key, (title, _, published, source) = next(
-    ((k, m) for k, m in table['METRICS'].items() if m[2] is not None),
-    next(iter(table['METRICS'].items())),
-  )
-
-  def told(row):
-    if published is not None and row.comparable:
-      return f'{published:g} ({source})'
-    return ''
-
-  data = f'{table["DATASET"]} {table.get("FOLDS") or table.get("SPLIT", "")}'.strip()
-  return [
-    [row.label or name, data, title, told(row), '', '', 'not run']
-    for name, row in rows.items()
-    if not measured(row, rows, results)
-  ]
+# Tables
 
 
-def result_table(rows, not_run=()) -> str:
-  """Markdown: what was published beside what was measured."""
+def result_table(rows: Results, not_run: Iterable[Cells] = ()) -> str:
+  """Returns Markdown: published numbers beside those that were measured."""
+  header = ['', 'data', 'metric', 'published', 'ours', '95 % interval', 'mark']
   lines = []
   for row in rows:
-    if row['published'] is None:
-      published = ''
-    else:
-      published = f'{row["published"]:g}'
-    if published and row['source']:
-      source = f' ({row["source"]})'
-    else:
-      source = ''
     data = f'{row["dataset"]} {row["split"]}'
-    lines.append(
-      [row['row'], data, row['metric'], published + source, _ours(row), _interval(row), mark(row)]
-    )
-  return _table(
-    ['', 'data', 'metric', 'published', 'ours', '95 % interval', 'mark'], [*lines, *not_run]
-  )
+    numbers = [_published(row), _ours(row), _interval(row)]
+    lines.append([row['row'], data, row['metric'], *numbers, mark(row)])
+  return _table(header, [*lines, *not_run])
 
 
-def summary_table(rows) -> str:
-  """Markdown, a line for each system: what was published first, then ours with its [95 % interval], a column a metric."""
+def _not_run(table: Definitions, rows: Rows, results: Results) -> list[Cells]:
+  """Returns lines of `result_table` for the rows of a table that were never measured."""
+  metrics = list(table['METRICS'].values())
+  with_published = [metric for metric in metrics if metric[2] is not None]
+  title, _, published, source = (with_published or metrics)[0]
+  data = f'{table["DATASET"]} {table.get("FOLDS") or table.get("SPLIT", "")}'.strip()
+  lines = []
+  for name, row in rows.items():
+    if measured(row, rows, results):
+      continue
+    number = ''
+    if published is not None and row.comparable:
+      number = f'{published:g} ({source})'
+    lines.append([row.label or name, data, title, number, '', '', 'not run'])
+  return lines
+
+
+def summary_table(rows: Results) -> str:
+  """Returns Markdown: a line a system, a column a metric.
+
+  Published systems come first, then ours with the [95 % interval].
+  """
   metrics = list(dict.fromkeys(row['metric'] for row in rows))
-  lines = {}
+  lines: dict[tuple[str, str], dict[str, str]] = {}
+
+  def put(system: str, row: Result, text: str) -> None:
+    data = f'{row["dataset"]} {row["split"]}'
+    lines.setdefault((system, data), {})[row['metric']] = text
+
   for row in rows:
     if row['published'] is not None:
-      lines.setdefault((row['source'] or 'published', row['dataset'], row['split']), {})[
-        row['metric']
-      ] = f'{row["published"]:g}'
+      put(row['source'] or 'published', row, f'{row["published"]:g}')
   for row in rows:
-    text = _ours(row) + (f' [{_interval(row)}]' if row['interval'] else '')
-    lines.setdefault(
-      (f'ours, {row["row"]}', row['dataset'], row['split']),
-      {},
-    )[row['metric']] = text
-  return _table(
-    ['', 'data', *metrics],
-    [
-      [who, f'{data} {split}', *(line.get(m, '') for m in metrics)]
-      for (who, data, split), line in lines.items()
-    ],
-  )
+    text = _ours(row)
+    if row['interval']:
+      text += f' [{_interval(row)}]'
+    put(f'ours, {row["row"]}', row, text)
+  cells = []
+  for (system, data), of_system in lines.items():
+    cells.append([system, data, *(of_system.get(metric, '') for metric in metrics)])
+  return _table(['', 'data', *metrics], cells)
 
 
-def grid_table(rows) -> str:
-  """Markdown of rows named 'system' or 'system, variant': a line for each system, a column a variant, with the first metric."""
-  cells = {}
-  published = {}
+def grid_table(rows: Results) -> str:
+  """Returns Markdown of rows named 'system' or 'system, variant', with the first metric.
+
+  A line for each system, a column for each variant.
+  """
+  cells: dict[str, dict[str, str]] = {}
+  published: dict[str, str] = {}
   metric = rows[0]['metric']
   for row in rows:
-    if row['metric'] == metric:
-      system, _, variant = row['row'].partition(', ')
-      variant = variant.removeprefix('ablation, ') or 'as it is'
-      cells.setdefault(system, {})[variant] = _ours(row)
-      published |= (
-        {variant: f'{row["published"]:g} ({row["source"]})'} if row['published'] is not None else {}
-      )
-  variants = list(dict.fromkeys(variant for found in cells.values() for variant in found))
+    if row['metric'] != metric:
+      continue
+    system, _, variant = row['row'].partition(', ')
+    variant = variant.removeprefix('ablation, ') or 'as it is'
+    cells.setdefault(system, {})[variant] = _ours(row)
+    if row['published'] is not None:
+      published[variant] = f'{row["published"]:g} ({row["source"]})'
+  variants: dict[str, None] = {}  # in the order of their first appearance
+  for of_system in cells.values():
+    variants.update(dict.fromkeys(of_system))
+  systems = sorted(cells.items())
   if published:
-    told = [['published', *(published.get(variant, '') for variant in variants)]]
-  else:
-    told = []
-  return _table(
-    [metric, *variants],
-    told
-    + [[system, *(found.get(v, '') for v in variants)] for system, found in sorted(cells.items())],
-  )
-
-
-_BLOCKS = {'results': summary_table, 'grid': grid_table}
-
-
-def _origin_table(rows) -> str:
+    systems.insert(0, ('published', published))
   lines = []
+  for system, of_system in systems:
+    lines.append([system, *(of_system.get(variant, '') for variant in variants)])
+  return _table([metric, *variants], lines)
+
+
+def _origin_table(rows: Results) -> str:
+  """Returns Markdown: with what each row was measured."""
+  lines = {}
   for row in rows:
-    lines.append(
-      [
-        row['row'],
-        f'`{row["config"]}`',
-        f'`{row["command"]}`',
-        row['commit'][:13],
-        row['hardware'],
-        _duration(row['seconds']),
-      ]
+    line = (
+      row['row'],
+      f'`{row["config"]}`',
+      f'`{row["command"]}`',
+      row['commit'][:13],
+      row['hardware'],
+      _duration(row['seconds']),
     )
-  return _table(
-    ['', 'config', 'command', 'commit', 'hardware', 'time'], dict.fromkeys(map(tuple, lines))
-  )
+    lines[line] = None
+  return _table(['', 'config', 'command', 'commit', 'hardware', 'time'], lines)
 
 
-def results_page(results: dict, tables: dict | None = None) -> str:
-  """Markdown of experiments/README.md from {name: rows} and what the tables define (`rows_of_tables`)."""
-  parts = [_HEAD]
+# Pages
+
+_HEAD = (
+  '# Measured results\n\n'
+  'From `results/*.json`, by `python -m experiments.tables`. '
+  'A published number is *reproduced* where it lies within our 95 % interval (over\n'
+  'examples for one run, over seeds for several), '
+  '*beaten* where ours is better than that, *below* where it is worse.\n'
+)
+_BLOCKS = {'results': summary_table, 'grid': grid_table}
+_BLOCK = re.compile(r'(<!-- (results|grid):([\w.-]+) -->\n).*?(<!-- /results -->)', re.DOTALL)
+_OPENING = re.compile('<!-- (?:results|grid):')
+_CLOSING = '<!-- /results -->'
+
+
+def results_page(results: dict[str, Results], tables: dict | None = None) -> str:
+  """Returns the Markdown of experiments/README.md.
+
+  Args:
+    results: {table: rows}.
+    tables: of `rows_of_tables`.
+  """
   tables = tables or {}
+  page = _HEAD
   for name in sorted(results.keys() | tables.keys()):
     rows = results.get(name, [])
-    if name in tables:
-      not_run = _not_run(*tables[name], rows)
-    else:
-      not_run = []
-    definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
+    not_run = _not_run(*tables[name], rows) if name in tables else []
+    page += f'\n## {name}\n\n{result_table(rows, not_run)}'
     if rows:
-      origin = f'\n{"".join(definitions)}\n{_origin_table(rows)}'
-    else:
-      origin = ''
+      definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)
+      page += f'\n{"".join(definitions)}\n{_origin_table(rows)}'
     if not_run:
-      missing = f'\n`./launch.sh reproduce experiments/{name}.py` runs what was not run.\n'
-    else:
-      missing = ''
-    parts.append(f'\n## {name}\n\n{result_table(rows, not_run)}{origin}{missing}')
-  return ''.join(parts)
+      page += f'\n`./launch.sh reproduce experiments/{name}.py` runs what was not run.\n'
+  return page
 
 
-def _fill(text: str, results: dict, path) -> str:
-  """`text` with a table in each block from `<!-- results:NAME -->`, or grid:NAME, to `<!-- /results -->`."""
+def _fill(text: str, results: dict[str, Results], path: pathlib.Path) -> str:
+  """Puts a table into each block of a page.
+
+  A block begins with `<!-- results:NAME -->` or `<!-- grid:NAME -->` and ends with
+  `<!-- /results -->`.
+  """
   blocks = _BLOCK.findall(text)
-  if (
-    not len(blocks)
-    == len(re.findall('<!-- (?:results|grid):', text))
-    == text.count('<!-- /results -->')
-  ):
-    raise UserError(f'{path}: each <!-- results:NAME --> needs its own <!-- /results --> below it.')
+  if not len(blocks) == len(_OPENING.findall(text)) == text.count(_CLOSING):
+    raise UserError(f'{path}: each <!-- results:NAME --> needs its own {_CLOSING} below it.')
   for _, kind, name, _ in blocks:
     if name not in results:
       raise UserError(f'{path}: the block {kind}:{name} has no experiments/results/{name}.json.')
-  return _BLOCK.sub(
-    lambda match: f'{match[1]}\n{_BLOCKS[match[2]](results[match[3]])}\n{match[4]}', text
-  )
+
+  def filled(match: re.Match) -> str:
+    opening, kind, name, closing = match.groups()
+    return f'{opening}\n{_BLOCKS[kind](results[name])}\n{closing}'
+
+  return _BLOCK.sub(filled, text)
 
 
-def write_tables(root):
+def write_tables(root: str | pathlib.Path) -> None:
   """Renders <root>/experiments/README.md, and the blocks of <root>/README.md."""
   root = pathlib.Path(root)
-  files = sorted((root / 'experiments' / 'results').glob('*.json'))
-  results = {path.stem: check_rows(path, read_json(path)) for path in files}
+  results = {}
+  for path in sorted((root / 'experiments' / 'results').glob('*.json')):
+    results[path.stem] = check_rows(path, read_json(path))
   readme = root / 'README.md'
   if readme.exists():
     write_atomic(readme, _fill(readme.read_text(encoding='utf-8'), results, readme))
