@@ -203,10 +203,10 @@ def settings_of(model: Whisper) -> dict:
   """What the peers need to know beside their folder."""
   tokenizer = model.tokenizer
   return {
-    'end': tokenizer.end,
-    'first_time': tokenizer.first_time,
-    'never': [*tokenizer.not_speech, tokenizer.no_times],
-    'not_first': list(tokenizer.not_first),
+    'end': tokenizer.eot,
+    'first_time': tokenizer.timestamp_begin,
+    'never': [*tokenizer.non_speech_tokens, tokenizer.no_timestamps],
+    'not_first': list(tokenizer.blank_tokens),
     'max_tokens': model.max_length,
     'english_only': tokenizer.english_only,
     'batch': BATCH,

@@ -1,6 +1,7 @@
-"""Where in the frames of CTC each token of a text lies: the likeliest of all paths that write it (Viterbi).
+"""Alignment of tokens with the frames of CTC: the most likely path that writes a text (Viterbi).
 
-Axes: B examples, S frames, V vocabulary, T tokens, U = 2 T + 1 labels of a path: the tokens with a blank before, between and behind them.
+Axes: B examples, S frames, V vocabulary, T tokens, U = 2 T + 1 states of a path: the tokens, with a blank
+before, between and behind them.
 """
 
 from typing import NamedTuple
@@ -9,79 +10,73 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mmlm.decoding.ctc import NEVER
+from mmlm.decoding.ctc import LOG_ZERO
 
 
 class Alignment(NamedTuple):
-  first: jax.Array  # [B, T] the first frame of each token, -1 where there is none
-  last: jax.Array  # [B, T] and its last
-  log_prob: jax.Array  # [B] of the path; NEVER or less where no path writes the text
+  first: jax.Array  # [B, T] the first frame of each token, -1 where it has none
+  last: jax.Array  # [B, T] its last frame
+  log_prob: jax.Array  # [B] of the path; LOG_ZERO or less where no path writes the text
 
 
-def align(log_probs, tokens, lengths, blank: int = 0) -> Alignment:
-  """The likeliest path of each text (Graves 2012, 7.3, with the maximum in place of the sum).
+def align(log_probs: jax.Array, tokens: jax.Array, lengths: jax.Array, blank: int = 0) -> Alignment:
+  """Returns the most likely path of each text (Graves 2012, 7.3, with the maximum instead of the sum).
 
-  A text that needs more frames than there are, one each and one between equals, has no token anywhere.
+  A text needs one frame a token, and one more between equal tokens. Where there are fewer frames, no
+  token has any.
 
   Args:
     log_probs: [B, S, V], as `ctc.frame_log_probs` gives them: a masked frame is a certain blank.
-    tokens: [B, T] without the blank; what stands behind the first `lengths` [B] of them is not read.
+    tokens: [B, T] without blanks; those behind the first `lengths` [B] are not read.
   """
   batch, frames, _ = log_probs.shape
-  labels = (
-    jnp.full(
-      (batch, 2 * tokens.shape[1] + 1),
-      blank,
-      tokens.dtype,
-    )
-    .at[:, 1::2]
-    .set(tokens)
-  )  # [B, U]
-  places = jnp.arange(labels.shape[1])
-  before = jnp.pad(
-    labels[:, :-2],
-    ((0, 0), (2, 0)),
-    constant_values=blank,
-  )
-  skips = (places % 2 == 1) & (labels != before)  # from token to token: not between equals
-
-  def frame(best, log_probs):
-    step, skip = (
-      jnp.pad(
-        best[:, :-n],
-        ((0, 0), (n, 0)),
-        constant_values=NEVER,
-      )
-      for n in (1, 2)
-    )
-    ways = jnp.stack([best, step, jnp.where(skips, skip, NEVER)])  # [3, B, U]
-    return ways.max(0) + jnp.take_along_axis(
-      log_probs,
-      labels,
-      1,
-    ), ways.argmax(0).astype(jnp.int8)
-
-  start = jnp.where(
-    places == 0, 0.0, jnp.full(labels.shape, NEVER)
-  )  # as after a blank before the first frame
-  best, moves = lax.scan(frame, start, log_probs.swapaxes(0, 1))
-  ends = jnp.stack(
-    [2 * lengths, jnp.maximum(2 * lengths - 1, 0)], 1
-  )  # a path ends in the last token or a blank behind it
-  values = jnp.take_along_axis(best, ends, 1)
-  here = jnp.take_along_axis(ends, values.argmax(1)[:, None], 1)[:, 0]
-
-  def back(here, moves):
-    return here - jnp.take_along_axis(moves, here[:, None], 1)[:, 0], here
-
-  _, path = lax.scan(back, here, moves, reverse=True)  # [S, B]
-  log_prob = values.max(1)
-  token = jnp.where(
-    (path % 2 == 1) & (log_prob > NEVER / 2), path // 2, tokens.shape[1]
-  ).T  # [B, S], T for none
-  rows = jnp.arange(batch)[:, None]
-  at = jnp.arange(frames)
-  found = jnp.full(tokens.shape, frames, jnp.int32)
-  first = found.at[rows, token].min(at, mode='drop')
-  last = jnp.full_like(found, -1).at[rows, token].max(at, mode='drop')
+  longest = tokens.shape[1]
+  labels = jnp.full((batch, 2 * longest + 1), blank, tokens.dtype).at[:, 1::2].set(tokens)  # [B, U]
+  best, moves = _best_paths(log_probs, labels, blank)
+  # A path ends in the last token, or in the blank behind it.
+  ends = jnp.stack([2 * lengths, jnp.maximum(2 * lengths - 1, 0)], 1)  # [B, 2]
+  log_prob_of_end = jnp.take_along_axis(best, ends, 1)
+  end = jnp.take_along_axis(ends, log_prob_of_end.argmax(1)[:, None], 1)[:, 0]
+  path = _trace_back(end, moves)  # [S, B]
+  log_prob = log_prob_of_end.max(1)
+  in_token = (path % 2 == 1) & (log_prob > LOG_ZERO / 2)
+  token_of_frame = jnp.where(in_token, path // 2, longest).T  # [B, S], `longest` for none
+  example = jnp.arange(batch)[:, None]
+  frame = jnp.arange(frames)
+  first = jnp.full(tokens.shape, frames, jnp.int32)
+  last = jnp.full_like(first, -1)
+  first = first.at[example, token_of_frame].min(frame, mode='drop')
+  last = last.at[example, token_of_frame].max(frame, mode='drop')
   return Alignment(jnp.where(last < 0, -1, first), last, log_prob)
+
+
+def _best_paths(log_probs: jax.Array, labels: jax.Array, blank: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the log-probability of the best path to each state at the end [B, U], and its moves.
+
+  Moves [S, B, U] say by how many states a path advanced into a state at a frame: 0, 1 or 2.
+  """
+  states = jnp.arange(labels.shape[1])
+  label_before_blank = jnp.pad(labels[:, :-2], ((0, 0), (2, 0)), constant_values=blank)
+  # From token to token without a blank, unless the two are equal.
+  may_skip = (states % 2 == 1) & (labels != label_before_blank)
+
+  def advance(best: jax.Array, log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    step = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
+    skip = jnp.pad(best[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO)
+    ways = jnp.stack([best, step, jnp.where(may_skip, skip, LOG_ZERO)])  # [3, B, U]
+    emitted = jnp.take_along_axis(log_probs, labels, 1)
+    return ways.max(0) + emitted, ways.argmax(0).astype(jnp.int8)
+
+  # As after a blank before the first frame.
+  start = jnp.where(states == 0, 0.0, jnp.full(labels.shape, LOG_ZERO))
+  return lax.scan(advance, start, log_probs.swapaxes(0, 1))
+
+
+def _trace_back(end: jax.Array, moves: jax.Array) -> jax.Array:
+  """Returns the state at each frame [S, B] of the paths that end in the states `end` [B]."""
+
+  def back(state: jax.Array, moves: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return state - jnp.take_along_axis(moves, state[:, None], 1)[:, 0], state
+
+  _, path = lax.scan(back, end, moves, reverse=True)
+  return path

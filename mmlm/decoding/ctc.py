@@ -1,8 +1,9 @@
-"""Decoding of CTC: the best path, prefix beam search over frames, and the scores of prefixes that another search asks for.
+"""Decoding of CTC: the best path, prefix beam search over frames, and scores of prefixes for a search over tokens.
 
-The blank is the padding token, which no text holds; the tokens that start and end a text are never written.
+The blank is the padding token, which no text contains. Begin and end tokens are never written.
 
-Axes: B examples, K prefixes an example, R = B * K, S frames, V vocabulary, L = max_length tokens, N hypotheses returned.
+Axes: B examples, K prefixes of an example, R = B * K, S frames, V vocabulary, L = max_length tokens, N
+hypotheses returned.
 """
 
 from typing import Any, NamedTuple
@@ -11,301 +12,348 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mmlm.decoding.score_fusion import Part, each_row, summed
-from mmlm.decoding.search import SearchOptions, SearchResult, is_any, rows, top_k
+from mmlm.decoding.score_fusion import WeightedStep, for_each_beam, weighted_sum
+from mmlm.decoding.search import Cache, SearchOptions, SearchResult, Step, is_any, top_k
 
-NEVER = -1e30  # log of a probability of 0; finite, so that nothing is NaN
-
-
-def frame_log_probs(logits, mask, options: SearchOptions):
-  """[B, S, V] logits -> log-probabilities; a masked frame is a certain blank, which changes no labelling."""
-  blank = jnp.where(jnp.arange(logits.shape[-1]) == options.pad_id, 0.0, NEVER)
-  return jnp.where(mask[..., None], jax.nn.log_softmax(logits.astype(jnp.float32)), blank)
+LOG_ZERO = -1e30  # log of a probability of 0; finite, so that nothing becomes NaN
+SMALLEST_MASS = 1e-37  # sums of probabilities below this count as 0
 
 
-def best_path(log_probs, options: SearchOptions) -> SearchResult:
-  """The likeliest label of each frame, equals in a row as one, without blanks (Graves et al. 2006, 3.2); N is 1.
+def frame_log_probs(logits: jax.Array, mask: jax.Array, options: SearchOptions) -> jax.Array:
+  """Returns log-probabilities [B, S, V]; a masked frame is a certain blank, which changes no labelling."""
+  is_blank = jnp.arange(logits.shape[-1]) == options.pad_id
+  certain_blank = jnp.where(is_blank, 0.0, LOG_ZERO)
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return jnp.where(mask[..., None], log_probs, certain_blank)
 
-  What follows the first L tokens is left out. `log_probs` of the result are of the path, one of many that may say the same.
+
+def _is_text(vocabulary: int, options: SearchOptions) -> jax.Array:
+  """Returns [V]: whether a token can be part of a text."""
+  special = (options.pad_id, options.bos_id, *options.eos_ids)
+  return ~is_any(jnp.arange(vocabulary), special)
+
+
+# Best path
+
+
+def best_path(log_probs: jax.Array, options: SearchOptions) -> SearchResult:
+  """Returns the most likely label of each frame, collapsed (Graves et al. 2006, 3.2); N is 1.
+
+  Equal labels in a row become one, blanks are removed, and tokens behind the first L are dropped.
+  `log_probs` of the result are those of the path, one of many that write the same text.
   """
   batch, _, vocabulary = log_probs.shape
-  log_probs = jnp.where(
-    _written(vocabulary, options) | (jnp.arange(vocabulary) == options.pad_id), log_probs, NEVER
-  )
+  is_blank = jnp.arange(vocabulary) == options.pad_id
+  log_probs = jnp.where(_is_text(vocabulary, options) | is_blank, log_probs, LOG_ZERO)
   labels = log_probs.argmax(-1).astype(jnp.int32)  # [B, S]
-  before = jnp.pad(
-    labels[:, :-1],
-    ((0, 0), (1, 0)),
-    constant_values=options.pad_id,
-  )
-  kept = (labels != options.pad_id) & (labels != before)
-  places = jnp.where(kept, jnp.cumsum(kept, 1) - 1, options.max_length)
+  previous = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=options.pad_id)
+  is_new = (labels != options.pad_id) & (labels != previous)
+  places = jnp.where(is_new, jnp.cumsum(is_new, 1) - 1, options.max_length)
+  example = jnp.arange(batch)[:, None]
   tokens = jnp.full((batch, options.max_length), options.pad_id, jnp.int32)
-  tokens = tokens.at[jnp.arange(batch)[:, None], places].set(labels, mode='drop')
-  lengths = jnp.minimum(kept.sum(1), options.max_length)
+  tokens = tokens.at[example, places].set(labels, mode='drop')
+  lengths = jnp.minimum(is_new.sum(1), options.max_length)
   total = log_probs.max(-1).sum(-1)
-  return SearchResult(
-    tokens[:, None],
-    lengths[:, None],
-    total[:, None],
-    total[:, None],
-  )
+  return SearchResult(tokens[:, None], lengths[:, None], total[:, None], total[:, None])
 
 
-class _Prefixes(NamedTuple):
+# Prefix beam search
+
+
+class _Beams(NamedTuple):
+  """The K best prefixes of each example after some frames."""
+
   tokens: jax.Array  # [B, K, L]
   lengths: jax.Array  # [B, K]
-  blank: jax.Array  # [B, K] log-probability of the paths that end in a blank
-  label: jax.Array  # [B, K] and in the last token
-  given: jax.Array  # [B, K] what the scorers have given to the tokens so far
-  ahead: Any  # [B, K, V] what they give to the next one; 0 without scorers
-  cache: Any  # of the scorers, [R, ...]
+  log_prob_blank: jax.Array  # [B, K] of the paths that end in a blank
+  log_prob_label: jax.Array  # [B, K] of the paths that end in the last token
+  score: jax.Array  # [B, K] of the tokens so far, from the scorers
+  next_scores: Any  # [B, K, V] of the next token, from the scorers; 0 without scorers
+  cache: Cache  # of the scorers, leaves [R, ...]
 
 
-def prefix_beam(log_probs, options: SearchOptions, scorers: list[Part] = ()) -> SearchResult:
-  """The likeliest labellings, each the sum over its paths (Graves 2012, 7.5.3; Hannun et al. 2014, algorithm 1).
+def prefix_beam(
+  log_probs: jax.Array, options: SearchOptions, scorers: list[WeightedStep] | tuple = ()
+) -> SearchResult:
+  """Returns the most likely labellings (Graves 2012, 7.5.3; Hannun et al. 2014, algorithm 1).
 
-  `beam_size` prefixes are kept after each frame; `log_probs` are exact where none was dropped. They are sorted by log-probability,
-  to which scorers add theirs for every token and the end: `length_penalty` and `min_length` have no part in it.
+  The probability of a labelling is the sum over its paths. `beam_size` prefixes are kept after each frame;
+  `log_probs` are exact where no prefix was dropped. Hypotheses are sorted by log-probability, to which
+  scorers add theirs for each token and the end. `length_penalty` and `min_length` are not used.
 
   Args:
     log_probs: [B, S, V], as `frame_log_probs` gives them.
-    scorers: of one row, as they begin for one example and a greedy search.
+    scorers: each at its beginning, for one example and a greedy search.
   """
-  batch = len(log_probs)
-  width = rows(options)
   step = None
-  ahead = jnp.zeros((batch, width, 1))
-  cache = ()
   if scorers:
-    step, cache = each_row(*summed(scorers), batch * width)
-    ahead, cache = step(jnp.full(batch * width, options.bos_id), cache)
-    ahead = ahead.reshape(batch, width, -1)
-  # All prefixes start empty: only the first may grow, or the beam would be full of equals.
-  first = jnp.broadcast_to(jnp.where(jnp.arange(width) > 0, NEVER, 0.0), (batch, width))
-  tokens = jnp.full((batch, width, options.max_length), options.pad_id, jnp.int32)
-  never = jnp.full_like(first, NEVER)
-  zero = jnp.zeros_like(first)
-  start = _Prefixes(tokens, jnp.zeros((batch, width), jnp.int32), first, never, zero, ahead, cache)
+    step, cache = for_each_beam(*weighted_sum(list(scorers)), len(log_probs) * options.beams)
+    start = _initial_beams(len(log_probs), options, step, cache)
+  else:
+    start = _initial_beams(len(log_probs), options)
 
-  def frame(state, log_probs):
-    return (_after_frame(state, log_probs, options, step), None)
+  def advance(beams: _Beams, log_probs: jax.Array) -> tuple[_Beams, None]:
+    return _after_frame(beams, log_probs, options, step), None
 
-  last, _ = lax.scan(frame, start, log_probs.swapaxes(0, 1))
-  total = jnp.logaddexp(last.blank, last.label)
-  total += last.given + (last.ahead[..., options.eos_ids[0]] if scorers else 0)
-  total, order = lax.top_k(
-    jnp.where(total > NEVER / 2, total, -jnp.inf),
-    options.n_best,
-  )
-  there = jnp.isfinite(total)
-  lengths = jnp.where(there, _at(last.lengths, order), 0)
-  tokens = jnp.where(there[..., None], _at(last.tokens, order), options.pad_id)
+  beams, _ = lax.scan(advance, start, log_probs.swapaxes(0, 1))
+  total = jnp.logaddexp(beams.log_prob_blank, beams.log_prob_label)
+  score_of_end = beams.next_scores[..., options.eos_ids[0]] if scorers else 0
+  total += beams.score + score_of_end
+  possible = jnp.where(total > LOG_ZERO / 2, total, -jnp.inf)
+  total, order = lax.top_k(possible, options.n_best)
+  exists = jnp.isfinite(total)
+  lengths = jnp.where(exists, _take(beams.lengths, order), 0)
+  tokens = jnp.where(exists[..., None], _take(beams.tokens, order), options.pad_id)
   return SearchResult(tokens, lengths, total, total)
 
 
-def _written(vocabulary: int, options: SearchOptions):
-  """[V]: what may stand in a text."""
-  every = jnp.arange(vocabulary)
-  return ~is_any(every, (options.pad_id, options.bos_id, *options.eos_ids))
+def _initial_beams(
+  batch: int, options: SearchOptions, step: Step | None = None, cache: Cache = ()
+) -> _Beams:
+  """Returns empty prefixes."""
+  size = options.beams
+  next_scores = jnp.zeros((batch, size, 1))
+  if step is not None:
+    next_scores, cache = step(jnp.full(batch * size, options.bos_id), cache)
+    next_scores = next_scores.reshape(batch, size, -1)
+  # All prefixes start equal: only the first may grow, or one prefix would fill all beams.
+  only_first = jnp.where(jnp.arange(size) > 0, LOG_ZERO, 0.0)
+  log_prob_blank = jnp.broadcast_to(only_first, (batch, size))
+  return _Beams(
+    jnp.full((batch, size, options.max_length), options.pad_id, jnp.int32),
+    jnp.zeros((batch, size), jnp.int32),
+    log_prob_blank,
+    jnp.full_like(log_prob_blank, LOG_ZERO),
+    jnp.zeros_like(log_prob_blank),
+    next_scores,
+    cache,
+  )
 
 
-def _after_frame(state: _Prefixes, log_probs, options, step) -> _Prefixes:
-  """The K best prefixes with one frame more, [B, V]."""
-  batch, width, limit = state.tokens.shape
+def _after_frame(
+  beams: _Beams, log_probs: jax.Array, options: SearchOptions, step: Step | None
+) -> _Beams:
+  """Returns the K best prefixes after one frame more, [B, V]."""
+  batch, size, _ = beams.tokens.shape
   vocabulary = log_probs.shape[1]
-  last = _at(state.tokens, jnp.maximum(state.lengths - 1, 0)[..., None], 2)[
-    ..., 0
-  ]  # [B, K], padding where nothing is written
-  either = jnp.logaddexp(state.blank, state.label)
-  blank = either + log_probs[:, options.pad_id, None]
-  label = state.label + _at(log_probs, last)
-  same = jnp.arange(vocabulary) == last[..., None]  # [B, K, V]
-  grown = log_probs[:, None] + jnp.where(
-    same,
-    state.blank[..., None],
-    either[..., None],
-  )
-  grown = jnp.where(
-    _written(vocabulary, options) & (state.lengths < limit)[..., None], grown, NEVER
-  )
+  either = jnp.logaddexp(beams.log_prob_blank, beams.log_prob_label)  # [B, K]
+  # [B, K], padding where the prefix is empty
+  last_place = jnp.maximum(beams.lengths - 1, 0)[..., None]
+  last = _take(beams.tokens, last_place, 2)[..., 0]
+  # Prefixes that stay as they are: by a blank, or by their last token once more.
+  stay_blank = either + log_probs[:, options.pad_id, None]
+  stay_label = beams.log_prob_label + _take(log_probs, last)
+  extend = _extensions(beams, log_probs, either, last, options)  # [B, K, V]
+  stay_label, extend = _merge(beams, stay_label, extend, last)
 
-  # A prefix that grows into one which is there already joins it.
-  joins = _grows_into(
-    state, width
-  )  # [B, K, K]: prefix k and the last token of prefix j are prefix j
-  onto = jnp.take_along_axis(grown, jnp.broadcast_to(last[:, None], joins.shape), 2)
-  label = jnp.logaddexp(label, jnp.where(joins, onto, NEVER).max(1))
+  stay = (jnp.logaddexp(stay_blank, stay_label) + beams.score).reshape(batch, -1)
+  extend_score = beams.score[..., None] + beams.next_scores
+  total = jnp.concatenate([stay, (extend + extend_score).reshape(batch, -1)], 1)  # [B, K + K V]
+  _, best = top_k(total, size)  # [B, K]
+  stays = best < size
+  parent = jnp.where(stays, best, (best - size) // vocabulary)
+  token = (best - size) % vocabulary
+  extension = jnp.where(stays, 0, best - size)
+  extended = _take(extend.reshape(batch, -1), extension)
+
+  tokens, lengths = _append(beams, parent, token, stays)
+  new = _Beams(
+    tokens,
+    lengths,
+    jnp.where(stays, _take(stay_blank, parent), LOG_ZERO),
+    jnp.where(stays, _take(stay_label, parent), extended),
+    _take(beams.score, parent),
+    beams.next_scores,
+    beams.cache,
+  )
+  if step is None:
+    return new
+  return _score_extended(new, _take(beams.next_scores, parent), parent, token, stays, step)
+
+
+def _extensions(
+  beams: _Beams,
+  log_probs: jax.Array,
+  either: jax.Array,
+  last: jax.Array,
+  options: SearchOptions,
+) -> jax.Array:
+  """Returns log-probabilities [B, K, V] of each prefix with one token more.
+
+  The last token is written once more only behind a blank.
+  """
+  vocabulary = log_probs.shape[1]
+  longest = beams.tokens.shape[2]
+  repeats = jnp.arange(vocabulary) == last[..., None]  # [B, K, V]
+  paths = jnp.where(repeats, beams.log_prob_blank[..., None], either[..., None])
+  extend = log_probs[:, None] + paths
+  fits = (beams.lengths < longest)[..., None]
+  return jnp.where(_is_text(vocabulary, options) & fits, extend, LOG_ZERO)
+
+
+def _merge(
+  beams: _Beams, stay_label: jax.Array, extend: jax.Array, last: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Adds an extension that is another of the prefixes to that prefix, and removes the extension."""
+  batch, size = last.shape
+  becomes = _becomes(beams)  # [B, K, K]: prefix k and the last token of prefix j make prefix j
+  extend_by_last = jnp.take_along_axis(extend, jnp.broadcast_to(last[:, None], becomes.shape), 2)
+  merged = jnp.where(becomes, extend_by_last, LOG_ZERO).max(1)
+  stay_label = jnp.logaddexp(stay_label, merged)
   example = jnp.arange(batch)[:, None, None]
-  row = jnp.arange(width)[:, None]
-  grown = grown.at[example, row, last[:, None]].min(
-    jnp.where(
-      joins,
-      NEVER,
-      jnp.inf,
-    )
-  )
-
-  def value(total, given):
-    return (total + given).reshape(batch, -1)
-
-  stay = value(jnp.logaddexp(blank, label), state.given)
-  grow = value(grown, state.given[..., None] + state.ahead)
-  _, best = top_k(jnp.concatenate([stay, grow], 1), width)  # [B, K]
-  stays = best < width
-  parent = jnp.where(best < width, best, (best - width) // vocabulary)
-  token = (best - width) % vocabulary
-
-  def pick(x):
-    return _at(x, parent)
-
-  lengths = pick(state.lengths)
-  here = ~stays[..., None] & (jnp.arange(limit) == lengths[..., None])
-  new = _Prefixes(
-    jnp.where(here, token[..., None], pick(state.tokens)),
-    lengths + ~stays,
-    jnp.where(stays, pick(blank), NEVER),
-    jnp.where(
-      stays,
-      pick(label),
-      _at(grown.reshape(batch, -1), jnp.where(stays, 0, best - width)),
-    ),
-    pick(state.given),
-    state.ahead,
-    state.cache,
-  )
-  if step:
-    return _asked(new, pick(state.ahead), parent, token, stays, step)
-  return new
+  prefix = jnp.arange(size)[:, None]
+  limit = jnp.where(becomes, LOG_ZERO, jnp.inf)
+  return stay_label, extend.at[example, prefix, last[:, None]].min(limit)
 
 
-def _asked(new: _Prefixes, ahead, parent, token, stays, step) -> _Prefixes:
-  """With what the scorers give: those of a prefix that has grown are asked for its next token, the others keep their answer."""
-  batch, width = stays.shape
-  flat = (jnp.arange(batch)[:, None] * width + parent).reshape(-1)
-  kept = jax.tree.map(lambda x: x[flat], new.cache)
-  scores, cache = step(jnp.where(stays, 0, token).reshape(-1), kept)
+def _becomes(beams: _Beams) -> jax.Array:
+  """Returns [B, K, K]: whether prefix j is prefix k and one token more."""
+  tokens = beams.tokens
+  lengths = beams.lengths
+  is_behind = jnp.arange(tokens.shape[-1]) >= lengths[:, :, None, None]
+  same_start = ((tokens[:, :, None] == tokens[:, None]) | is_behind).all(-1)
+  return same_start & (lengths[:, None] == lengths[:, :, None] + 1)
 
-  def held(old, x):
+
+def _append(
+  beams: _Beams, parent: jax.Array, token: jax.Array, stays: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns tokens and lengths of the parents, with the new token where a prefix does not stay."""
+  longest = beams.tokens.shape[2]
+  lengths = _take(beams.lengths, parent)
+  is_next = ~stays[..., None] & (jnp.arange(longest) == lengths[..., None])
+  tokens = jnp.where(is_next, token[..., None], _take(beams.tokens, parent))
+  return tokens, lengths + ~stays
+
+
+def _score_extended(
+  new: _Beams,
+  next_scores: jax.Array,
+  parent: jax.Array,
+  token: jax.Array,
+  stays: jax.Array,
+  step: Step,
+) -> _Beams:
+  """Adds the scores of new tokens, and scores what may follow them.
+
+  Prefixes that stay keep their scores and caches. `next_scores` [B, K, V] are those of the parents.
+  """
+  batch, size = stays.shape
+  flat_parent = (jnp.arange(batch)[:, None] * size + parent).reshape(-1)
+  parent_cache = jax.tree.map(lambda x: x[flat_parent], new.cache)
+  scores, cache = step(jnp.where(stays, 0, token).reshape(-1), parent_cache)
+
+  def unless_extended(old: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(stays.reshape(-1, *[1] * (x.ndim - 1)), old, x)
 
-  given = new.given + jnp.where(
-    stays,
-    0,
-    jnp.take_along_axis(ahead, token[..., None], 2)[..., 0],
-  )
-  ahead = jnp.where(stays[..., None], ahead, scores.reshape(ahead.shape))
-  return new._replace(given=given, ahead=ahead, cache=jax.tree.map(held, kept, cache))
+  score_of_token = jnp.take_along_axis(next_scores, token[..., None], 2)[..., 0]
+  score = new.score + jnp.where(stays, 0, score_of_token)
+  next_scores = jnp.where(stays[..., None], next_scores, scores.reshape(next_scores.shape))
+  cache = jax.tree.map(unless_extended, parent_cache, cache)
+  return new._replace(score=score, next_scores=next_scores, cache=cache)
 
 
-def _grows_into(state: _Prefixes, width):
-  """[B, K, K]: whether prefix j is prefix k and one token more."""
-  tokens = state.tokens
-  lengths = state.lengths
-  beyond = jnp.arange(tokens.shape[-1]) >= lengths[:, :, None, None]
-  equal = ((tokens[:, :, None] == tokens[:, None]) | beyond).all(-1)
-  return equal & (lengths[:, None] == lengths[:, :, None] + 1)
+def _take(x: jax.Array, index: jax.Array, axis: int = 1) -> jax.Array:
+  """Returns x at `index` along an axis; both have the same axes up to that one."""
+  index = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
+  return jnp.take_along_axis(x, index, axis)
 
 
-def _at(x, index, axis=1):
-  return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - index.ndim)), axis)
+# Scores of prefixes
 
 
-def prefix_scorer(log_probs, options: SearchOptions):
-  """(step, cache, scored) for a search over tokens: log p(prefix with token) - log p(prefix) under CTC (Watanabe et al. 2017, algorithm 2).
+class _PrefixScores(NamedTuple):
+  """Forward variables of the prefix of each beam, as log-probabilities."""
 
-  The probability of a prefix is that of all labellings that begin with it, that of the end token is of the prefix itself as the
-  whole labelling. All tokens are scored by one matrix product. What a row knows of its prefix stands in the cache, rows first.
+  alpha_label: (
+    jax.Array
+  )  # [R, S] of the paths up to a frame that write it and end in its last token
+  alpha_blank: jax.Array  # [R, S] of those that end in a blank
+  log_prob: jax.Array  # [R] of all labellings that begin with the prefix
+
+
+def prefix_scorer(
+  log_probs: jax.Array, options: SearchOptions
+) -> tuple[Step, dict[str, Any], bool]:
+  """Returns (step, cache, scored) for a search over tokens (Watanabe et al. 2017, algorithm 2).
+
+  The score of a token is log p(prefix with the token) - log p(prefix) under CTC. The probability of a
+  prefix is that of all labellings that begin with it; the end token scores the prefix as the whole
+  labelling. All tokens are scored by one matrix product.
 
   Args:
     log_probs: [B, S, V], as `frame_log_probs` gives them.
   """
-  width, (batch, frames, vocabulary) = rows(options), log_probs.shape
+  beams = options.beams
+  batch, frames, vocabulary = log_probs.shape
   probs = jnp.exp(log_probs)
   by_token = log_probs.swapaxes(1, 2)  # [B, V, S]
+  blanks = jnp.repeat(by_token[:, options.pad_id], beams, 0)  # [R, S]
 
-  def repeat(x):
-    return jnp.repeat(x, width, 0)  # [B, ...] -> [R, ...]
-
-  blanks = repeat(by_token[:, options.pad_id])  # [R, S]
-
-  def of(tokens):
-    return jnp.take_along_axis(by_token, tokens.reshape(batch, width, 1), 1).reshape(-1, frames)
-
-  def step(tokens, cache):
-    begins = cache['count'] == 0
-    emitted = of(tokens)
-    known = _Known(
-      *(
-        jnp.where(begins, old, new)
-        for old, new in zip(cache['known'], _grown(cache, tokens, emitted, blanks))
-      )
+  def step(tokens: jax.Array, cache: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+    is_start = cache['count'] == 0
+    of_beams = tokens.reshape(batch, beams, 1)
+    emitted = jnp.take_along_axis(by_token, of_beams, 1).reshape(-1, frames)  # [R, S]
+    extended = _extend_prefix(cache, tokens, emitted, blanks)
+    known = _PrefixScores(
+      *(jnp.where(is_start, old, new) for old, new in zip(cache['known'], extended))
     )
-    either = jnp.logaddexp(known.blank, known.label)
-    before = _shifted(either, begins)
+    either = jnp.logaddexp(known.alpha_blank, known.alpha_label)
+    before = _one_frame_later(either, is_start)  # [R, S]
     largest = before.max(1, keepdims=True)
-    mass = jnp.einsum(
-      'bks,bsv->bkv', jnp.exp(before - largest).reshape(batch, width, frames), probs
-    ).reshape(-1, vocabulary)
-    scores = jnp.where(mass > 1e-37, largest + jnp.log(jnp.maximum(mass, 1e-37)), NEVER)
-    # Only after a blank is a token written twice.
-    again = jax.nn.logsumexp(_shifted(known.blank, begins) + emitted, 1)
-    every = jnp.arange(vocabulary)
-    scores = jnp.where(
-      (every == tokens[:, None]) & ~begins,
-      again[:, None],
-      scores,
-    )
-    scores = jnp.where(is_any(every, options.eos_ids), either[:, -1:], scores)
-    new = {'known': known, 'last': tokens, 'count': cache['count'] + 1}
-    return jnp.minimum(scores - known.score[:, None], 0), new
+    weights = jnp.exp(before - largest).reshape(batch, beams, frames)
+    mass = jnp.einsum('bks,bsv->bkv', weights, probs).reshape(-1, vocabulary)
+    log_mass = largest + jnp.log(jnp.maximum(mass, SMALLEST_MASS))
+    scores = jnp.where(mass > SMALLEST_MASS, log_mass, LOG_ZERO)  # [R, V]
+    # The last token is written once more only behind a blank.
+    after_blank = _one_frame_later(known.alpha_blank, is_start)
+    repeated = jax.nn.logsumexp(after_blank + emitted, 1)
+    ids = jnp.arange(vocabulary)
+    is_repeated = (ids == tokens[:, None]) & ~is_start
+    scores = jnp.where(is_repeated, repeated[:, None], scores)
+    scores = jnp.where(is_any(ids, options.eos_ids), either[:, -1:], scores)
+    new_cache = {'known': known, 'last': tokens, 'count': cache['count'] + 1}
+    return jnp.minimum(scores - known.log_prob[:, None], 0), new_cache
 
-  never = jnp.full((batch * width, frames), NEVER)
-  known = _Known(never, jnp.cumsum(blanks, 1), jnp.zeros(batch * width))
-  return (
-    step,
-    {
-      'known': known,
-      'last': jnp.zeros(batch * width, jnp.int32),
-      'count': jnp.zeros((), jnp.int32),
-    },
-    True,
-  )
+  alpha_label = jnp.full((batch * beams, frames), LOG_ZERO)
+  empty_prefix = _PrefixScores(alpha_label, jnp.cumsum(blanks, 1), jnp.zeros(batch * beams))
+  cache = {
+    'known': empty_prefix,
+    'last': jnp.zeros(batch * beams, jnp.int32),
+    'count': jnp.zeros((), jnp.int32),
+  }
+  return step, cache, True
 
 
-class _Known(NamedTuple):
-  """Of the prefix of a row: log-probabilities of the paths up to each frame that write it, and of all labellings that begin with it."""
+def _extend_prefix(
+  cache: dict[str, Any], tokens: jax.Array, emitted: jax.Array, blanks: jax.Array
+) -> _PrefixScores:
+  """Returns the forward variables of the prefixes with one token more.
 
-  label: jax.Array  # [R, S] paths that end in its last token
-  blank: jax.Array  # [R, S] and in a blank
-  score: jax.Array  # [R]
-
-
-def _grown(cache, tokens, emitted, blanks) -> _Known:
-  """The same of the prefix with one token more; `emitted` [R, S] is its log-probability in each frame, `blanks` that of the blank."""
+  Args:
+    tokens: [R], those that are appended.
+    emitted: [R, S], their log-probability in each frame.
+    blanks: [R, S], that of the blank.
+  """
   old = cache['known']
-  twice = (tokens == cache['last'])[:, None]
-  before = _shifted(
-    jnp.where(twice, old.blank, jnp.logaddexp(old.blank, old.label)), cache['count'] == 1
-  )
+  repeats = (tokens == cache['last'])[:, None]
+  either = jnp.logaddexp(old.alpha_blank, old.alpha_label)
+  paths = jnp.where(repeats, old.alpha_blank, either)
+  before = _one_frame_later(paths, cache['count'] == 1)
 
-  def frame(last, at):
-    label, blank = last
-    before, emitted, blanks = at
+  def advance(alphas: tuple, frame: tuple) -> tuple[tuple, tuple]:
+    label, blank = alphas
+    before, emitted, blanks = frame
     new = jnp.logaddexp(label, before) + emitted, jnp.logaddexp(blank, label) + blanks
     return new, new
 
-  nothing = jnp.full(len(tokens), NEVER)
-  _, (label, blank) = lax.scan(frame, (nothing, nothing), (before.T, emitted.T, blanks.T))
-  return _Known(label.T, blank.T, jax.nn.logsumexp(before + emitted, 1))
+  start = jnp.full(len(tokens), LOG_ZERO)
+  _, alphas = lax.scan(advance, (start, start), (before.T, emitted.T, blanks.T))
+  label, blank = alphas
+  return _PrefixScores(label.T, blank.T, jax.nn.logsumexp(before + emitted, 1))
 
 
-def _shifted(x, begins):
-  """[R, S] one frame later; before the first frame the empty prefix is certain, any other impossible."""
-  return jnp.concatenate(
-    [
-      jnp.where(begins, 0.0, jnp.full_like(x[:, :1], NEVER)),
-      x[:, :-1],
-    ],
-    1,
-  )
+def _one_frame_later(x: jax.Array, is_empty: jax.Array) -> jax.Array:
+  """Returns [R, S] shifted by a frame; before the first frame only the empty prefix is possible."""
+  first = jnp.where(is_empty, 0.0, jnp.full_like(x[:, :1], LOG_ZERO))
+  return jnp.concatenate([first, x[:, :-1]], 1)

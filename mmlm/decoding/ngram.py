@@ -1,82 +1,97 @@
-"""A small n-gram model of token ids as two tables, so that a search asks it by indexing alone.
+"""A small n-gram model of token ids as two tables, so that a search looks scores up by indexing alone.
 
-Interpolated Witten-Bell (Witten & Bell 1991, method C; Chen & Goodman 1999, 2.5): with n(h) tokens seen after the history h, T(h)
-different ones among them, and the history h' that lacks the first token of h,
+Interpolated Witten-Bell (Witten & Bell 1991, method C; Chen & Goodman 1999, 2.5). With n(h) tokens seen
+after the history h, T(h) different ones among them, and h' the history without its first token,
 
-    p(w | h) = (n(h, w) + T(h) p(w | h')) / (n(h) + T(h)),   and before all histories every token is as likely.
+    p(w | h) = (n(h, w) + T(h) p(w | h')) / (n(h) + T(h)),
 
-Axes: H histories, V vocabulary, R decoding rows.
+and below the empty history every token is as likely.
+
+Axes: H histories, V vocabulary, R beams.
 """
 
 import collections
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmlm.decoding.search import SearchOptions, rows
+from mmlm.decoding.search import SearchOptions, Step
 from mmlm.utils.errors import UserError
 
-MOST_ENTRIES = 1 << 26  # of one table
+LARGEST_TABLE = 1 << 26  # entries
+SMALLEST_LOG_PROB = -1e30  # finite: a weight times it is never NaN
+
+History = tuple[int, ...]
 
 
 class NgramTables(NamedTuple):
-  """`log_probs[h, w]` in nats and `following[h, w]`, the history after w; history 0 is the empty one."""
+  """History 0 is the empty one."""
 
-  log_probs: np.ndarray  # [H, V] float32; -inf for padding and the start, which are never written
-  following: np.ndarray  # [H, V] int32
+  log_probs: np.ndarray  # [H, V] float32 in nats; -inf for padding and the begin token
+  next_history: np.ndarray  # [H, V] int32: the history after a token
 
 
 def train_ngram(
   texts: list[list[int]], order: int, vocab_size: int, options: SearchOptions
 ) -> NgramTables:
-  """The model of texts of token ids, each with its end token; a text starts after `options.bos_id`.
+  """Trains on texts of token ids, each with its end token; a text starts after `options.bos_id`.
 
-  Raises UserError when the tables would be too large: there are as many rows as different histories.
+  Raises:
+    UserError: the tables would be too large; they have one entry a history and token.
   """
-  counts: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
-  for text in texts:
-    tokens = (options.bos_id, *text)
-    for i in range(1, len(tokens)):
-      for start in range(max(0, i - order + 1), i + 1):
-        counts[tokens[start:i]][tokens[i]] += 1
+  counts = _count(texts, order, options.bos_id)
   histories = sorted(counts, key=lambda history: (len(history), history))
-  if len(histories) * vocab_size > MOST_ENTRIES:
+  if len(histories) * vocab_size > LARGEST_TABLE:
     raise UserError(
-      f'decoding.ngram={order}: {len(histories):,} histories of a vocabulary of {vocab_size:,} are more than {MOST_ENTRIES:,} entries. '
-      'Choose a lower order or a tokenizer with fewer pieces.'
+      f'decoding.ngram={order}: {len(histories):,} histories of a vocabulary of {vocab_size:,} are '
+      f'more than {LARGEST_TABLE:,} entries. Choose a lower order or a tokenizer with fewer pieces.'
     )
   number = {history: i for i, history in enumerate(histories)}
-  unwritten = {options.pad_id, options.bos_id} - set(options.eos_ids)
-  written = ~np.isin(np.arange(vocab_size), list(unwritten))
+  never_written = {options.pad_id, options.bos_id} - set(options.eos_ids)
+  is_written = ~np.isin(np.arange(vocab_size), list(never_written))
+  uniform = is_written / is_written.sum()
   probs = np.empty((len(histories), vocab_size), np.float32)
-  following = np.empty((len(histories), vocab_size), np.int32)
+  next_history = np.empty((len(histories), vocab_size), np.int32)
   for i, history in enumerate(histories):
     seen = counts[history]
-    if history:
-      lower = probs[number[history[1:]]]
-    else:
-      lower = written / written.sum()
-    row = len(seen) * lower
-    row[list(seen)] += list(seen.values())
-    probs[i] = row / (seen.total() + len(seen))
-    following[i] = following[number[history[1:]]] if history else 0
-    # Where the history with one token more is no history, that of its end follows.
+    shorter = number[history[1:]]
+    lower_probs = probs[shorter] if history else uniform
+    expected = len(seen) * lower_probs
+    expected[list(seen)] += list(seen.values())
+    probs[i] = expected / (seen.total() + len(seen))
+    # Where the history with one token more was never seen, its longest seen suffix is the next one.
+    next_history[i] = next_history[shorter] if history else 0
     for token in (*seen, options.bos_id):
       longer = (*history, token)
       if longer in number:
-        following[i, token] = number[longer]
+        next_history[i, token] = number[longer]
   with np.errstate(divide='ignore'):
-    return NgramTables(np.log(probs), following)
+    return NgramTables(np.log(probs), next_history)
 
 
-def begin_ngram(tables: NgramTables, examples: int, options: SearchOptions):
-  """(step, cache, scored) of a search; see decoding/score_fusion.py."""
+def _count(
+  texts: list[list[int]], order: int, bos_id: int
+) -> dict[History, collections.Counter[int]]:
+  """Returns how often each token follows each history of at most `order - 1` tokens."""
+  counts = collections.defaultdict(collections.Counter)
+  for text in texts:
+    tokens = (bos_id, *text)
+    for i in range(1, len(tokens)):
+      for start in range(max(0, i - order + 1), i + 1):
+        history = tokens[start:i]
+        counts[history][tokens[i]] += 1
+  return counts
 
-  def step(tokens, state):
-    state = tables.following[state, tokens]
-    return jnp.maximum(
-      tables.log_probs[state], -1e30
-    ), state  # finite: a weight times it is never NaN
 
-  return step, jnp.zeros(examples * rows(options), jnp.int32), True
+def begin_ngram(
+  tables: NgramTables, examples: int, options: SearchOptions
+) -> tuple[Step, jax.Array, bool]:
+  """Returns (step, cache, scored) of a search; see score_fusion.py."""
+
+  def step(tokens: jax.Array, history: jax.Array) -> tuple[jax.Array, jax.Array]:
+    history = tables.next_history[history, tokens]
+    return jnp.maximum(tables.log_probs[history], SMALLEST_LOG_PROB), history
+
+  return step, jnp.zeros(examples * options.beams, jnp.int32), True

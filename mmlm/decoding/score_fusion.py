@@ -1,116 +1,131 @@
-"""Several step functions scored as one: attention with CTC, shallow fusion with language models (Gulcehre et al. 2015, 4.1).
+"""Several step functions whose scores are added: attention with CTC, shallow fusion (Gulcehre et al. 2015, 4.1).
 
-Whatever scores tokens is a step as search.py wants it, (tokens [R], cache) -> (logits or scores [R, V], cache); the sum is another one.
+What scores tokens is a step as search.py takes it, (tokens [R], cache) -> (logits or scores [R, V], cache).
+Their weighted sum is such a step, too.
 
-Axes: B examples, K rows an example, R = B * K, V vocabulary.
+Axes: B examples, K beams of an example, R = B * K, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search import Cache, SearchOptions, Step
 from mmlm.utils.errors import UserError
+
+NGRAM_ORDERS = (0, 2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionOptions:
-  """What is searched with beside the model itself; UserError when it makes no sense. A weight of 0 leaves a part out."""
+  """Scores that are added to those of the model; a weight of 0 leaves one out.
+
+  Raises:
+    UserError: values out of range, or a weight without what it weighs.
+  """
 
   ctc_weight: float = 0.0  # of the CTC branch of a joint head; the decoder has the rest
-  language_model: str = ''  # a run folder: a model without encoders and with the same tokenizer
+  language_model: str = ''  # run folder of a model without encoders and with the same tokenizer
   language_model_weight: float = 0.0
-  ngram: int = 0  # order of an n-gram model of the training targets: 2, 3 or 4
+  ngram: int = 0  # order of an n-gram model of the training targets: 2, 3 or 4; 0 is none
   ngram_weight: float = 0.0
 
-  def __post_init__(self):
-    for ok, what in (
-      (0 <= self.ctc_weight <= 1, f'ctc_weight={self.ctc_weight} must lie in [0, 1]'),
-      (
-        self.language_model_weight >= 0,
-        f'language_model_weight={self.language_model_weight} must be at least 0',
-      ),
-      (self.ngram_weight >= 0, f'ngram_weight={self.ngram_weight} must be at least 0'),
-      (self.ngram in (0, 2, 3, 4), f'ngram={self.ngram} must be 0 (none), 2, 3 or 4'),
-      (
-        self.language_model or not self.language_model_weight,
-        f'language_model_weight={self.language_model_weight} needs language_model, the run folder of one',
-      ),
-      (
-        self.ngram or not self.ngram_weight,
-        f'ngram_weight={self.ngram_weight} needs ngram, its order: 2, 3 or 4',
-      ),
-    ):
-      if not ok:
-        raise UserError(f'decoding: {what}')
+  def __post_init__(self) -> None:
+    for problem in self._problems():
+      raise UserError(f'decoding: {problem}')
+
+  def _problems(self) -> Iterator[str]:
+    if not 0 <= self.ctc_weight <= 1:
+      yield f'ctc_weight={self.ctc_weight} must lie in [0, 1]'
+    for name in ('language_model_weight', 'ngram_weight'):
+      if getattr(self, name) < 0:
+        yield f'{name}={getattr(self, name)} must be at least 0'
+    if self.ngram not in NGRAM_ORDERS:
+      yield f'ngram={self.ngram} must be 0 (none), 2, 3 or 4'
+    if self.language_model_weight and not self.language_model:
+      yield (
+        f'language_model_weight={self.language_model_weight} needs language_model, '
+        'the run folder of one'
+      )
+    if self.ngram_weight and not self.ngram:
+      yield f'ngram_weight={self.ngram_weight} needs ngram, its order: 2, 3 or 4'
 
 
-class Part(NamedTuple):
-  """A step function and how much its log-probabilities count."""
+class WeightedStep(NamedTuple):
+  """A step function and the weight of its log-probabilities."""
 
   weight: float
-  step: Callable
-  cache: Any
-  scored: bool = False  # the step gives log-probabilities as they count, not logits
+  step: Step
+  cache: Cache
+  scored: bool = False  # the step gives scores that are added as they are, not logits
 
 
 class Scorer(NamedTuple):
-  """A part that stands beside a model: `begin(arrays, examples, options)` -> (step, cache, scored) for R rows."""
+  """Scores that are added to those of the model."""
 
   weight: float
-  begin: Callable
+  # (arrays, examples, options) -> (step, cache, scored) for R = examples * options.beams beams
+  begin: Callable[[Any, int, SearchOptions], tuple[Step, Cache, bool]]
 
 
 class Fusion(NamedTuple):
-  """What a task searches with beside its model; `arrays[i]` are the tables or parameters of `scorers[i]`."""
+  """All that a task adds to the scores of its model."""
 
   ctc_weight: float = 0.0
   scorers: tuple[Scorer, ...] = ()
-  arrays: tuple = ()
+  arrays: tuple = ()  # the tables or parameters of each scorer
 
-  def parts(self, examples: int, options: SearchOptions) -> list[Part]:
-    result = []
-    for s, arrays in zip(self.scorers, self.arrays):
-      result.append(Part(s.weight, *s.begin(arrays, examples, options)))
-    return result
-
-
-ALONE = Fusion()
-
-
-def combined(parts: list[Part]) -> tuple[Callable, Any, bool]:
-  """(step, cache, scored) of all parts together; one of weight 1 alone is given back as it is."""
-  parts = [part for part in parts if part.weight]
-  if len(parts) == 1 and parts[0].weight == 1:
-    return parts[0][1:]
-  return (*summed(parts), True)
+  def steps(self, examples: int, options: SearchOptions) -> list[WeightedStep]:
+    """Returns the step of each scorer, at its beginning."""
+    steps = []
+    for scorer, arrays in zip(self.scorers, self.arrays):
+      begun = scorer.begin(arrays, examples, options)
+      steps.append(WeightedStep(scorer.weight, *begun))
+    return steps
 
 
-def summed(parts: list[Part]) -> tuple[Callable, Any]:
-  """(step, cache): the weighted sum of log-probabilities; the cache holds those of the parts, whose rows follow as they did."""
+NO_FUSION = Fusion()
 
-  def step(tokens, caches):
-    total = 0.0
-    new = []
-    for part, cache in zip(parts, caches):
+
+def combine(steps: list[WeightedStep]) -> tuple[Step, Cache, bool]:
+  """Returns (step, cache, scored) of the weighted sum; a single step of weight 1 is returned as it is."""
+  steps = [step for step in steps if step.weight]
+  if len(steps) == 1 and steps[0].weight == 1:
+    (only,) = steps
+    return only.step, only.cache, only.scored
+  step, cache = weighted_sum(steps)
+  return step, cache, True
+
+
+def weighted_sum(steps: list[WeightedStep]) -> tuple[Step, tuple]:
+  """Returns (step, cache) of the weighted sum of log-probabilities; the cache is a tuple of all caches."""
+
+  def step(tokens: jax.Array, caches: tuple) -> tuple[jax.Array, tuple]:
+    total: Any = 0.0
+    new_caches = []
+    for part, cache in zip(steps, caches):
       values, cache = part.step(tokens, cache)
       values = values.astype(jnp.float32)
-      total += part.weight * (values if part.scored else jax.nn.log_softmax(values))
-      new.append(cache)
-    return total, tuple(new)
+      log_probs = values if part.scored else jax.nn.log_softmax(values)
+      total += part.weight * log_probs
+      new_caches.append(cache)
+    return total, tuple(new_caches)
 
-  return step, tuple(part.cache for part in parts)
+  return step, tuple(part.cache for part in steps)
 
 
-def each_row(step: Callable, cache, rows: int):
-  """A step for one row -> one for R rows that need not be at the same position: every leaf of its cache has R first."""
-  cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), cache)
+def for_each_beam(step: Step, cache: Cache, beams: int) -> tuple[Step, Cache]:
+  """Makes a step for one beam a step for R beams, which need not be at the same position.
 
-  def one(token, cache):
+  Every leaf of the new cache has R as its first axis.
+  """
+  cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (beams, *jnp.shape(x))), cache)
+
+  def step_of_one(token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     values, cache = step(token[None], cache)
     return values[0], cache
 
-  return jax.vmap(one), cache
+  return jax.vmap(step_of_one), cache

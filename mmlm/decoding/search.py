@@ -1,13 +1,13 @@
-"""Greedy, sampled and beam search over a step function, all in one `lax.while_loop` of static shapes.
+"""Greedy search, sampling and beam search over a step function, in one `lax.while_loop` of static shapes.
 
-Axes: B examples, K rows an example, R = B * K (row b * K + k), N hypotheses returned, L = max_length tokens
-generated, P prompt tokens, V vocabulary, C candidates of a row.
+Axes: B examples, K beams of an example (or independent draws), R = B * K (beam b * K + k), N hypotheses
+returned, L = max_length generated tokens, P prompt tokens, V vocabulary, C candidates of a beam.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,174 +19,178 @@ from mmlm.utils.errors import UserError
 
 METHODS = ('greedy', 'sample', 'beam')
 
+Cache = Any  # a pytree; leaves whose first axis is R follow their hypotheses
+# (tokens [R], cache) -> (logits [R, V], cache)
+Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-  """What to search for; hashable, to be a static argument of `jax.jit`. UserError when it makes no sense."""
+  """How to search; hashable, so that it can be a static argument of `jax.jit`.
+
+  Raises:
+    UserError: values out of range, or that contradict each other.
+  """
 
   method: str = 'beam'
-  max_length: int = 20  # tokens generated, the end token counted, the prompt not
-  min_length: int = 0  # the end token is not allowed to make a hypothesis shorter than this
+  max_length: int = 20  # generated tokens, the end token included, the prompt not
+  min_length: int = 0  # no hypothesis ends before this length
   beam_size: int = 4  # for 'beam' only
   n_best: int = 1  # hypotheses returned of an example; for 'sample' the number of independent draws
-  length_penalty: float = (
-    0.6  # alpha of Wu et al. (2016), equation 14; 0 ranks by plain log-probability
-  )
-  temperature: float = (
-    1.0  # for 'sample' only, as the next two; temperature, then top_k, then top_p
-  )
-  top_k: int = 0  # draw among this many likeliest tokens; 0 is all
-  top_p: float = (
-    1.0  # draw in the smallest set that holds this mass: the nucleus of Holtzman et al. (2020)
-  )
+  length_penalty: float = 0.6  # alpha of Wu et al. (2016), equation 14; 0 ranks by log-probability
+  temperature: float = 1.0  # for 'sample' only: first temperature, then top_k, then top_p
+  top_k: int = 0  # draws among this many most likely tokens; 0 is all
+  top_p: float = 1.0  # draws from the nucleus of this mass (Holtzman et al. 2020)
   pad_id: int = 0  # never generated; fills what follows the end
-  bos_id: int = 1  # never generated unless it is also the end token
-  eos_ids: tuple[int, ...] = (2,)  # any of them ends a hypothesis; the first is the end of CTC
+  bos_id: int = 1  # never generated unless it is also an end token
+  eos_ids: tuple[int, ...] = (2,)  # any of them ends a hypothesis; CTC scores the end as the first
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    for problem in self._problems():
+      raise UserError(f'decoding: {problem}')
+
+  @property
+  def beams(self) -> int:
+    """Returns K, the number of hypotheses of an example that the step and the cache hold."""
+    return {'greedy': 1, 'sample': self.n_best, 'beam': self.beam_size}[self.method]
+
+  def _problems(self) -> Iterator[str]:
     if self.method not in METHODS:
-      raise UserError(
-        f'decoding: method={self.method!r} is none of {METHODS}; did you mean {nearest(self.method, METHODS)!r}?'
+      suggestion = nearest(self.method, METHODS)
+      yield f'method={self.method!r} is none of {METHODS}; did you mean {suggestion!r}?'
+    for name, smallest in SMALLEST.items():
+      if getattr(self, name) < smallest:
+        yield f'{name}={getattr(self, name)} must be at least {smallest}'
+    if self.min_length > self.max_length:
+      yield f'min_length={self.min_length} is more than max_length={self.max_length}'
+    if self.n_best > self.beams:
+      yield (
+        f'n_best={self.n_best} is more than the hypotheses that are searched: '
+        f'beam_size={self.beam_size} with method beam, 1 with greedy'
       )
-    least = {
-      'max_length': 1,
-      'min_length': 0,
-      'beam_size': 1,
-      'n_best': 1,
-      'top_k': 0,
-      'pad_id': 0,
-      'bos_id': 0,
-    }
-    for ok, what in (
-      *(
-        (getattr(self, key) >= low, f'{key}={getattr(self, key)} must be at least {low}')
-        for key, low in least.items()
-      ),
-      (
-        self.min_length <= self.max_length,
-        f'min_length={self.min_length} is more than max_length={self.max_length}',
-      ),
-      (
-        self.n_best <= rows(self),
-        f'n_best={self.n_best} is more than what is kept: beam_size={self.beam_size} with method beam, 1 with greedy',
-      ),
-      (self.temperature > 0, f'temperature={self.temperature} must be above 0; for 0 use greedy'),
-      (0 < self.top_p <= 1, f'top_p={self.top_p} must lie in (0, 1]'),
-      (
-        self.method == 'sample' or (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0),
-        f'temperature, top_k and top_p need method sample, not {self.method}',
-      ),
-      (
-        self.eos_ids and min(self.eos_ids) >= 0,
-        f'eos_ids={self.eos_ids} must be one id or more, each at least 0',
-      ),
-    ):
-      if not ok:
-        raise UserError(f'decoding: {what}')
+    if self.temperature <= 0:
+      yield f'temperature={self.temperature} must be above 0; for 0 use greedy'
+    if not 0 < self.top_p <= 1:
+      yield f'top_p={self.top_p} must lie in (0, 1]'
+    draws_plainly = (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0)
+    if self.method != 'sample' and not draws_plainly:
+      yield f'temperature, top_k and top_p need method sample, not {self.method}'
+    if not self.eos_ids or min(self.eos_ids) < 0:
+      yield f'eos_ids={self.eos_ids} must be one id or more, each at least 0'
+
+
+SMALLEST = {
+  'max_length': 1,
+  'min_length': 0,
+  'beam_size': 1,
+  'n_best': 1,
+  'top_k': 0,
+  'pad_id': 0,
+  'bos_id': 0,
+}
 
 
 class SearchResult(NamedTuple):
-  """The best first: those that ended by score, then those that max_length cut, by score. What could not be
-  found (fewer sequences exist than were asked for) has length 0 and score -inf."""
+  """N hypotheses of each example, the best first.
 
-  tokens: jax.Array  # [B, N, L] int32, without the prompt, the end token included, then padding
-  lengths: jax.Array  # [B, N] int32, tokens generated, the end token counted
+  Those that ended come first, by score, then those that max_length cut, by score. Where fewer sequences
+  exist than were requested, the remaining ones have length 0 and score -inf.
+  """
+
+  tokens: jax.Array  # [B, N, L] int32, without the prompt, with the end token, then padding
+  lengths: jax.Array  # [B, N] int32, generated tokens, the end token included
   scores: jax.Array  # [B, N] log_probs / length penalty
-  log_probs: jax.Array  # [B, N] nats under the model itself (no temperature, top_k or top_p), or the sum of what a scored step gave
+  # [B, N] nats under the model itself (without temperature, top_k and top_p), or the summed scores
+  log_probs: jax.Array
 
 
 class Hypotheses(NamedTuple):
   tokens: jax.Array  # [B, K, L]
-  lengths: jax.Array  # [B, K] tokens generated
+  lengths: jax.Array  # [B, K] generated tokens
   log_probs: jax.Array  # [B, K] -inf where there is none
 
 
 class State(NamedTuple):
-  position: jax.Array  # [] index, prompt included, of the token that the next step feeds
-  feed: jax.Array  # [B, K] that token
-  alive: jax.Array  # [B, K] still searched; one value an example under beams
-  live: Hypotheses  # [B, K] what is extended; rows of greedy and sampling stay here when they end
-  pool: Hypotheses  # [B, N] the best that have ended, best first; [B, 0] where there are no beams
-  cache: Any
-
-
-def rows(options: SearchOptions) -> int:
-  """K: rows an example takes in the cache and in the step."""
-  return {'greedy': 1, 'sample': options.n_best, 'beam': options.beam_size}[options.method]
+  position: jax.Array  # [] of the token that the next step reads, prompt included
+  inputs: jax.Array  # [B, K] that token
+  active: jax.Array  # [B, K] still searched; with beams the same value for all of an example
+  live: (
+    Hypotheses  # [B, K] to be extended; those of greedy search and sampling also when they ended
+  )
+  finished: Hypotheses  # [B, N] the best that ended, best first; [B, 0] without beams
+  cache: Cache
 
 
 def search(
-  step,
-  cache,
+  step: Step,
+  cache: Cache,
   options: SearchOptions,
-  prompt,
-  rng=None,
-  prompt_length=None,
-  active=None,
+  prompt: jax.Array,
+  rng: jax.Array | None = None,
+  prompt_length: jax.Array | None = None,
+  active: jax.Array | None = None,
   *,
-  scored=False,
-  temperature=None,
+  scored: bool = False,
+  temperature: jax.Array | None = None,
 ) -> SearchResult:
-  """Generates after `prompt` until nothing that is left could change the result.
+  """Generates tokens after `prompt` until no further step could change the result.
 
   Args:
-    step: (tokens [R], cache) -> (logits [R, V], cache). It closes over whatever all rows of an example share.
-    cache: tree for R = B * rows(options) rows. Leaves whose first axis is R follow their hypotheses, all others
-      are left alone. It must hold P + max_length - 1 positions.
-    rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the others.
-      Key 0 when None.
-    prompt: [B, P] int tokens, padded; a column of bos_id to start from nothing. Without the tokens that the cache holds already.
-    prompt_length: [B], at least 1; P when None. An array, so that another length does not trace again.
-    active: [B] bool; an example that is not gets length 0 and costs no step. All when None.
-    scored: the step gives scores that are added as they are, none above 0, in place of logits.
-    temperature: [B], instead of that of the options, so that another one does not trace again.
+    step: closes over what all beams of an example share.
+    cache: for R = B * options.beams beams. Leaves whose first axis is R are re-ordered with their
+      hypotheses, other leaves are not touched. It must hold P + max_length - 1 positions.
+    prompt: [B, P] int tokens, padded, without the tokens that the cache holds already; a column of bos_id
+      starts from nothing.
+    rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the
+      other examples. None is key 0.
+    prompt_length: [B], at least 1; None is P. An array, so that another length compiles nothing anew.
+    active: [B] bool; an inactive example gets length 0 and costs no step. None is all.
+    scored: the step gives scores, none above 0, that are added as they are, in place of logits.
+    temperature: [B], in place of that of the options, so that another one compiles nothing anew.
   """
-  width = rows(options)
   prompt = jnp.asarray(prompt, jnp.int32)
+  batch, prompt_size = prompt.shape
   if prompt_length is None:
-    prompt_length = jnp.full(len(prompt), prompt.shape[1])
-  else:
-    prompt_length = prompt_length
+    prompt_length = jnp.full(batch, prompt_size)
   if active is None:
-    active = jnp.ones(len(prompt), bool)
-  else:
-    active = active
-  beams = options.method == 'beam' and width > 1
+    active = jnp.ones(batch, bool)
+  uses_beams = options.method == 'beam' and options.beams > 1
+  keys = None
   if options.method == 'sample':
-    keys = _row_keys(rng, len(prompt), width)
-  else:
-    keys = None
-  # [R, 1]
+    keys = _keys_of_beams(rng, batch, options.beams)
   if temperature is None:
-    warmth = options.temperature
+    divisor = options.temperature
   else:
-    warmth = jnp.repeat(temperature, width)[:, None]
+    divisor = jnp.repeat(temperature, options.beams)[:, None]  # [R, 1]
 
   def body(state: State) -> State:
-    logits, cache = step(state.feed.reshape(-1), state.cache)
+    logits, cache = step(state.inputs.reshape(-1), state.cache)
     logits = logits.astype(jnp.float32)
-    # [R]
     if scored:
-      log_sums = jnp.zeros(len(logits))
+      log_normalizers = jnp.zeros(len(logits))  # [R]
     else:
-      log_sums = jax.nn.logsumexp(logits, -1)
-    given = (logits, log_sums, state, options)
-    new, parents = _extend_beams(*given) if beams else _extend_rows(*given, keys, warmth)
-    forced = (state.position + 1 < prompt_length)[:, None]  # [B, 1]
-    hold = forced | ~state.alive  # [B, K]; the cache need not wait: its rows are equal or done with
-    following = jnp.take(prompt, state.position + 1, axis=1, mode='clip')[:, None]
+      log_normalizers = jax.nn.logsumexp(logits, -1)
+    if uses_beams:
+      extended, parents = _extend_beams(logits, log_normalizers, state, options)
+    else:
+      extended = _extend_each(logits, log_normalizers, state, options, keys, divisor)
+      parents = None
+    next_position = state.position + 1
+    in_prompt = (next_position < prompt_length)[:, None]  # [B, 1]
+    # The cache is always updated: beams that wait are all equal, or are done.
+    waits = in_prompt | ~state.active  # [B, K]
+    next_of_prompt = jnp.take(prompt, next_position, axis=1, mode='clip')[:, None]
     return State(
-      state.position + 1,
-      jnp.where(forced, following, new.feed),
-      jnp.where(hold, state.alive, new.alive),
-      _where(hold, state.live, new.live),
-      _where(hold[:, :1], state.pool, new.pool),
-      _reorder(cache, parents) if beams else cache,
+      next_position,
+      jnp.where(in_prompt, next_of_prompt, extended.inputs),
+      jnp.where(waits, state.active, extended.active),
+      _where(waits, state.live, extended.live),
+      _where(waits[:, :1], state.finished, extended.finished),
+      cache if parents is None else _reorder(cache, parents),
     )
 
-  state = lax.while_loop(
-    lambda s: s.alive.any(), body, _start(cache, prompt, active, options, beams)
-  )
+  start = _initial_state(cache, prompt, active, options, uses_beams)
+  state = lax.while_loop(lambda state: state.active.any(), body, start)
   return _result(state, options)
 
 
@@ -195,239 +199,300 @@ def is_any(tokens: jax.Array, ids: Sequence[int]) -> jax.Array:
   return functools.reduce(operator.or_, [tokens == i for i in ids])
 
 
-def penalty(lengths, alpha: float):
-  """((5 + length) / 6) ** alpha: Wu et al. (2016), equation 14."""
+def length_penalty(lengths: Any, alpha: float) -> Any:
+  """Returns ((5 + length) / 6) ** alpha: Wu et al. (2016), equation 14."""
   return ((5.0 + lengths) / 6.0) ** alpha
 
 
-def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
-  """`lax.top_k` of [R, V], ties to the lower index too.
-
-  On the CPU the maxima of blocks are ranked first, then only the k best blocks, and what fills no block, are searched: twice
-  as fast.
-  """
-  size, vocabulary = x.shape
-  whole = vocabulary - vocabulary % block
-  if jax.default_backend() != 'cpu' or whole < 2 * k * block:
-    return lax.top_k(x, k)
-  best = lax.top_k(
-    x[:, :whole].reshape(size, -1, block).max(-1),
-    k,
-  )[1]  # [R, k]
-  # In order of index, or equal values would be ranked by their block's maximum.
-  where = (jnp.sort(best)[..., None] * block + jnp.arange(block)).reshape(
-    size,
-    -1,
-  )
-  where = jnp.concatenate(
-    [where, jnp.broadcast_to(jnp.arange(whole, vocabulary), (size, vocabulary - whole))], 1
-  )
-  values, ranks = lax.top_k(jnp.take_along_axis(x, where, 1, mode='promise_in_bounds'), k)
-  return values, jnp.take_along_axis(where, ranks, 1)
+# One step
 
 
-def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-  """[R, C] with -inf outside the smallest set of likeliest entries that holds the mass top_p.
-
-  Equals go together. The border is found by bisection: a sort takes 20 times as long on the CPU.
-  """
-  top = logits.max(-1, keepdims=True)
-  mass = jax.nn.softmax(logits, -1)
-
-  def halve(_, bounds):
-    low, high = bounds  # the mass at or above `low` reaches top_p, that at or above `high` does not
-    middle = (low + high) / 2
-    enough = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p
-    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-  low, _ = lax.fori_loop(0, 40, halve, (top - 100, top + 1))
-  return jnp.where(logits >= low, logits, -jnp.inf)
-
-
-def _start(cache, prompt, active, options, beams) -> State:
+def _initial_state(
+  cache: Cache, prompt: jax.Array, active: jax.Array, options: SearchOptions, uses_beams: bool
+) -> State:
   batch = len(prompt)
-  width = rows(options)
-
-  def empty(n, log_probs):
-    tokens = jnp.full((batch, n, options.max_length), options.pad_id, jnp.int32)
-    return Hypotheses(
-      tokens, jnp.zeros((batch, n), jnp.int32), jnp.broadcast_to(log_probs, (batch, n))
-    )
-
-  # All beams start equal: only the first may grow, or the same hypothesis would fill the beam.
-  if beams:
-    first = jnp.where(jnp.arange(width) > 0, -jnp.inf, 0.0)
+  beams = options.beams
+  # All beams start equal: only the first may grow, or one hypothesis would fill all of them.
+  if uses_beams:
+    log_probs = jnp.where(jnp.arange(beams) > 0, -jnp.inf, 0.0)
   else:
-    first = jnp.zeros(width)
-  feed, alive = (
-    jnp.broadcast_to(column, (batch, width)) for column in (prompt[:, :1], active[:, None])
-  )
-  pool = empty(options.n_best if beams else 0, -jnp.inf)
+    log_probs = jnp.zeros(beams)
+  inputs = jnp.broadcast_to(prompt[:, :1], (batch, beams))
+  active = jnp.broadcast_to(active[:, None], (batch, beams))
+  finished = _empty_hypotheses(batch, options.n_best if uses_beams else 0, -jnp.inf, options)
   return State(
     jnp.zeros((), jnp.int32),
-    feed,
-    alive,
-    empty(width, first),
-    pool,
+    inputs,
+    active,
+    _empty_hypotheses(batch, beams, log_probs, options),
+    finished,
     jax.tree.map(jnp.asarray, cache),
   )
 
 
-def _extend_rows(logits, log_sums, state, options, keys, temperature) -> tuple[State, None]:
-  """One token more for each row on its own: the likeliest, or one drawn with `keys` [R] at a temperature (one, or [R, 1])."""
-  token, value = draw(logits, state.live.lengths.reshape(-1), options, keys, temperature)
-  token = token.reshape(state.feed.shape)
-  gain = value - log_sums
-  live = _append(state.live, token, state.live.log_probs + gain.reshape(state.feed.shape))
-  alive = ~is_any(token, options.eos_ids) & (live.lengths < options.max_length)
-  return state._replace(feed=token, alive=alive, live=live), None
+def _empty_hypotheses(
+  batch: int, number: int, log_probs: Any, options: SearchOptions
+) -> Hypotheses:
+  tokens = jnp.full((batch, number, options.max_length), options.pad_id, jnp.int32)
+  lengths = jnp.zeros((batch, number), jnp.int32)
+  return Hypotheses(tokens, lengths, jnp.broadcast_to(log_probs, (batch, number)))
 
 
-def draw(logits, lengths, options, keys=None, temperature=None) -> tuple[jax.Array, jax.Array]:
-  """The likeliest token of each row, or one drawn with `keys` [R] at a temperature (one, or [R, 1]), and its logit: both [R].
+def _extend_each(
+  logits: jax.Array,
+  log_normalizers: jax.Array,
+  state: State,
+  options: SearchOptions,
+  keys: jax.Array | None,
+  temperature: Any,
+) -> State:
+  """Appends to each hypothesis by itself the most likely token, or one drawn with `keys` [R]."""
+  shape = state.inputs.shape  # [B, K]
+  lengths = state.live.lengths.reshape(-1)  # [R]
+  tokens, chosen_logits = draw(logits, lengths, options, keys, temperature)
+  tokens = tokens.reshape(shape)
+  gains = (chosen_logits - log_normalizers).reshape(shape)
+  live = _append(state.live, tokens, state.live.log_probs + gains)
+  active = ~is_any(tokens, options.eos_ids) & (live.lengths < options.max_length)
+  return state._replace(inputs=tokens, active=active, live=live)
+
+
+def draw(
+  logits: jax.Array,
+  lengths: jax.Array,
+  options: SearchOptions,
+  keys: jax.Array | None = None,
+  temperature: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the most likely token of each beam, or one drawn, and its logit: both [R].
 
   Args:
     logits: [R, V] float32.
-    lengths: [R], tokens that each row has generated: another draw for each.
+    lengths: [R], how many tokens each beam has generated: each length draws anew.
+    keys: [R], to draw with; None takes the most likely token.
+    temperature: one for all, or [R, 1].
   """
-  values, ids = _candidates(logits, 1 if keys is None else options.top_k, lengths, options)
+  number = 1 if keys is None else options.top_k
+  values, ids = _candidates(logits, number, lengths, options)  # [R, C]
   if keys is None:
     choice = jnp.zeros((len(logits), 1), jnp.int32)
   else:
-    warm = values / temperature
+    scaled = values / temperature
     if options.top_p < 1:
-      warm = nucleus(warm, options.top_p)
-    else:
-      warm = warm
-    choice = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, lengths), warm)[
-      :, None
-    ]
-  return tuple(jnp.take_along_axis(of, choice, 1)[:, 0] for of in (ids, values))
+      scaled = nucleus(scaled, options.top_p)
+    step_keys = jax.vmap(jax.random.fold_in)(keys, lengths)
+    choice = jax.vmap(jax.random.categorical)(step_keys, scaled)[:, None]
+  tokens = jnp.take_along_axis(ids, choice, 1)[:, 0]
+  return tokens, jnp.take_along_axis(values, choice, 1)[:, 0]
 
 
-def _extend_beams(logits, log_sums, state, options) -> tuple[State, jax.Array]:
-  """The K best ways to go on; those among the K best that end join the pool. Also the parents [B, K]."""
-  batch, width = state.feed.shape
-  # Of a row at most K go on and E end, one with each end token; of (1 + E) K candidates at most E K end,
-  # so K are left to go on.
-  ends_of_row = len(options.eos_ids)
+def _extend_beams(
+  logits: jax.Array, log_normalizers: jax.Array, state: State, options: SearchOptions
+) -> tuple[State, jax.Array]:
+  """Keeps the K best extensions that do not end; those among the K best that end are finished.
+
+  Returns the new state, and the beam that each new one extends [B, K].
+  """
+  batch, beams = state.inputs.shape
+  # With E end tokens at most K extensions of a beam go on and E end; of the (1 + E) K best of an
+  # example at most E K end, so that K are left to go on.
+  ends_of_beam = len(options.eos_ids)
   values, ids = _candidates(
-    logits, min(width + ends_of_row, logits.shape[1]), state.live.lengths.reshape(-1), options
+    logits,
+    min(beams + ends_of_beam, logits.shape[1]),
+    state.live.lengths.reshape(-1),
+    options,
   )
-  gains = values - log_sums[:, None]  # [R, C]
-  totals = (state.live.log_probs[..., None] + gains.reshape(batch, width, -1)).reshape(
-    batch, -1
-  )  # [B, KC]
-  log_probs, flat = lax.top_k(totals, min((1 + ends_of_row) * width, totals.shape[1]))  # [B, 2K]
-  parents = flat // ids.shape[1]
-  tokens = jnp.take_along_axis(ids.reshape(batch, -1), flat, 1)
-  grown = _append(_pick(state.live, parents), tokens, log_probs)
+  gains = values - log_normalizers[:, None]  # [R, C]
+  totals = state.live.log_probs[..., None] + gains.reshape(batch, beams, -1)  # [B, K, C]
+  totals = totals.reshape(batch, -1)  # [B, K C]
+  log_probs, places = lax.top_k(totals, min((1 + ends_of_beam) * beams, totals.shape[1]))
+  parents = places // ids.shape[1]  # [B, (1 + E) K]
+  tokens = jnp.take_along_axis(ids.reshape(batch, -1), places, 1)
+  extended = _append(_pick(state.live, parents), tokens, log_probs)
   ends = is_any(tokens, options.eos_ids)
 
-  ended = grown._replace(
-    log_probs=jnp.where(ends & (jnp.arange(ends.shape[1]) < width), log_probs, -jnp.inf)
+  finished = _add_finished(state.finished, extended, ends, options, beams)
+  log_probs, best = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), beams)
+  live = _pick(extended, best)._replace(log_probs=log_probs)
+  can_improve = _can_improve(live, finished, options)
+  new_state = state._replace(
+    inputs=_take(tokens, best),
+    active=jnp.broadcast_to(can_improve[:, None], best.shape),
+    live=live,
+    finished=finished,
   )
-  pool = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, ended)
-  pool = _pick(pool, lax.top_k(_scores(pool, options), options.n_best)[1])
-  log_probs, kept = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), width)
-  live = _pick(grown, kept)._replace(log_probs=log_probs)
+  return new_state, _take(parents, best)
 
-  # A log-probability only falls: the most it can score is with the largest penalty still ahead, which is at
-  # one of the two ends because the penalty is monotone in the length.
+
+def _add_finished(
+  finished: Hypotheses, extended: Hypotheses, ends: jax.Array, options: SearchOptions, beams: int
+) -> Hypotheses:
+  """Returns the N best finished hypotheses; only an end among the K best extensions counts.
+
+  Otherwise short hypotheses would always be finished first.
+  """
+  counts = ends & (jnp.arange(ends.shape[1]) < beams)
+  ended = extended._replace(log_probs=jnp.where(counts, extended.log_probs, -jnp.inf))
+  pool = jax.tree.map(lambda *x: jnp.concatenate(x, 1), finished, ended)
+  return _pick(pool, lax.top_k(_scores(pool, options), options.n_best)[1])
+
+
+def _can_improve(live: Hypotheses, finished: Hypotheses, options: SearchOptions) -> jax.Array:
+  """Returns whether the best live hypothesis could still beat the worst finished one [B].
+
+  A log-probability only falls. The penalty is monotone in the length, so that the largest one ahead is
+  that of the next length or of the longest.
+  """
   length = live.lengths[:, 0]
-  ahead = jnp.maximum(
-    *(penalty(n, options.length_penalty) for n in (length + 1, options.max_length))
+  largest_penalty = jnp.maximum(
+    length_penalty(length + 1, options.length_penalty),
+    length_penalty(options.max_length, options.length_penalty),
   )
-  open_ = (length < options.max_length) & (log_probs[:, 0] / ahead > _scores(pool, options)[:, -1])
-  alive = jnp.broadcast_to(open_[:, None], kept.shape)
-  return state._replace(feed=_at(tokens, kept), alive=alive, live=live, pool=pool), _at(
-    parents, kept
-  )
+  best_possible = live.log_probs[:, 0] / largest_penalty
+  return (length < options.max_length) & (best_possible > _scores(finished, options)[:, -1])
 
 
-def _candidates(logits, k, lengths, options) -> tuple[jax.Array, jax.Array]:
-  """The k best allowed logits of each row, best first, and their tokens [R, C]; all, unsorted, if k is 0."""
+def _candidates(
+  logits: jax.Array, k: int, lengths: jax.Array, options: SearchOptions
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the k best allowed logits of each beam, best first, and their tokens: both [R, C].
+
+  With k = 0 they are all logits, unsorted.
+  """
   forbidden = {options.pad_id, options.bos_id} - set(options.eos_ids)
-  spare = len(forbidden) + len(
-    options.eos_ids
-  )  # to fetch what may be forbidden is cheaper than to mask the vocabulary
   vocabulary = logits.shape[1]
   if k == 0 or k >= vocabulary:
     values = logits
     ids = jnp.broadcast_to(jnp.arange(vocabulary), logits.shape)
   else:
+    # Fetching the tokens that may be forbidden, too, is cheaper than masking the vocabulary.
+    spare = len(forbidden) + len(options.eos_ids)
     values, ids = top_k(logits, min(k + spare, vocabulary))
-  bad = is_any(ids, options.eos_ids) & (lengths[:, None] + 1 < options.min_length)
+  too_short = lengths[:, None] + 1 < options.min_length
+  banned = is_any(ids, options.eos_ids) & too_short
   for token in forbidden:
-    bad |= ids == token
-  values = jnp.where(bad, -jnp.inf, values)
+    banned |= ids == token
+  values = jnp.where(banned, -jnp.inf, values)
   if k == 0:
     return values, ids
   values, order = lax.top_k(values, min(k, vocabulary))
   return values, jnp.take_along_axis(ids, order, 1)
 
 
-def _result(state, options) -> SearchResult:
-  found = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.pool, state.live)
-  scores = _scores(found, options)
-  # An end token behind the end is padding of a vocabulary that pads with it.
-  written = jnp.arange(found.tokens.shape[-1]) < found.lengths[..., None]
-  ends = is_any(found.tokens, options.eos_ids) & written
-  ended = ends.any(-1) & (found.log_probs > -jnp.inf)
-  # What is missing is taken from the empty places of the pool, which stand before dead beams.
+def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
+  """Returns `lax.top_k` of [R, V]; ties go to the lower index too.
+
+  On the CPU the maxima of blocks are ranked first. Then only the k best blocks, and the tail that fills
+  no block, are searched: twice as fast.
+  """
+  size, vocabulary = x.shape
+  in_blocks = vocabulary - vocabulary % block
+  if jax.default_backend() != 'cpu' or in_blocks < 2 * k * block:
+    return lax.top_k(x, k)
+  maxima = x[:, :in_blocks].reshape(size, -1, block).max(-1)  # [R, V // block]
+  best_blocks = lax.top_k(maxima, k)[1]  # [R, k]
+  # In order of index, or equal values would be ranked by the maximum of their block.
+  indices = jnp.sort(best_blocks)[..., None] * block + jnp.arange(block)  # [R, k, block]
+  indices = indices.reshape(size, -1)
+  tail = jnp.broadcast_to(jnp.arange(in_blocks, vocabulary), (size, vocabulary - in_blocks))
+  indices = jnp.concatenate([indices, tail], 1)
+  searched = jnp.take_along_axis(x, indices, 1, mode='promise_in_bounds')
+  values, ranks = lax.top_k(searched, k)
+  return values, jnp.take_along_axis(indices, ranks, 1)
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+  """Returns [R, C] with -inf outside the smallest set of most likely entries that has the mass top_p.
+
+  Equal entries are in it together. The border is found by bisection: sorting takes 20 times as long on
+  the CPU.
+  """
+  top = logits.max(-1, keepdims=True)
+  mass = jax.nn.softmax(logits, -1)
+
+  def halve(_: jax.Array, bounds: tuple) -> tuple:
+    # The mass of the entries at or above `low` reaches top_p, that of those at or above `high` does not.
+    low, high = bounds
+    middle = (low + high) / 2
+    reaches = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p
+    return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle)
+
+  low, _ = lax.fori_loop(0, 40, halve, (top - 100, top + 1))
+  return jnp.where(logits >= low, logits, -jnp.inf)
+
+
+def _result(state: State, options: SearchOptions) -> SearchResult:
+  hypotheses = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.finished, state.live)
+  scores = _scores(hypotheses, options)
+  # A vocabulary may pad with its end token: only one within the length is an end.
+  written = jnp.arange(options.max_length) < hypotheses.lengths[..., None]
+  has_end = (is_any(hypotheses.tokens, options.eos_ids) & written).any(-1)
+  ended = has_end & (hypotheses.log_probs > -jnp.inf)
+  # Missing hypotheses are the empty finished ones, which come before beams without a hypothesis.
   best = jnp.lexsort((-scores, ~ended))[:, : options.n_best]
-  tokens, lengths, log_probs = _pick(found, best)
-  return SearchResult(tokens, lengths, _at(scores, best), log_probs)
+  tokens, lengths, log_probs = _pick(hypotheses, best)
+  return SearchResult(tokens, lengths, _take(scores, best), log_probs)
 
 
-def _row_keys(rng, batch, width) -> jax.Array:
-  rng = jax.random.key(0) if rng is None else rng
+def _keys_of_beams(rng: jax.Array | None, batch: int, beams: int) -> jax.Array:
+  """Returns a key for each beam [R]."""
+  if rng is None:
+    rng = jax.random.key(0)
+  fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))  # one key, many numbers
   if rng.ndim:
     keys = rng
   else:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
-  return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
-    keys, jnp.arange(width)
-  ).reshape(-1)
+    keys = fold_in_each(rng, jnp.arange(batch))
+  return jax.vmap(fold_in_each, (0, None))(keys, jnp.arange(beams)).reshape(-1)
 
 
-def _reorder(cache, parents):
-  """Rows of [R, ...] from their parents [B, K]; a plain gather was the fastest of twelve ways on the CPU."""
-  flat = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
-
-  def follows(x):
-    return x.ndim and len(x) == len(flat)
-
-  return jax.tree.map(
-    lambda x: x.at[flat].get(mode='promise_in_bounds') if follows(x) else x, cache
-  )
+# Hypotheses
 
 
-def _append(h: Hypotheses, token, log_probs) -> Hypotheses:
-  here = jnp.arange(h.tokens.shape[-1]) == h.lengths[..., None]
-  return Hypotheses(jnp.where(here, token[..., None], h.tokens), h.lengths + 1, log_probs)
+def _append(hypotheses: Hypotheses, tokens: jax.Array, log_probs: jax.Array) -> Hypotheses:
+  """Returns the hypotheses with one token more [B, K] and their new log-probabilities [B, K]."""
+  places = jnp.arange(hypotheses.tokens.shape[-1])
+  is_next = places == hypotheses.lengths[..., None]  # [B, K, L]
+  extended = jnp.where(is_next, tokens[..., None], hypotheses.tokens)
+  return Hypotheses(extended, hypotheses.lengths + 1, log_probs)
 
 
-def _scores(h: Hypotheses, options) -> jax.Array:
-  return h.log_probs / penalty(h.lengths, options.length_penalty)
+def _scores(hypotheses: Hypotheses, options: SearchOptions) -> jax.Array:
+  return hypotheses.log_probs / length_penalty(hypotheses.lengths, options.length_penalty)
 
 
-def _at(x, index):
-  return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), 1)
+def _pick(hypotheses: Hypotheses, index: jax.Array) -> Hypotheses:
+  """Returns the hypotheses at `index` [B, M]."""
+  return Hypotheses(*(_take(x, index) for x in hypotheses))
 
 
-def _pick(h: Hypotheses, index) -> Hypotheses:
-  return Hypotheses(*(_at(x, index) for x in h))
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns x [B, K, ...] at `index` [B, M]: [B, M, ...]."""
+  index = index.reshape(index.shape + (1,) * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, 1)
 
 
-def _where(mask, a: Hypotheses, b: Hypotheses) -> Hypotheses:
-  return Hypotheses(
-    *(
-      jnp.where(
-        mask.reshape(mask.shape + (1,) * (x.ndim - 2)),
-        x,
-        y,
-      )
-      for x, y in zip(a, b)
-    )
-  )
+def _where(mask: jax.Array, a: Hypotheses, b: Hypotheses) -> Hypotheses:
+  """Returns `a` where the mask [B, K] is True, else `b`."""
+
+  def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, y)
+
+  return Hypotheses(*map(choose, a, b))
+
+
+def _reorder(cache: Cache, parents: jax.Array) -> Cache:
+  """Returns the cache in which beam k of an example holds what its parent [B, K] held.
+
+  A plain gather was the fastest of twelve ways on the CPU.
+  """
+  batch, beams = parents.shape
+  flat = (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)  # [R]
+
+  def reorder(x: jax.Array) -> jax.Array:
+    if x.ndim and len(x) == len(flat):
+      return x.at[flat].get(mode='promise_in_bounds')
+    return x
+
+  return jax.tree.map(reorder, cache)

@@ -1,92 +1,108 @@
-"""What Whisper may write next (Radford et al. 2022, 2.3 and 4.5): tokens that are never speech, and where times may stand.
+"""Whisper's rules for the next token (Radford et al. 2022, 2.3 and 4.5): suppressed tokens, and timestamps.
 
-A transcript with times is <time> text <time><time> text <time> ...: it starts with a time, times come in pairs but for the first and the
-last, and never go back. Axes: R rows, V vocabulary, whose last ids are the times.
+A transcript with timestamps is <time> text <time><time> text <time> ...: it starts with a timestamp, they
+come in pairs except the first and the last, and they never decrease.
+
+Axes: R beams, V vocabulary, whose last ids are the timestamps.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmlm.decoding.search import Cache, Step
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What may be written; hashable, to be a static argument of `jax.jit`."""
+  """What may be generated; hashable, so that it can be a static argument of `jax.jit`."""
 
-  end: int  # the end token; text has lower ids
-  first_time: int  # times are this and all higher ids
-  times: bool = True  # the transcript has times; without, they follow no rule
-  max_first_time: int = 50  # the transcript starts so many ticks after the window at most
-  never: tuple[int, ...] = ()  # tokens that are never written
-  not_first: tuple[int, ...] = ()  # tokens that are not written first
-
-
-class Said(NamedTuple):
-  """What each row [R] has written."""
-
-  to_read: jax.Array  # tokens of the prompt that are still to be fed
-  count: jax.Array  # tokens written
-  last: jax.Array
-  before: jax.Array  # the one before the last
-  latest: jax.Array  # the last time, or first_time - 1
+  eot: int  # the end of the transcript; text has lower ids
+  timestamp_begin: int  # timestamps are this id and all higher ones
+  without_timestamps: bool = False  # no rule is applied to timestamps
+  max_initial_timestamp_index: int = 50  # the first timestamp, counted in steps of 0.02 s
+  suppress_tokens: tuple[int, ...] = ()  # never generated
+  suppress_at_begin: tuple[int, ...] = ()  # not generated as the first token
 
 
-def nothing_said(prompt: jax.Array, rules: Rules) -> Said:
-  """Before the first of `prompt` [R] tokens is fed."""
-  zeros = jnp.zeros_like(prompt)
-  return Said(prompt, zeros, zeros, zeros, jnp.full_like(prompt, rules.first_time - 1))
+class Progress(NamedTuple):
+  """What each beam [R] has generated."""
+
+  prompt_left: jax.Array  # tokens of the prompt that are still to be read
+  count: jax.Array  # generated tokens
+  last: jax.Array  # the last of them
+  penultimate: jax.Array  # the one before the last
+  last_timestamp: jax.Array  # timestamp_begin - 1 where there is none
 
 
-def heard(said: Said, tokens, rules: Rules) -> Said:
-  """After `tokens` [R] were fed: the prompt's leave no mark."""
-  own = said.to_read == 0
-  time = own & (tokens >= rules.first_time)
-  return Said(
-    jnp.maximum(said.to_read - 1, 0),
-    said.count + own,
-    jnp.where(own, tokens, said.last),
-    jnp.where(own, said.last, said.before),
-    jnp.where(time, tokens, said.latest),
+def initial_progress(prompt_length: jax.Array, rules: Rules) -> Progress:
+  """Returns the progress before the first of `prompt_length` [R] tokens is read."""
+  zeros = jnp.zeros_like(prompt_length)
+  no_timestamp = jnp.full_like(prompt_length, rules.timestamp_begin - 1)
+  return Progress(prompt_length, zeros, zeros, zeros, no_timestamp)
+
+
+def update(progress: Progress, tokens: jax.Array, rules: Rules) -> Progress:
+  """Returns the progress after `tokens` [R] were read; those of the prompt are not counted."""
+  is_generated = progress.prompt_left == 0
+  is_timestamp = is_generated & (tokens >= rules.timestamp_begin)
+  return Progress(
+    jnp.maximum(progress.prompt_left - 1, 0),
+    progress.count + is_generated,
+    jnp.where(is_generated, tokens, progress.last),
+    jnp.where(is_generated, progress.last, progress.penultimate),
+    jnp.where(is_timestamp, tokens, progress.last_timestamp),
   )
 
 
-def allowed(logits, said: Said, rules: Rules):
-  """Logits [R, V] with -inf where a token may not follow."""
+def apply_rules(logits: jax.Array, progress: Progress, rules: Rules) -> jax.Array:
+  """Returns logits [R, V] with -inf where a token must not follow."""
   ids = jnp.arange(logits.shape[-1])
-  first = (said.count == 0)[:, None]
-  banned = _marked(ids, rules.never) | (first & _marked(ids, rules.not_first))  # [R, V]
-  if not rules.times:
-    return jnp.where(banned, -jnp.inf, logits)
-  time = ids >= rules.first_time
-  after_time = (said.count > 0) & (said.last >= rules.first_time)
-  after_text = (said.count > 1) & (said.before < rules.first_time)  # the last but one
-  closed = (after_time & after_text)[:, None]  # a time that another one, or the end, must follow
-  opened = (after_time & ~after_text)[:, None]  # a time that text, or the end, must follow
-  # A pair is of two equal times; what has text between them takes a while.
-  earliest = said.latest[:, None] + ~closed
-  banned |= (closed & (ids < rules.end)) | (opened & time) | (time & (ids < earliest))
-  banned |= first & (~time | (ids > rules.first_time + rules.max_first_time))
-  logits = jnp.where(banned, -jnp.inf, logits)
-  # All times together outweigh every text: then it is a time, whichever.
-  mass = jax.nn.logsumexp(jnp.where(time, logits, -jnp.inf), -1, keepdims=True)
-  text = jnp.where(time, -jnp.inf, logits).max(-1, keepdims=True)
-  return jnp.where((mass > text) & ~time, -jnp.inf, logits)
+  is_first = (progress.count == 0)[:, None]
+  suppressed = _is_one_of(ids, rules.suppress_tokens) | (
+    is_first & _is_one_of(ids, rules.suppress_at_begin)
+  )  # [R, V]
+  if rules.without_timestamps:
+    return jnp.where(suppressed, -jnp.inf, logits)
+  is_timestamp = ids >= rules.timestamp_begin
+  last_was_timestamp = (progress.count > 0) & (progress.last >= rules.timestamp_begin)
+  penultimate_was_text = (progress.count > 1) & (progress.penultimate < rules.timestamp_begin)
+  # A timestamp behind text must be followed by another one or the end; one behind a timestamp, or the
+  # first, by text or the end.
+  closes = (last_was_timestamp & penultimate_was_text)[:, None]
+  opens = (last_was_timestamp & ~penultimate_was_text)[:, None]
+  # Two timestamps of a pair may be equal; what has text between them takes time.
+  earliest = progress.last_timestamp[:, None] + ~closes
+  suppressed |= closes & (ids < rules.eot)
+  suppressed |= opens & is_timestamp
+  suppressed |= is_timestamp & (ids < earliest)
+  latest_first = rules.timestamp_begin + rules.max_initial_timestamp_index
+  suppressed |= is_first & (~is_timestamp | (ids > latest_first))
+  logits = jnp.where(suppressed, -jnp.inf, logits)
+  # Where all timestamps together are more likely than any text token, the next is a timestamp.
+  timestamp_logits = jnp.where(is_timestamp, logits, -jnp.inf)
+  timestamp_mass = jax.nn.logsumexp(timestamp_logits, -1, keepdims=True)
+  max_text = jnp.where(is_timestamp, -jnp.inf, logits).max(-1, keepdims=True)
+  return jnp.where((timestamp_mass > max_text) & ~is_timestamp, -jnp.inf, logits)
 
 
-def _marked(ids, tokens: tuple):
-  """[V]: is an id one of these?"""
+def _is_one_of(ids: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
+  """Returns [V]: whether an id is one of the tokens."""
   return jnp.asarray(np.isin(np.arange(len(ids)), tokens))
 
 
-def ruled(step, rules: Rules):
-  """A step function (see search.py) that obeys; its cache is {'said': Said, 'inner': that of `step`}."""
+def with_rules(step: Step, rules: Rules) -> Step:
+  """Returns a step function (see search.py) that follows the rules.
 
-  def obey(tokens, cache):
-    said = heard(cache['said'], tokens, rules)
+  Its cache is {'progress': Progress, 'inner': the cache of `step`}.
+  """
+
+  def ruled_step(tokens: jax.Array, cache: dict[str, Any]) -> tuple[jax.Array, Cache]:
+    progress = update(cache['progress'], tokens, rules)
     logits, inner = step(tokens, cache['inner'])
-    return allowed(logits, said, rules), {'said': said, 'inner': inner}
+    return apply_rules(logits, progress, rules), {'progress': progress, 'inner': inner}
 
-  return obey
+  return ruled_step

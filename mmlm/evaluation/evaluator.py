@@ -9,7 +9,7 @@ import numpy as np
 
 from mmlm.data import batching
 from mmlm.data.pipeline import Loader, Table, stream
-from mmlm.decoding.score_fusion import ALONE, Fusion
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search import SearchOptions
 from mmlm.parallel import Parallel, side_by_side
 from mmlm.utils.progress import progress
@@ -39,7 +39,7 @@ class Evaluator:
     outputs: Any,
     options: SearchOptions,
     seed: int = 0,
-    fusion: Fusion = ALONE,
+    fusion: Fusion = NO_FUSION,
   ):
     self.task = task
     self.outputs = outputs

@@ -196,7 +196,7 @@ def load_whisper(name: str) -> tuple[Sizes, dict, WhisperTokenizer]:
   params = {}
   for part in ('encoder', 'decoder'):
     params[part] = unflatten_dict(_params(part, sizes, state), sep='/')
-  return sizes, params, WhisperTokenizer.of_folder(files.folder, sizes.vocabulary)
+  return sizes, params, WhisperTokenizer.from_folder(files.folder, sizes.vocabulary)
 
 
 def read_state(files: Files) -> tuple[Sizes, dict]:

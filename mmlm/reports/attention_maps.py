@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmlm.data.transforms.ops import apply_ops, parse_ops
-from mmlm.decoding.score_fusion import ALONE
+from mmlm.decoding.score_fusion import NO_FUSION
 from mmlm.experiment.prediction import Predictor
 from mmlm.models.fusion import FUSIONS
 from mmlm.reports.speech_view import words_of
@@ -31,7 +31,7 @@ class Looking:
   inputs: object  # Texts of what is read
   kept: tuple
 
-  def answer(self, model, params, batch, options, rng, fusion=ALONE) -> dict:
+  def answer(self, model, params, batch, options, rng, fusion=NO_FUSION) -> dict:
     found = self.task.answer(model, params, batch, options, rng, fusion)
     looked = where_it_looks(model, params, batch, found['tokens'][:, 0], self.kept)
     return found | looked | ({'source': batch['text']} if 'look_text' in looked else {})

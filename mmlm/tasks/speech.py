@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmlm.data.text import Texts
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
-from mmlm.decoding.score_fusion import ALONE, Fusion, Part
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
 from mmlm.decoding.search import SearchOptions, SearchResult, is_any
 from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.tasks.text_generation import TextGeneration, begin_decoder
@@ -105,7 +105,7 @@ class SpeechToText(TextGeneration):
     return decoder, losses * batch['weight'], counts * batch['weight']
 
   def generate(
-    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = NO_FUSION
   ) -> SearchResult:
     """Hypotheses [B, N, T]: by the decoder and, so far as `fusion` says, the CTC branch of the same memory; or by CTC over frames."""
     if not ctc_share(model.head):
@@ -121,17 +121,20 @@ class SpeechToText(TextGeneration):
 
     if not model.head.decodes:
       return _over_frames(frames(), options, fusion)
-    parts = fusion.parts(examples, options)
+    parts = fusion.steps(examples, options)
     if fusion.ctc_weight > 0:
-      parts.insert(0, Part(fusion.ctc_weight, *ctc.prefix_scorer(frames(), options)))
+      parts.insert(0, WeightedStep(fusion.ctc_weight, *ctc.prefix_scorer(frames(), options)))
     if fusion.ctc_weight < 1:
       parts.insert(
-        0, Part(1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options))
+        0,
+        WeightedStep(
+          1 - fusion.ctc_weight, *begin_decoder(model, params, memory, examples, options)
+        ),
       )
     return self.searched(parts, batch, options, rng)
 
   def answer(
-    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = NO_FUSION
   ) -> dict:
     """The fields of `generate` and, with `align` and CTC on sounds, 'heard' [B, T], the text that CTC aligns, and 'places' [B, T, 2]."""
     found = super().answer(model, params, batch, options, rng, fusion)
@@ -191,7 +194,7 @@ def _over_frames(log_probs, options: SearchOptions, fusion: Fusion) -> SearchRes
     return ctc.best_path(log_probs, options)
   # One row, which may be asked what follows the longest prefix.
   alone = dataclasses.replace(options, method='greedy', n_best=1, max_length=options.max_length + 1)
-  return ctc.prefix_beam(log_probs, options, fusion.parts(1, alone))
+  return ctc.prefix_beam(log_probs, options, fusion.steps(1, alone))
 
 
 def ctc_share(head) -> float:

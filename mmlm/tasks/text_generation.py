@@ -11,8 +11,8 @@ import numpy as np
 
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
-from mmlm.decoding.score_fusion import ALONE, Fusion, Part, combined
-from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep, combine
+from mmlm.decoding.search import SearchOptions, SearchResult, search
 from mmlm.models.kv_cache import at, cache_of, cached_step, own_rows
 from mmlm.tasks.base import Task
 from mmlm.training.losses import summed_loss, token_losses
@@ -109,7 +109,7 @@ class TextGeneration(Task):
     return {'loss': loss, 'perplexity': float(np.exp(min(loss, 80)))}
 
   def answer(
-    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = NO_FUSION
   ) -> dict:
     """The fields of `generate`."""
     return self.generate(model, params, batch, options, rng, fusion)._asdict()
@@ -130,20 +130,20 @@ class TextGeneration(Task):
     return [list(example['targets'])]
 
   def generate(
-    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = ALONE
+    self, model, params, batch, options: SearchOptions, rng, fusion: Fusion = NO_FUSION
   ) -> SearchResult:
     """Hypotheses [B, N, T] for a batch, by the search that `options` name, scored also by what `fusion` holds."""
     memory = model.apply({'params': params}, batch, method='encode')
     examples = len(batch['weight'])
     parts = [
-      Part(1.0, *begin_decoder(model, params, memory, examples, options)),
-      *fusion.parts(examples, options),
+      WeightedStep(1.0, *begin_decoder(model, params, memory, examples, options)),
+      *fusion.steps(examples, options),
     ]
     return self.searched(parts, batch, options, rng)
 
-  def searched(self, parts: list[Part], batch, options: SearchOptions, rng) -> SearchResult:
+  def searched(self, parts: list[WeightedStep], batch, options: SearchOptions, rng) -> SearchResult:
     """Hypotheses [B, N, T] by the sum of the parts."""
-    step, cache, scored = combined(parts)
+    step, cache, scored = combine(parts)
     prompt = jnp.full((len(batch['weight']), 1), options.bos_id)
     return search(step, cache, options, prompt, rng, active=batch['weight'] > 0, scored=scored)
 
@@ -151,7 +151,7 @@ class TextGeneration(Task):
 def begin_decoder(model, params, memory, examples: int, options: SearchOptions):
   """(step, cache, scored) of a model's decoder for a search (decoding/score_fusion.py); `memory` None for a language model."""
   variables = {'params': params}
-  width = rows(options)
+  width = options.beams
   cache = cache_of(None, examples, width, options.max_length)
   tokens = own_rows(examples, width)  # any will do: only the shapes of what they leave are of use
   _, made = model.apply(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlm.data.tokenizers.whisper_tokenizer import TICK, WhisperTokenizer
+from mmlm.data.tokenizers.whisper_tokenizer import TIME_PRECISION, WhisperTokenizer
 from mmlm.data.transforms.audio import RATE
 from mmlm.transcription.transcript import DecodingResult, Segment
 from mmlm.transcription.transcription_options import TranscriptionOptions
@@ -48,7 +48,7 @@ def split_segments(
   """
 
   def seconds(token: int) -> float:
-    return min((token - first_time) * TICK, duration)
+    return min((token - first_time) * TIME_PRECISION, duration)
 
   is_time = [token >= first_time for token in tokens]
   cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
@@ -71,7 +71,7 @@ def _single_span(tokens: tuple[int, ...], first_time: int, duration: float) -> S
   times = []
   for token in tokens:
     if token >= first_time:
-      times.append(min((token - first_time) * TICK, duration))
+      times.append(min((token - first_time) * TIME_PRECISION, duration))
   start = 0.0
   if tokens and tokens[0] >= first_time:
     start = times[0]
@@ -141,7 +141,7 @@ class Track:
       spans = [Span(0.0, duration, result.tokens)]
       finished = duration
     else:
-      spans, finished = split_segments(result.tokens, tokenizer.first_time, duration)
+      spans, finished = split_segments(result.tokens, tokenizer.timestamp_begin, duration)
     for span in spans:
       self._add_segment(span, result, tokenizer)
     if not options.condition_on_previous_text or result.temperature > MAX_PROMPT_TEMPERATURE:
@@ -149,7 +149,7 @@ class Track:
     if finished >= duration:
       self.position += samples
     else:
-      self.position += round(finished / TICK) * round(TICK * RATE)
+      self.position += round(finished / TIME_PRECISION) * round(TIME_PRECISION * RATE)
 
   def _add_segment(self, span: Span, result: DecodingResult, tokenizer: WhisperTokenizer) -> None:
     text = tokenizer.decode(span.tokens)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmlm.data.tokenizers.whisper_tokenizer import TICK
+from mmlm.data.tokenizers.whisper_tokenizer import TIME_PRECISION
 from mmlm.data.transforms.audio import HOP, log_mel_spectrogram
-from mmlm.decoding.search import SearchOptions, SearchResult, rows, search
-from mmlm.decoding.whisper_timestamps import Rules, nothing_said, ruled
+from mmlm.decoding.search import SearchOptions, SearchResult, search
+from mmlm.decoding.whisper_timestamps import Rules, initial_progress, with_rules
 from mmlm.models.attention import Prompt
 from mmlm.models.kv_cache import cache_of, cached_step
 from mmlm.models.sequence import Sequence
@@ -25,7 +25,7 @@ from mmlm.transcription.transcript import DecodingResult
 from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.utils.errors import UserError
 
-# The tokens of a prompt beside those of the text before: previous, start, language, task, no_times.
+# The tokens of a prompt beside those of the text before: sot_prev, sot, language, task, no_timestamps.
 PROMPT_SPECIALS = 5
 
 
@@ -81,7 +81,7 @@ class Whisper:
     self.samples = self.sizes.frames * HOP  # of a window
     self.language = ''
     if options.language:
-      self.language = self.tokenizer.language(options.language)
+      self.language = self.tokenizer.language_code(options.language)
     self.tokenizer.check_task(options.task)
     self.max_length = self._max_length()
     self._initial_prompt = []
@@ -106,15 +106,15 @@ class Whisper:
     """Returns `encode_windows` and `decode_windows` of this model, compiled when first called."""
     tokenizer = self.tokenizer
     rules = Rules(
-      end=tokenizer.end,
-      first_time=tokenizer.first_time,
-      times=not self.options.without_timestamps,
-      max_first_time=round(self.options.max_initial_timestamp / TICK),
-      never=(*tokenizer.not_speech, tokenizer.no_times),
-      not_first=tokenizer.not_first,
+      eot=tokenizer.eot,
+      timestamp_begin=tokenizer.timestamp_begin,
+      without_timestamps=self.options.without_timestamps,
+      max_initial_timestamp_index=round(self.options.max_initial_timestamp / TIME_PRECISION),
+      suppress_tokens=(*tokenizer.non_speech_tokens, tokenizer.no_timestamps),
+      suppress_at_begin=tokenizer.blank_tokens,
     )
     specials = SpecialTokens(
-      start=tokenizer.start,
+      start=tokenizer.sot,
       no_speech=tokenizer.no_speech,
       languages=tuple(tokenizer.languages.values()),
     )
@@ -169,7 +169,7 @@ class Whisper:
     start = self.tokenizer.prompt(language, self.options.task, with_times)
     before = [*self._initial_prompt, *(previous or [])]
     if self._context and before:
-      return [self.tokenizer.previous, *before[-self._context :], *start]
+      return [self.tokenizer.sot_prev, *before[-self._context :], *start]
     return start
 
   def decode(
@@ -251,7 +251,7 @@ class Whisper:
     longest = len(prompts[0])
     if self._context:
       longest = self._context + PROMPT_SPECIALS
-    tokens = np.full((batch_size, longest), self.tokenizer.end)
+    tokens = np.full((batch_size, longest), self.tokenizer.eot)
     lengths = np.full(batch_size, len(prompts[0]))
     for i, prompt in enumerate(prompts):
       tokens[i, : len(prompt)] = prompt
@@ -284,9 +284,9 @@ class Whisper:
       n_best=samples,
       max_length=self.max_length,
       length_penalty=1.0,
-      pad_id=self.tokenizer.start,
-      bos_id=self.tokenizer.start,
-      eos_ids=(self.tokenizer.end,),
+      pad_id=self.tokenizer.sot,
+      bos_id=self.tokenizer.sot,
+      eos_ids=(self.tokenizer.eot,),
     )
 
   def _result(
@@ -297,7 +297,7 @@ class Whisper:
     temperature: float,
   ) -> DecodingResult:
     """Returns the result of tokens [T] with the sum of their log-probabilities."""
-    if tokens[-1] == self.tokenizer.end:
+    if tokens[-1] == self.tokenizer.eot:
       tokens = tokens[:-1]
     text = self.tokenizer.decode(tokens).strip()
     data = text.encode()
@@ -366,7 +366,7 @@ def decode_windows(
 ) -> SearchResult:
   """Searches after the prompts, which are read in one step up to the end of the shortest."""
   windows, length = batch.prompts.shape
-  width = rows(options)
+  width = options.beams
   positions = length - 1 + options.max_length
   start = batch.lengths.min() - 1
   variables = {'params': params, 'memory': memory}
@@ -383,9 +383,9 @@ def decode_windows(
   inner = cache_of(made['cache'], windows, width, positions, start)
   remaining = batch.lengths - start
   rest = jnp.take(batch.prompts, start + jnp.arange(length), axis=1, mode='clip')
-  written = nothing_said(jnp.repeat(remaining, width), rules)
-  cache = {'said': written, 'inner': inner}
-  step = ruled(cached_step(decoder, variables, no_memory, windows, width), rules)
+  progress = initial_progress(jnp.repeat(remaining, width), rules)
+  cache = {'progress': progress, 'inner': inner}
+  step = with_rules(cached_step(decoder, variables, no_memory, windows, width), rules)
   return search(
     step,
     cache,

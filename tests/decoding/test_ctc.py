@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmlm.decoding import ctc
-from mmlm.decoding.score_fusion import Part
+from mmlm.decoding.score_fusion import WeightedStep
 from mmlm.decoding.search import SearchOptions, search
 from mmlm.training.losses import ctc_losses
 
@@ -195,7 +195,7 @@ def last_token_scorer(weight=0.7, eos=-0.3):
   def step(tokens, cache):
     return table[cache['last'], tokens], {'last': tokens}
 
-  return Part(weight, step, {'last': jnp.full(1, EOS, jnp.int32)}, True), np.asarray(
+  return WeightedStep(weight, step, {'last': jnp.full(1, EOS, jnp.int32)}, True), np.asarray(
     table, np.float64
   )
 

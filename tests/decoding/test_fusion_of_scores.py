@@ -15,8 +15,8 @@ from test_search import BOS, EOS, PAD, listed, log_prob, make_step, toy
 
 from mmlm.decoding import ngram
 from mmlm.decoding.ngram import begin_ngram, train_ngram
-from mmlm.decoding.score_fusion import FusionOptions, Part, Scorer, combined
-from mmlm.decoding.search import SearchOptions, rows, search
+from mmlm.decoding.score_fusion import FusionOptions, Scorer, WeightedStep, combine
+from mmlm.decoding.search import SearchOptions, search
 from mmlm.utils.errors import UserError
 
 B = 3
@@ -28,7 +28,7 @@ TEXTS = [[3, 4, 4, EOS], [3, 4, EOS], [4, EOS], [3, 3, EOS], [EOS]]
 
 def begin_toy(model, examples, options):
   cache = {
-    'history': jnp.full((examples * rows(options), 8), PAD, jnp.int32),
+    'history': jnp.full((examples * options.beams, 8), PAD, jnp.int32),
     'count': jnp.array(0),
   }
   return make_step(model), cache, False
@@ -47,8 +47,8 @@ def run(options, *weighted):
         begin = begin_ngram
       else:
         begin = begin_toy
-      parts.append(Part(weight, *begin(jax.tree.map(jnp.asarray, model), B, options)))
-    step, cache, scored = combined(parts)
+      parts.append(WeightedStep(weight, *begin(jax.tree.map(jnp.asarray, model), B, options)))
+    step, cache, scored = combine(parts)
     return search(step, cache, options, jnp.full((B, 1), BOS), scored=scored)
 
   return jax.tree.map(np.asarray, go())
@@ -71,11 +71,11 @@ def test_weight_0_is_the_plain_search_bit_by_bit(method):
 def ngram_log_prob(order, tokens):
   found = tables(order)
   history = 0
-  history = found.following[0, BOS]
+  history = found.next_history[0, BOS]
   total = 0.0
   for token in tokens:
     total += found.log_probs[history, token]
-    history = found.following[history, token]
+    history = found.next_history[history, token]
   return total
 
 
@@ -120,7 +120,7 @@ def test_every_history_has_probabilities_that_sum_to_one(order):
   assert np.all(np.isneginf(found.log_probs[:, [PAD, BOS]])) and np.all(
     np.isfinite(found.log_probs[:, [EOS, 3, 4]])
   )
-  assert found.following.min() >= 0 and found.following.max() < len(found.log_probs)
+  assert found.next_history.min() >= 0 and found.next_history.max() < len(found.log_probs)
 
 
 def test_probabilities_are_those_of_the_formula():
@@ -157,7 +157,7 @@ def test_what_was_seen_is_likelier():
 
 
 def test_tables_that_are_too_large_are_refused(monkeypatch):
-  monkeypatch.setattr(ngram, 'MOST_ENTRIES', 20)
+  monkeypatch.setattr(ngram, 'LARGEST_TABLE', 20)
   with pytest.raises(UserError, match=r'decoding.ngram=3: 9 histories of a vocabulary of 5'):
     train_ngram(TEXTS, 3, V, SearchOptions())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmlm.decoding import search as search_lib
-from mmlm.decoding.search import SearchOptions, rows, search
+from mmlm.decoding.search import SearchOptions, search
 from mmlm.utils.errors import UserError
 
 PAD = 0
@@ -55,7 +55,7 @@ def make_step(model):
 def run_jit(model, options, **kw):
   batch, length = model['embed'].shape[:2]
   cache = {
-    'history': jnp.full((batch * rows(options), length), PAD, jnp.int32),
+    'history': jnp.full((batch * options.beams, length), PAD, jnp.int32),
     'count': jnp.array(0),
   }
   return search(make_step(model), cache, options, **{'prompt': jnp.full((batch, 1), BOS)} | kw)

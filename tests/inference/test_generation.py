@@ -14,7 +14,7 @@ import pytest
 
 from mmlm.config import complete, default_config
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
-from mmlm.decoding.search import SearchOptions, penalty
+from mmlm.decoding.search import SearchOptions
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.utils.pytree import flat
@@ -248,7 +248,7 @@ def test_beams_find_the_best_of_all_sequences_as_the_losses_score_them(head):
     rows = {key: np.repeat(value[b : b + 1], len(every), 0) for key, value in batch.items()}
     log_probs = -np.asarray(score(rows | {'target': target, 'target_mask': mask}))
     ended = (target == EOS).any(1)
-    scores = log_probs / np.asarray(penalty(mask.sum(1), 0.6))
+    scores = log_probs / np.asarray(length_penalty(mask.sum(1), 0.6))
     best = sorted(range(len(every)), key=lambda i: (not ended[i], -scores[i]))[:8]
     assert [tuple(row[:n]) for row, n in zip(result.tokens[b], result.lengths[b])] == [
       every[i] for i in best

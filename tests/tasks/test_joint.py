@@ -339,11 +339,11 @@ def test_language_models_are_added_to_both_kinds_of_search(head):
   else:
     wanted = 0.7 * -((setup.losses(rows)[0] + 0.4 * aligned) / 0.6) + 0.3 * aligned
   for i in np.flatnonzero(ended):
-    history = tables.following[0, BOS]
+    history = tables.next_history[0, BOS]
     given = 0.0
     for token in tokens[i, : list(tokens[i]).index(EOS) + 1]:
       given = given + tables.log_probs[history, token]
-      history = tables.following[history, token]
+      history = tables.next_history[history, token]
     empty = not words_of(rows)[1][i].any()  # CTC's loss of no label counts nothing
     if not empty:
       total = wanted[i] + 0.5 * lm_log_probs(model, params, tokens[i : i + 1])[0] + 0.2 * given

@@ -119,7 +119,7 @@ class ReadsSteps:
 
   def __init__(self, folder, **options):
     write_tokenizer(folder)
-    self.tokenizer = WhisperTokenizer.of_folder(folder, FIRST_TIME + 51)
+    self.tokenizer = WhisperTokenizer.from_folder(folder, FIRST_TIME + 51)
     self.options = TranscriptionOptions(language='en', **options)
     self.samples = RATE
     self.language = 'en'
@@ -482,12 +482,12 @@ def test_a_real_recording_is_transcribed(tiny, spoken, tmp_path):
 def test_suppressed_tokens_are_those_of_the_package(tiny):
   files = find(tiny)
   given = json.loads((files.folder / 'config.json').read_text())
-  tokenizer = WhisperTokenizer.of_folder(files.folder)
+  tokenizer = WhisperTokenizer.from_folder(files.folder)
   assert (
-    set(tokenizer.not_speech) == set(given['suppress_ids'])
-    and list(tokenizer.not_first) == given['suppress_ids_begin']
+    set(tokenizer.non_speech_tokens) == set(given['suppress_ids'])
+    and list(tokenizer.blank_tokens) == given['suppress_ids_begin']
   )
-  assert tokenizer.english_only and tokenizer.vocabulary == 51864
+  assert tokenizer.english_only and tokenizer.vocab_size == 51864
 
 
 @pytest.mark.parity

@@ -26,7 +26,7 @@ from whispers import (
 from mmlm import config as configs
 from mmlm.data.batching import Batch
 from mmlm.data.tokenizers.whisper_tokenizer import WhisperTokenizer
-from mmlm.decoding.whisper_timestamps import Rules, allowed, heard, nothing_said
+from mmlm.decoding.whisper_timestamps import Rules, apply_rules, initial_progress, update
 from mmlm.experiment.experiment import Experiment
 from mmlm.models import attention
 from mmlm.models.encoders.whisper_encoder import Convolution
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 def test_both_layouts_give_the_same_parameters_which_fit(tmp_path, folder):
   sizes, params, tokenizer = load_whisper(folder)
   other_sizes, others, _ = load_whisper(write_ctranslate2(tmp_path / 'ct2'))
-  assert sizes == other_sizes and tokenizer.vocabulary == sizes.vocabulary
+  assert sizes == other_sizes and tokenizer.vocab_size == sizes.vocabulary
   jax.tree.map(np.testing.assert_array_equal, params, others)
   memory = jax.eval_shape(encoder_of(sizes).init, jax.random.key(0), FRAMES)['params']
   head = jax.eval_shape(
@@ -247,16 +247,16 @@ def forced(whisper, frames, prompt, tokens):
     0, len(prompt) - 1 :
   ]
   rules = rules_of(whisper)
-  said = nothing_said(jnp.ones(1, int), rules_of(whisper))
+  progress = initial_progress(jnp.ones(1, int), rules_of(whisper))
   step = jax.jit(
-    lambda said, token, logits: (
-      said := heard(said, token, rules),
-      jax.nn.log_softmax(allowed(logits, said, rules))[0],
+    lambda progress, token, logits: (
+      progress := update(progress, token, rules),
+      jax.nn.log_softmax(apply_rules(logits, progress, rules))[0],
     )
   )
   found = []
   for i in range(len(tokens) + 1):
-    said, row = step(said, jnp.array([inputs[0, len(prompt) - 1 + i]]), logits[i : i + 1])
+    progress, row = step(progress, jnp.array([inputs[0, len(prompt) - 1 + i]]), logits[i : i + 1])
     found.append(np.array(row))
   return np.array([row[token] for row, token in zip(found, [*tokens, END])]), [
     int(row.argmax()) for row in found
@@ -266,12 +266,12 @@ def forced(whisper, frames, prompt, tokens):
 def rules_of(whisper):
   tokenizer = whisper.tokenizer
   return Rules(
-    tokenizer.end,
-    tokenizer.first_time,
-    not whisper.options.without_timestamps,
+    tokenizer.eot,
+    tokenizer.timestamp_begin,
+    whisper.options.without_timestamps,
     50,
-    (*tokenizer.not_speech, tokenizer.no_times),
-    tokenizer.not_first,
+    (*tokenizer.non_speech_tokens, tokenizer.no_timestamps),
+    tokenizer.blank_tokens,
   )
 
 
@@ -368,12 +368,12 @@ def test_an_encoder_of_a_task_starts_from_the_weights_and_learns(tmp_path, folde
 @pytest.mark.parametrize('separate', [False, True])
 def test_texts_and_times_come_back(tmp_path, separate):
   write_tokenizer(tmp_path, separate)
-  tokenizer = WhisperTokenizer.of_folder(tmp_path)
+  tokenizer = WhisperTokenizer.from_folder(tmp_path)
   text = '<|0.00|> the naïve ♪ <|en|> 漢字<|0.50|><|0.52|> a<|1.00|>'
   ids = tokenizer.encode(text)
   assert ids[0] == FIRST_TIME and ids[-1] == FIRST_TIME + 50 and END + 2 not in ids
   assert (
-    tokenizer.decode(ids, times=True) == text
+    tokenizer.decode(ids, with_timestamps=True) == text
     and tokenizer.decode([END + 1, *ids, END]) == ' the naïve ♪ <|en|> 漢字 a'
   )
   assert tokenizer.languages == {'en': END + 2, 'de': END + 3, 'yue': END + 4}
@@ -381,55 +381,61 @@ def test_texts_and_times_come_back(tmp_path, separate):
     tokenizer.prompt('de', 'translate', True) == [END + 1, END + 3, END + 5]
     and tokenizer.prompt('en', 'transcribe', False)[-1] == FIRST_TIME - 1
   )
-  assert tokenizer.not_first == (*tokenizer.encode(' '), END) and {
+  assert tokenizer.blank_tokens == (*tokenizer.encode(' '), END) and {
     END + 1,
     END + 9,
     *tokenizer.encode('('),
-  } <= set(tokenizer.not_speech)
-  assert not {*tokenizer.encode('the.,'), END, FIRST_TIME - 1} & set(tokenizer.not_speech)
+  } <= set(tokenizer.non_speech_tokens)
+  assert not {*tokenizer.encode('the.,'), END, FIRST_TIME - 1} & set(tokenizer.non_speech_tokens)
 
 
 def test_languages_and_tasks_that_are_not_there(tmp_path):
   write_tokenizer(tmp_path)
-  tokenizer = WhisperTokenizer.of_folder(tmp_path)
-  assert tokenizer.language('German') == 'de' and tokenizer.language('EN') == 'en'
+  tokenizer = WhisperTokenizer.from_folder(tmp_path)
+  assert tokenizer.language_code('German') == 'de' and tokenizer.language_code('EN') == 'en'
   with pytest.raises(UserError, match="--language englisch: unknown. Nearest: 'english'"):
-    tokenizer.language('englisch')
+    tokenizer.language_code('englisch')
   with pytest.raises(UserError, match="--task translat: .* Nearest: 'translate'"):
     tokenizer.check_task('translat')
   (tmp_path / 'generation_config.json').write_text('{"is_multilingual": false}')
-  english = WhisperTokenizer.of_folder(tmp_path)
+  english = WhisperTokenizer.from_folder(tmp_path)
   assert english.prompt('en', 'transcribe', True) == [END + 1] and english.languages == {}
-  for ask in (lambda: english.language('de'), lambda: english.check_task('translate')):
-    with pytest.raises(UserError, match='English alone'):
+  for ask in (lambda: english.language_code('de'), lambda: english.check_task('translate')):
+    with pytest.raises(UserError, match='English only'):
       ask()
   (tmp_path / 'tokenizer.json').write_text(json.dumps({}))
   with pytest.raises(UserError, match='no tokenizer of a Whisper'):
-    WhisperTokenizer.of_folder(tmp_path)
+    WhisperTokenizer.from_folder(tmp_path)
 
 
-RULES = Rules(end=10, first_time=14, max_first_time=3, never=(2, 11, 12, 13), not_first=(3, 10))
+RULES = Rules(
+  eot=10,
+  timestamp_begin=14,
+  max_initial_timestamp_index=3,
+  suppress_tokens=(2, 11, 12, 13),
+  suppress_at_begin=(3, 10),
+)
 
 
 def written(rules, rows=60, steps=30):
   """Rows that were drawn token by token among what is allowed, up to their end."""
   step = jax.jit(
-    lambda said, tokens, key: (
-      said := heard(said, tokens, rules),
-      allowed(3 * jax.random.normal(key, (rows, 24)), said, rules),
+    lambda progress, tokens, key: (
+      progress := update(progress, tokens, rules),
+      apply_rules(3 * jax.random.normal(key, (rows, 24)), progress, rules),
     )
   )
-  said = nothing_said(jnp.ones(rows, int), rules)
+  progress = initial_progress(jnp.ones(rows, int), rules)
   tokens = jnp.full(rows, 11)
   drawn = []
   for key in jax.random.split(jax.random.key(0), steps):
-    said, logits = step(said, tokens, key)
+    progress, logits = step(progress, tokens, key)
     tokens = logits.argmax(-1)
     drawn.append(np.array(tokens))
     assert np.isfinite(logits.max(-1)).all()
   result = []
   for row in np.stack(drawn, 1):
-    result.append([*map(int, row[: list(row).index(rules.end) + 1 if rules.end in row else None])])
+    result.append([*map(int, row[: list(row).index(rules.eot) + 1 if rules.eot in row else None])])
   return result
 
 
@@ -448,19 +454,19 @@ def test_times_stand_in_pairs_and_never_go_back():
     and len({row[0] for row in rows}) > 1
   )
   assert not {2, 3, 10, 11, 12, 13} & {
-    row[0] for row in written(dataclasses.replace(RULES, times=False), steps=1)
+    row[0] for row in written(dataclasses.replace(RULES, without_timestamps=True), steps=1)
   }
 
 
 def test_all_times_together_outweigh_one_text():
-  said = heard(
-    heard(nothing_said(jnp.array([1]), RULES), jnp.array([11]), RULES), jnp.array([14]), RULES
+  progress = update(
+    update(initial_progress(jnp.array([1]), RULES), jnp.array([11]), RULES), jnp.array([14]), RULES
   )
-  said = heard(said, jnp.array([5]), RULES)  # a time, then a text: both may follow
+  progress = update(progress, jnp.array([5]), RULES)  # a time, then a text: both may follow
   logits = jnp.full((1, 24), -9.0).at[0, 4].set(1.0).at[0, 20:].set(0.0)
   assert (
-    int(allowed(logits, said, RULES).argmax()) >= 20
-    and int(allowed(logits.at[0, 4].set(2.0), said, RULES).argmax()) == 4
+    int(apply_rules(logits, progress, RULES).argmax()) >= 20
+    and int(apply_rules(logits.at[0, 4].set(2.0), progress, RULES).argmax()) == 4
   )
 
 

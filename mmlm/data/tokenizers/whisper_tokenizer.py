@@ -1,52 +1,38 @@
-"""Whisper's tokenizer (Radford et al. 2022, 2.3): byte-level BPE, and tokens for languages, tasks and times.
+"""Whisper's tokenizer (Radford et al. 2022, 2.3): byte-level BPE with tokens for languages, tasks and timestamps.
 
-Ids: text, then the end of the text, then the special tokens, then times <|0.00|>, <|0.02|>, ... to the end of the vocabulary.
+Ids: text, the end of the transcript, the special tokens, then the timestamps <|0.00|>, <|0.02|>, ... up to
+the end of the vocabulary. Names are those of openai/whisper.
 """
 
 import functools
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers
 
+from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 
-TICK = 0.02  # seconds between two times
-GPT2_END = 50256  # the id of the end in the vocabulary of the English-only models
+TIME_PRECISION = 0.02  # seconds between two timestamps
+TIMESTAMPS = 1501  # 0 to 30 seconds
+ENGLISH_ONLY_EOT = 50256  # the end of the transcript in GPT-2's vocabulary
 TASKS = ('transcribe', 'translate')
-# What is written of sounds that nobody speaks: these, with a space before or not, where that is one token.
+# Annotations of what is not spoken: each is suppressed, with a space before it or not, if it is one token.
 SYMBOLS = (
   *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
-  '<<',
-  '>>',
-  '<<<',
-  '>>>',
-  '--',
-  '---',
-  '-(',
-  '-[',
-  "('",
-  '("',
-  '((',
-  '))',
-  '(((',
-  ')))',
-  '[[',
-  ']]',
-  '{{',
-  '}}',
-  '♪♪',
-  '♪♪♪',
+  *('<<', '>>', '<<<', '>>>', '--', '---', '-(', '-[', "('", '("'),
+  *('((', '))', '(((', ')))', '[[', ']]', '{{', '}}', '♪♪', '♪♪♪'),
 )
-NOTES = (
-  '♩♪♫♬♭♮♯'  # and of these the first token always: their bytes share it, and nothing else has it
-)
+# The first token of these is always suppressed: their bytes share it, and no other text has it.
+MUSICAL_SYMBOLS = '♩♪♫♬♭♮♯'
+DASHES = (' -', " '")
 # Codes that newer and older vocabularies write in two ways.
-SAME = {'he': 'iw', 'iw': 'he', 'jv': 'jw', 'jw': 'jv'}
-NAMES = {
+ALTERNATIVE_CODES = {'he': 'iw', 'iw': 'he', 'jv': 'jw', 'jw': 'jv'}
+LANGUAGE_CODES = {
   'english': 'en',
   'chinese': 'zh',
   'german': 'de',
@@ -83,167 +69,215 @@ NAMES = {
 
 
 class WhisperTokenizer:
-  """Text to ids and back. `vocabulary` counts all ids, times included; None: 1,501 times behind the last special token."""
+  """Maps texts to ids and back.
+
+  Attributes:
+    eot: the id of the end of the transcript.
+    sot: of its start.
+    sot_prev: of the start of the text before it.
+    no_speech: of a window in which nobody speaks.
+    no_timestamps: of a transcript without timestamps.
+    timestamp_begin: of the timestamp 0.
+    vocab_size: the number of ids, timestamps included.
+    english_only: whether the model has neither languages nor tasks.
+  """
 
   def __init__(
-    self, tokenizer: hf.Tokenizer, vocabulary: int | None = None, english_only: bool | None = None
+    self,
+    tokenizer: hf.Tokenizer,
+    vocab_size: int | None = None,
+    english_only: bool | None = None,
   ):
+    """Builds from a tokenizer of the library `tokenizers`.
+
+    Args:
+      vocab_size: None is 1,501 timestamps behind the last special token.
+      english_only: None asks the vocabulary.
+    """
     self._hf = tokenizer
     self._hf.encode_special_tokens = True  # '<|en|>' in a text is text
-    self.end, self.start, self.no_times = map(
-      self._special, ('endoftext', 'startoftranscript', 'notimestamps')
-    )
-    self.no_speech = self._special('nospeech', 'nocaptions')
-    self.previous = self._special('startofprev')
-    self.first_time = self.no_times + 1
-    self.vocabulary = vocabulary or self.first_time + 1501
+    self.eot = self._special_id('endoftext')
+    self.sot = self._special_id('startoftranscript')
+    self.sot_prev = self._special_id('startofprev')
+    self.no_speech = self._special_id('nospeech', 'nocaptions')
+    self.no_timestamps = self._special_id('notimestamps')
+    self.timestamp_begin = self.no_timestamps + 1
+    self.vocab_size = vocab_size or self.timestamp_begin + TIMESTAMPS
     if english_only is None:
-      self.english_only = self.end == GPT2_END
-    else:
-      self.english_only = english_only
+      english_only = self.eot == ENGLISH_ONLY_EOT
+    self.english_only = english_only
 
   @classmethod
-  def of_folder(cls, folder, vocabulary: int | None = None) -> 'WhisperTokenizer':
-    """That of tokenizer.json, or of vocab.json, merges.txt and added_tokens.json; UserError where there is none, or another's."""
+  def from_folder(
+    cls, folder: str | pathlib.Path, vocab_size: int | None = None
+  ) -> 'WhisperTokenizer':
+    """Reads tokenizer.json, or vocab.json, merges.txt and added_tokens.json.
+
+    Raises:
+      UserError: there are no such files, or they are of another model.
+    """
     folder = pathlib.Path(folder)
     try:
       if (folder / 'tokenizer.json').is_file():
         tokenizer = hf.Tokenizer.from_file(str(folder / 'tokenizer.json'))
       else:
-        tokenizer = _of_vocabulary(folder)
-      settings = folder / 'generation_config.json'
-      if settings.is_file():
-        multilingual = json.loads(settings.read_text(encoding='utf-8')).get('is_multilingual')
-      else:
-        multilingual = None
-      return cls(tokenizer, vocabulary, None if multilingual is None else not multilingual)
+        tokenizer = _read_vocabulary(folder)
+      return cls(tokenizer, vocab_size, _read_english_only(folder))
     except UserError as error:
       raise UserError(f'{folder}: {error}') from None
     except Exception as error:  # tokenizers raises a bare Exception on bad content
       raise UserError(
-        f'{folder}: no tokenizer of a Whisper: it needs tokenizer.json, or vocab.json, merges.txt and added_tokens.json ({error}).'
+        f'{folder}: no tokenizer of a Whisper: it needs tokenizer.json, or vocab.json, merges.txt '
+        f'and added_tokens.json ({error}).'
       ) from None
 
-  def _special(self, *names: str) -> int:
-    found = [self._hf.token_to_id(f'<|{name}|>') for name in names]
-    if not any(found):
-      raise UserError(f'the tokenizer has no <|{names[0]}|>: it is of no Whisper.')
-    return next(i for i in found if i is not None)
+  @property
+  def special_tokens(self) -> SpecialTokens:
+    return SpecialTokens(pad_id=self.sot, bos_id=self.sot, eos_ids=(self.eot,), unk_id=None)
+
+  def _special_id(self, *names: str) -> int:
+    """Returns the id of the first of several names that the vocabulary has."""
+    for name in names:
+      special_id = self._hf.token_to_id(f'<|{name}|>')
+      if special_id is not None:
+        return special_id
+    raise UserError(f'the tokenizer has no <|{names[0]}|>: it is of no Whisper.')
 
   @functools.cached_property
   def languages(self) -> dict[str, int]:
-    """{code: id}; of an English-only model none, though its vocabulary names them."""
+    """Returns {code: id}; {} for an English-only model, although its vocabulary names them."""
     if self.english_only:
       return {}
-    pieces = {i: self._hf.id_to_token(i) or '' for i in range(self.start + 1, self.first_time)}
-    result = {}
-    for i, piece in pieces.items():
+    languages = {}
+    for special_id in range(self.sot + 1, self.timestamp_begin):
+      piece = self._hf.id_to_token(special_id) or ''
       if re.fullmatch(r'<\|[a-z]{2,3}\|>', piece):
-        result[piece[2:-2]] = i
-    return result
+        languages[piece[2:-2]] = special_id
+    return languages
 
-  def language(self, name: str) -> str:
-    """The code of a language given by its code or English name; UserError with the nearest where there is none."""
-    code = NAMES.get(name.lower(), name.lower())
+  def language_code(self, name: str) -> str:
+    """Returns the code of a language from its code or its English name.
+
+    Raises:
+      UserError: the model has no such language; the message names the nearest.
+    """
+    code = LANGUAGE_CODES.get(name.lower(), name.lower())
     if code not in self.languages:
-      code = SAME.get(code, code)
-    else:
-      code = code
+      code = ALTERNATIVE_CODES.get(code, code)
+    codes = ['en'] if self.english_only else list(self.languages)
+    if code in codes:
+      return code
     if self.english_only:
-      known = ['en']
-    else:
-      known = list(self.languages)
-    if code not in known:
-      if self.english_only:
-        raise UserError(
-          f'--language {name}: this model writes English alone. Take a multilingual one, such as whisper-base.'
-        )
       raise UserError(
-        f'--language {name}: unknown. Nearest: {nearest(name.lower(), [*known, *NAMES])!r}. Codes: {" ".join(sorted(known))}.'
+        f'--language {name}: this model transcribes English only. '
+        'Take a multilingual one, such as whisper-base.'
       )
-    return code
+    suggestion = nearest(name.lower(), [*codes, *LANGUAGE_CODES])
+    raise UserError(
+      f'--language {name}: unknown. Nearest: {suggestion!r}. Codes: {" ".join(sorted(codes))}.'
+    )
 
-  def prompt(self, language: str, task: str, times: bool) -> list[int]:
-    """What stands before the text: start, language and task (neither in an English-only model), and that no times follow."""
-    if self.english_only:
-      middle = []
-    else:
-      middle = [self.languages[language], self._special(task)]
-    return [self.start, *middle, *[self.no_times] * (not times)]
-
-  def check_task(self, task: str):
-    """UserError for a task that the model does not have."""
+  def check_task(self, task: str) -> None:
+    """Raises UserError for a task that the model does not have."""
     if task not in TASKS:
       raise UserError(
         f'--task {task}: choose one of {", ".join(TASKS)}. Nearest: {nearest(task, TASKS)!r}.'
       )
     if self.english_only and task == 'translate':
       raise UserError(
-        '--task translate: this model knows English alone. Take a multilingual one, such as whisper-base.'
+        '--task translate: this model transcribes English only. '
+        'Take a multilingual one, such as whisper-base.'
       )
+
+  def prompt(self, language: str, task: str, with_timestamps: bool) -> list[int]:
+    """Returns the tokens before a transcript: start, language, task, and whether it has timestamps.
+
+    An English-only model has neither languages nor tasks.
+    """
+    prompt = [self.sot]
+    if not self.english_only:
+      prompt += [self.languages[language], self._special_id(task)]
+    if not with_timestamps:
+      prompt.append(self.no_timestamps)
+    return prompt
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text; times written as <|1.20|> become theirs."""
-    parts = re.split(r'<\|(\d+\.\d\d)\|>', text)
+    """Returns the ids of a text; timestamps written as <|1.20|> become timestamp tokens."""
     ids = []
+    parts = re.split(r'<\|(\d+\.\d\d)\|>', text)
     for i, part in enumerate(parts):
-      ids += (
-        [self.first_time + round(float(part) / TICK)]
-        if i % 2
-        else self._hf.encode(part, add_special_tokens=False).ids
-      )
+      is_timestamp = i % 2 == 1
+      if is_timestamp:
+        ids.append(self.timestamp_begin + round(float(part) / TIME_PRECISION))
+      else:
+        ids += self._encode_text(part)
     return ids
 
-  def decode(self, ids, times: bool = False) -> str:
-    """The text of ids; special tokens are left out, and times too unless they are wanted, as <|1.20|>."""
-    groups = [[]]
-    kept = []
-    for i in map(int, ids):
-      if i < self.end:
-        groups[-1].append(i)
-      elif times and i >= self.first_time:
-        kept.append(f'<|{self.seconds(i):.2f}|>')
-        groups.append([])
-    texts = self._hf.decode_batch(groups, skip_special_tokens=False)
-    return ''.join(text + time for text, time in zip(texts, [*kept, '']))
+  def decode(self, ids: Iterable[int], with_timestamps: bool = False) -> str:
+    """Returns the text of ids without special tokens; timestamps as <|1.20|> if requested."""
+    runs = [[]]  # of text, between the timestamps
+    timestamps = []
+    for token in map(int, ids):
+      if token < self.eot:
+        runs[-1].append(token)
+      elif with_timestamps and token >= self.timestamp_begin:
+        timestamps.append(f'<|{self.seconds(token):.2f}|>')
+        runs.append([])
+    texts = self._hf.decode_batch(runs, skip_special_tokens=False)
+    return ''.join(text + timestamp for text, timestamp in zip(texts, [*timestamps, '']))
 
-  def seconds(self, time: int) -> float:
-    """The time that a token stands for."""
-    return (time - self.first_time) * TICK
+  def seconds(self, timestamp: int) -> float:
+    """Returns the seconds that a timestamp token stands for."""
+    return (timestamp - self.timestamp_begin) * TIME_PRECISION
 
   @functools.cached_property
-  def not_speech(self) -> tuple[int, ...]:
-    """Ids that no transcript holds: of symbols, notes and dashes, and the special tokens."""
-
-    def one(text):
-      return [self._hf.encode(form, add_special_tokens=False).ids for form in (text, f' {text}')]
-
-    found = {ids[0] for text in SYMBOLS for ids in one(text) if len(ids) == 1}
-    found |= {ids[0] for text in NOTES for ids in one(text)}
-    found |= {self._hf.encode(text, add_special_tokens=False).ids[0] for text in (' -', " '")}
-    specials = []
+  def non_speech_tokens(self) -> tuple[int, ...]:
+    """Returns ids that no transcript contains: of symbols, music and dashes, and special tokens."""
+    suppressed = {self.sot, self.sot_prev, self.no_speech}
+    for symbol in SYMBOLS:
+      for ids in (self._encode_text(symbol), self._encode_text(f' {symbol}')):
+        if len(ids) == 1:
+          suppressed.add(ids[0])
+    for symbol in MUSICAL_SYMBOLS:
+      suppressed.add(self._encode_text(symbol)[0])
+      suppressed.add(self._encode_text(f' {symbol}')[0])
+    for dash in DASHES:
+      suppressed.add(self._encode_text(dash)[0])
     for name in ('transcribe', 'translate', 'startoflm'):
-      specials.append(self._hf.token_to_id(f'<|{name}|>'))
-    return tuple(
-      sorted(
-        found | {self.start, self.previous, self.no_speech} | {i for i in specials if i is not None}
-      )
-    )
+      special_id = self._hf.token_to_id(f'<|{name}|>')
+      if special_id is not None:
+        suppressed.add(special_id)
+    return tuple(sorted(suppressed))
 
   @functools.cached_property
-  def not_first(self) -> tuple[int, ...]:
-    """Ids that no transcript starts with: a space alone, and the end."""
-    return (*self._hf.encode(' ', add_special_tokens=False).ids[:1], self.end)
+  def blank_tokens(self) -> tuple[int, ...]:
+    """Returns ids that no transcript starts with: a space by itself, and the end."""
+    return (*self._encode_text(' ')[:1], self.eot)
+
+  def _encode_text(self, text: str) -> list[int]:
+    return self._hf.encode(text, add_special_tokens=False).ids
 
 
-def _of_vocabulary(folder: pathlib.Path) -> hf.Tokenizer:
-  tokenizer = hf.Tokenizer(
-    models.BPE.from_file(str(folder / 'vocab.json'), str(folder / 'merges.txt'))
-  )
+def _read_english_only(folder: pathlib.Path) -> bool | None:
+  """Reads generation_config.json; None where it does not say."""
+  path = folder / 'generation_config.json'
+  if not path.is_file():
+    return None
+  is_multilingual = json.loads(path.read_text(encoding='utf-8')).get('is_multilingual')
+  if is_multilingual is None:
+    return None
+  return not is_multilingual
+
+
+def _read_vocabulary(folder: pathlib.Path) -> hf.Tokenizer:
+  """Builds a tokenizer from vocab.json, merges.txt and added_tokens.json."""
+  vocabulary = str(folder / 'vocab.json')
+  tokenizer = hf.Tokenizer(models.BPE.from_file(vocabulary, str(folder / 'merges.txt')))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   added = json.loads((folder / 'added_tokens.json').read_text(encoding='utf-8'))
   tokenizer.add_special_tokens(sorted(added, key=added.get))
-  if wrong := [name for name, i in added.items() if tokenizer.token_to_id(name) != i]:
-    raise UserError(f'added_tokens.json: {wrong[0]!r} is not the id that follows vocab.json.')
+  for name, special_id in added.items():
+    if tokenizer.token_to_id(name) != special_id:
+      raise UserError(f'added_tokens.json: {name!r} is not the id that follows vocab.json.')
   return tokenizer
