@@ -14,7 +14,7 @@ import pytest
 
 from mmlm.config import complete, default_config
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search import SearchOptions, length_penalty
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.utils.pytree import flat

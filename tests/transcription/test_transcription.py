@@ -242,7 +242,7 @@ def test_what_is_no_speech(no_speech, log_prob, left_out):
 
 
 class ReadsNothing:
-  first_time = FIRST_TIME
+  timestamp_begin = FIRST_TIME
 
   def decode(self, tokens):
     return ' you'
