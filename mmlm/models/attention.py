@@ -1,9 +1,11 @@
 """Attention: softmax(QK^T / sqrt(E)) V (Vaswani et al. 2017, eq. 1), with grouped heads and caches.
 
-Axes: B batch, R decoding rows (B times beams), T queries, S keys, H heads, G groups of keys and values, E width of a head.
+Axes: B batch, R decoding beams (K of each example), T queries, S keys, H heads, G heads of keys and
+values, E width of a head, L positions of a cache, D width.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,67 +18,89 @@ from mmlm.parallel import batch_shards
 from mmlm.utils.traced import is_off
 
 LONG = 1 << 20  # queries times keys from which a CPU computes one head after another
+MASKED = -1e30  # logit of a masked key
+CUDNN_HEAD_DIMS = (32, 64, 96, 128)
+AMPERE = 8  # CUDA's compute capability
+
+DropWeights = Callable[[jax.Array], jax.Array]
 
 
 class DecodeStep(NamedTuple):
-  """One step of decoding: every row stands at position `index` (a scalar array) of a cache of L positions.
+  """One step of decoding: every beam is at position `index` (a scalar array) of a cache.
 
-  `writers` [B, K, L] says which of the K rows of its example wrote the keys and values that a row has at each position. Beams
-  that change places change these numbers only: the cache itself is never reordered.
+  `writers` [B, K, L] says which of the K beams of its example wrote the keys and values that a beam
+  attends to at each position. When beams are reordered these numbers change; the cache never does.
   """
 
   index: jax.Array
   writers: jax.Array
 
-  def seen(self):
-    """[B, K, L K]: the places of a cache that a row may see."""
-    batch, rows, length = self.writers.shape
+  def mask(self) -> jax.Array:
+    """Returns the positions of a cache that each beam may attend to, [B, K, L K]."""
+    batch_size, beams, length = self.writers.shape
     past = (jnp.arange(length) <= self.index)[:, None]
-    return ((self.writers[..., None] == jnp.arange(rows)) & past).reshape(
-      batch, rows, length * rows
-    )
+    mask = (self.writers[..., None] == jnp.arange(beams)) & past
+    return mask.reshape(batch_size, beams, length * beams)
 
 
 class Prompt(NamedTuple):
-  """The first T tokens of each example, read at once into a cache of `length` positions for `rows` rows an example.
+  """The first T tokens of each example, read at once into a cache for `beams` beams an example.
 
-  The first row of each example writes them; what stands behind the end of a shorter prompt is written again by the steps.
+  The first beam of each example writes them. What follows a shorter prompt is overwritten by the
+  decoding steps.
   """
 
-  rows: int
-  length: int
+  beams: int
+  length: int  # positions of the cache
 
 
-def dot_product_attention(query, key, value, mask=None, causal=False, drop=None):
-  """[B, T, H, E], [B, G, E, S], [B, G, S, E] -> [B, T, H, E]; mask [B, S] or [B, T, S], True where a key may be seen.
+def dot_product_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None = None,
+  causal: bool = False,
+  drop: DropWeights | None = None,
+) -> jax.Array:
+  """Returns the attention [B, T, H, E] of each query.
 
-  Keys and values come as the two products of the equation read them, so that a cache is read as it lies. On a GPU half precision
-  goes through cuDNN's fused kernel where its shape allows it, the rest through `jax.nn`; on a CPU two batched products over
-  [B G] are faster. `drop` is applied to the weights [B, H, T, S], which must be written out for it.
+  On a GPU half precision goes through cuDNN's fused kernel where its shape allows it, the rest
+  through `jax.nn`; on a CPU two batched products over [B G] are faster.
+
+  Args:
+    query: [B, T, H, E].
+    key: [B, G, E, S], and value [B, G, S, E]: as the products read them, without copying a cache.
+    mask: [B, S] or [B, T, S], True where a key may be attended to.
+    drop: applied to the weights [B, H, T, S], which are then written to memory.
   """
   if mask is not None and mask.ndim == 2:
     mask = mask[:, None]  # [B, 1, S]
-  if drop is not None or jax.default_backend() == 'cpu':
-    if causal:
-      seen = jnp.tril(jnp.ones((1, query.shape[1], key.shape[-1]), bool))
-      mask = seen if mask is None else seen & mask
-    # On a mesh examples and heads lie on several devices: none may wait for the others.
-    at_once = drop is not None or query.shape[1] * key.shape[-1] < LONG or batch_shards() > 1
-    if at_once:
-      return _batched_products(query, key, value, mask, drop)
-    return _head_by_head(query, key, value, mask)
+  if drop is None and jax.default_backend() != 'cpu':
+    return _library_attention(query, key, value, mask, causal)
+  queries, keys = query.shape[1], key.shape[-1]
+  if causal:
+    causal_mask = jnp.tril(jnp.ones((1, queries, keys), bool))
+    mask = causal_mask if mask is None else causal_mask & mask
+  # On a mesh examples and heads are on several devices: none may wait for the others.
+  at_once = drop is not None or queries * keys < LONG or batch_shards() > 1
+  if at_once:
+    return _batched_products(query, key, value, mask, drop)
+  return _head_by_head(query, key, value, mask)
+
+
+def _library_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal: bool
+) -> jax.Array:
+  """Computes attention by cuDNN's kernel or by `jax.nn`."""
   fused = _fused(query, key)
   if mask is not None:
     mask = mask[:, None]
-    if fused:  # cuDNN wants a row for each query, and one that sees nothing would give nan: it may see all, as without cuDNN
-      mask = jnp.broadcast_to(
-        mask
-        | ~mask.any(
-          -1,
-          keepdims=True,
-        ),
-        (*mask.shape[:2], query.shape[1], key.shape[-1]),
-      )
+    if fused:
+      # cuDNN reads a mask for each query. One that attends to nothing would give nan: it may attend
+      # to everything, as without cuDNN.
+      shape = (*mask.shape[:2], query.shape[1], key.shape[-1])
+      empty = ~mask.any(-1, keepdims=True)
+      mask = jnp.broadcast_to(mask | empty, shape)
   return jax.nn.dot_product_attention(
     query,
     key.transpose(0, 3, 1, 2),
@@ -87,81 +111,100 @@ def dot_product_attention(query, key, value, mask=None, causal=False, drop=None)
   )
 
 
-def _fused(query, key) -> bool:
-  """Whether cuDNN's kernel and its gradient take these: half precision on Ampere or later, both lengths even."""
-  half = query.dtype.itemsize == 2 and query.shape[-1] in (32, 64, 96, 128)
-  if jax.default_backend() != 'gpu' or not half or query.shape[1] % 2 or key.shape[-1] % 2:
+def _fused(query: jax.Array, key: jax.Array) -> bool:
+  """Whether cuDNN's kernel and its gradient support these shapes on this GPU.
+
+  They need half precision, Ampere or later, and even lengths.
+  """
+  half_precision = query.dtype.itemsize == 2
+  if jax.default_backend() != 'gpu' or not half_precision:
     return False
-  capability = re.fullmatch(
-    r'(\d+)\.\d+', str(getattr(jax.devices()[0], 'compute_capability', ''))
-  )  # AMD's are no such number
-  return bool(capability) and int(capability[1]) >= 8  # noqa: PLR2004
+  odd_length = query.shape[1] % 2 or key.shape[-1] % 2
+  if odd_length or query.shape[-1] not in CUDNN_HEAD_DIMS:
+    return False
+  capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+  cuda = re.fullmatch(r'(\d+)\.\d+', capability)  # AMD's has another form
+  return bool(cuda) and int(cuda[1]) >= AMPERE
 
 
-def attention_weights(query, key, mask=None):
-  """[B, T, H, E], [B, G, E, S] -> what each query takes of each key [B, H, T, S], sums of 1; mask [B, 1 or T, S]."""
-  batch, queries, heads, size = query.shape
-  groups = key.shape[1]
-  keys = key.shape[-1]
-  query = (
-    (query * size**-0.5).transpose(0, 2, 1, 3).reshape(batch, groups, -1, size)
-  )  # [B, G, (H/G) T, E]
-  scores = jnp.einsum('bgte,bges->bgts', query, key, preferred_element_type=jnp.float32)
-  scores = scores.reshape(batch, heads, queries, keys)
+def attention_weights(
+  query: jax.Array, key: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """Returns the weight of each key for each query, [B, H, T, S]; they sum to 1 over S.
+
+  Args:
+    query: [B, T, H, E].
+    key: [B, G, E, S].
+    mask: [B, 1 or T, S].
+  """
+  batch_size, queries, num_heads, head_dim = query.shape
+  groups, keys = key.shape[1], key.shape[-1]
+  scaled = (query * head_dim**-0.5).transpose(0, 2, 1, 3)
+  grouped = scaled.reshape(batch_size, groups, -1, head_dim)  # [B, G, (H/G) T, E]
+  logits = jnp.einsum('bgte,bges->bgts', grouped, key, preferred_element_type=jnp.float32)
+  logits = logits.reshape(batch_size, num_heads, queries, keys)
   if mask is not None:
-    scores = jnp.where(mask[:, None], scores, -1e30)
-  return jax.nn.softmax(scores, axis=-1)
+    logits = jnp.where(mask[:, None], logits, MASKED)
+  return jax.nn.softmax(logits, axis=-1)
 
 
-def _batched_products(query, key, value, mask, drop=None):
-  batch, queries, heads, size = query.shape
+def _batched_products(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None,
+  drop: DropWeights | None = None,
+) -> jax.Array:
+  batch_size, queries, num_heads, head_dim = query.shape
   groups, keys = value.shape[1:3]
   weights = attention_weights(query, key, mask).astype(value.dtype)
-  weights = (weights if drop is None else drop(weights)).reshape(batch, groups, -1, keys)
-  out = jnp.einsum('bgts,bgse->bgte', weights, value)
-  return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
+  if drop is not None:
+    weights = drop(weights)
+  weights = weights.reshape(batch_size, groups, -1, keys)
+  attended = jnp.einsum('bgts,bgse->bgte', weights, value)
+  return attended.reshape(batch_size, num_heads, queries, head_dim).swapaxes(1, 2)
 
 
-def _head_by_head(query, key, value, mask):
-  """The same for long sequences: the scores of one head at a time stay in the cache of the processor."""
-  batch, queries, heads, size = query.shape
+def _head_by_head(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+  """Computes long sequences one head at a time, whose logits stay in the processor's cache."""
+  batch_size, queries, num_heads, head_dim = query.shape
 
-  def by_head(x):
-    return jnp.repeat(x, heads // x.shape[1], 1).reshape(
-      batch * heads,
-      *x.shape[2:],
-    )
+  def by_head(x: jax.Array) -> jax.Array:
+    repeated = jnp.repeat(x, num_heads // x.shape[1], 1)
+    return repeated.reshape(batch_size * num_heads, *x.shape[2:])
 
-  queries_of = (query * size**-0.5).swapaxes(1, 2)  # [B, H, T, E]
+  scaled = (query * head_dim**-0.5).swapaxes(1, 2)  # [B, H, T, E]
 
-  def one(head):
+  def attend(head: tuple) -> jax.Array:
     number, query, key, value = head
-    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
+    logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
     if mask is not None:
-      scores = jnp.where(
-        jnp.broadcast_to(mask, (batch, *mask.shape[1:]))[number // heads], scores, -1e30
-      )
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    return (weights.astype(value.dtype) @ value) / weights.sum(-1, keepdims=True).astype(
-      value.dtype
-    )
+      masks = jnp.broadcast_to(mask, (batch_size, *mask.shape[1:]))
+      logits = jnp.where(masks[number // num_heads], logits, MASKED)
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    attended = weights.astype(value.dtype) @ value
+    total = weights.sum(-1, keepdims=True)
+    return attended / total.astype(value.dtype)
 
-  out = jax.lax.map(
-    one,
-    (jnp.arange(batch * heads), *map(by_head, (queries_of, key, value))),
-  )
-  return out.reshape(batch, heads, queries, size).swapaxes(1, 2)
+  numbers = jnp.arange(batch_size * num_heads)
+  heads = (numbers, by_head(scaled), by_head(key), by_head(value))
+  attended = jax.lax.map(attend, heads)
+  return attended.reshape(batch_size, num_heads, queries, head_dim).swapaxes(1, 2)
 
 
 class MultiHeadAttention(nn.Module):
-  """Self-attention, or attention to a memory. `kv_heads` below `heads` groups them (Ainslie et al. 2023).
+  """Self-attention, or attention to a memory. `kv_heads` < `heads` groups them (Ainslie et al. 2023).
 
-  With a `DecodeStep` the query is one token a row, with a `Prompt` the first tokens of an example; keys [B, G, E, L K] and values
-  [B, G, L K, E] of the past stand in the collection 'cache', those of the memory (S for L K) in the collection 'memory', computed when that
-  collection is mutable. Rows that share an example (beams) read the same memory and the same past: neither is ever copied.
+  With a `DecodeStep` the query is one token of each beam, with a `Prompt` the first tokens of each
+  example. The keys [B, G, E, L K] and values [B, G, L K, E] of the past are in the collection
+  'cache'; those of the memory (S for L K) are in the collection 'memory', computed when it is
+  mutable. Beams of one example read the same memory and the same cache: neither is copied.
 
-  Where the collection 'intermediates' is mutable, the weights of attention to a memory [B, H, T, S] stand in it. `dropout` is that of
-  the weights in training (Vaswani et al.'s code has it, their paper does not name it).
+  Where the collection 'intermediates' is mutable, the weights of attention to a memory [B, H, T, S]
+  are stored in it. `dropout` is of the weights, as in the code of Vaswani et al.
   """
 
   heads: int
@@ -173,89 +216,97 @@ class MultiHeadAttention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x,
-    memory=None,
-    mask=None,
-    causal=False,
+    x: jax.Array,
+    memory: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
     step: DecodeStep | Prompt | None = None,
-    train=False,
-  ):
-    width = x.shape[-1]
-    size = width // self.heads
-    groups = self.kv_heads or self.heads
-
-    def dense(heads, name):
-      return nn.DenseGeneral((heads, size), dtype=self.dtype, name=name)
-
-    query = dense(self.heads, 'query')(x)  # [B, T, H, E]
-    # [B, S, D] -> [B, S, G, E]
-    keys = dense(groups, 'key')
-    values = dense(groups, 'value')
-    if memory is not None:
-
-      def project():
-        return (keys(memory).transpose(0, 2, 3, 1), values(memory).swapaxes(1, 2))
-
-      key, value = (
-        project() if step is None else self.variable('memory', 'key_value', project).value
-      )
-    else:
-      key = keys(x)
-      value = values(x)
-      if self.rotary:
-        if isinstance(step, DecodeStep):
-          positions = step.index[None]
-        else:
-          positions = jnp.arange(x.shape[1])
-        query = rotate(query, positions)
-        key = rotate(key, positions)
+    train: bool = False,
+  ) -> jax.Array:
+    query = self._projection(self.heads, x, 'query')(x)  # [B, T, H, E]
+    kv_heads = self.kv_heads or self.heads
+    key_projection = self._projection(kv_heads, x, 'key')
+    value_projection = self._projection(kv_heads, x, 'value')
+    if memory is None:
+      key, value = key_projection(x), value_projection(x)
+      query, key, value = self._self_attended(query, key, value, step)
       if isinstance(step, DecodeStep):
-        key, value = (
-          y.reshape(*step.writers.shape[:2], groups, size) for y in (key, value)
-        )  # [B, K, G, E]
-      key = key.transpose(0, 2, 3, 1)
-      value = value.swapaxes(1, 2)
-      if isinstance(step, DecodeStep):
-        key = self._past('key', key, -1, step)
-        value = self._past('value', value, -2, step)
-        mask = step.seen()
+        mask = step.mask()
         causal = False
-      elif step is not None:
-        self._start('key', key, -1, step)
-        self._start('value', value, -2, step)
-    folded = query.reshape(
-      key.shape[0], -1, *query.shape[2:]
-    )  # decoding: [R, 1, H, E] -> [B, K, H, E]
-    if memory is not None and self.is_mutable_collection('intermediates'):
-      self.sow(
-        'intermediates',
-        'weights',
-        attention_weights(folded, key, None if mask is None else mask[:, None]),
-      )
-    if train and not is_off(self.dropout):
-
-      def drop(weights):
-        return Dropout(self.dropout)(weights, train)
     else:
-      drop = None
-    out = dot_product_attention(folded, key, value, mask, causal, drop).reshape(query.shape)
-    return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(out)
 
-  def _past(self, name, new, axis, step):
-    """Writes what the K rows of this step have on `axis` -> what all L K places of the cache have."""
-    past = self.variable(
-      'cache', f'past_{name}', lambda: jnp.repeat(jnp.zeros_like(new), step.writers.shape[-1], axis)
-    )
-    past.value = jax.lax.dynamic_update_slice_in_dim(
-      past.value, new, step.index * new.shape[axis], axis
-    )
+      def project() -> tuple[jax.Array, jax.Array]:
+        key = key_projection(memory).transpose(0, 2, 3, 1)
+        return key, value_projection(memory).swapaxes(1, 2)
+
+      if step is None:
+        key, value = project()
+      else:
+        key, value = self.variable('memory', 'key_value', project).value
+    # Decoding: [R, 1, H, E] -> [B, K, H, E]
+    folded = query.reshape(key.shape[0], -1, *query.shape[2:])
+    if memory is not None and self.is_mutable_collection('intermediates'):
+      weights_mask = None if mask is None else mask[:, None]
+      self.sow('intermediates', 'weights', attention_weights(folded, key, weights_mask))
+    drop = self._dropout() if train and not is_off(self.dropout) else None
+    attended = dot_product_attention(folded, key, value, mask, causal, drop)
+    output = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out')
+    return output(attended.reshape(query.shape))
+
+  def _projection(self, heads: int, x: jax.Array, name: str) -> nn.DenseGeneral:
+    """Builds a layer [B, S, D] -> [B, S, heads, E]."""
+    head_dim = x.shape[-1] // self.heads
+    return nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)
+
+  def _dropout(self) -> DropWeights:
+    def drop(weights: jax.Array) -> jax.Array:
+      return Dropout(self.dropout)(weights, train=True)
+
+    return drop
+
+  def _self_attended(
+    self, query: jax.Array, key: jax.Array, value: jax.Array, step: DecodeStep | Prompt | None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotates queries and keys, and reads and writes the cache.
+
+    Returns the query, and the key and value as `dot_product_attention` takes them.
+    """
+    decoding = isinstance(step, DecodeStep)
+    if self.rotary:
+      positions = step.index[None] if decoding else jnp.arange(query.shape[1])
+      query = rotate(query, positions)
+      key = rotate(key, positions)
+    if decoding:  # [R, 1, G, E] -> [B, K, G, E]
+      batch_size, beams, _ = step.writers.shape
+      shape = (batch_size, beams, *key.shape[2:])
+      key = key.reshape(shape)
+      value = value.reshape(shape)
+    key = key.transpose(0, 2, 3, 1)
+    value = value.swapaxes(1, 2)
+    if decoding:
+      key = self._append('key', key, -1, step)
+      value = self._append('value', value, -2, step)
+    elif step is not None:
+      self._begin_cache('key', key, -1, step)
+      self._begin_cache('value', value, -2, step)
+    return query, key, value
+
+  def _append(self, name: str, new: jax.Array, axis: int, step: DecodeStep) -> jax.Array:
+    """Writes the K beams of this step on `axis` of a cache; returns all of its L K positions."""
+    length = step.writers.shape[-1]
+
+    def init() -> jax.Array:
+      return jnp.repeat(jnp.zeros_like(new), length, axis)
+
+    past = self.variable('cache', f'past_{name}', init)
+    start = step.index * new.shape[axis]
+    past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, start, axis)
     return past.value
 
-  def _start(self, name, new, axis, step: Prompt):
-    """A cache that holds what the first row of each example has at its first places on `axis`."""
-    empty = jnp.repeat(
-      jnp.zeros_like(jax.lax.slice_in_dim(new, 0, 1, axis=axis)), step.length * step.rows, axis
-    )
-    first = [slice(None)] * new.ndim
-    first[axis] = slice(0, new.shape[axis] * step.rows, step.rows)
-    self.variable('cache', f'past_{name}', lambda: empty.at[tuple(first)].set(new))
+  def _begin_cache(self, name: str, new: jax.Array, axis: int, step: Prompt) -> None:
+    """Creates a cache that holds a prompt, of the first beam of each example, on `axis`."""
+    one = jax.lax.slice_in_dim(new, 0, 1, axis=axis)
+    empty = jnp.repeat(jnp.zeros_like(one), step.length * step.beams, axis)
+    first_beams = [slice(None)] * new.ndim
+    first_beams[axis] = slice(0, new.shape[axis] * step.beams, step.beams)
+    self.variable('cache', f'past_{name}', lambda: empty.at[tuple(first_beams)].set(new))

@@ -3,7 +3,10 @@
 Axes: B batch, T time, S sequence, D width, H heads, E width of a head, V vocabulary.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,55 +16,55 @@ POSITIONS = ('learned', 'sinusoidal', 'rotary', 'none')
 
 
 def sinusoidal_table(length: int, dim: int) -> np.ndarray:
-  """Sinusoids [length, dim]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5)."""
-  angles = np.arange(length)[:, None] / 10000 ** (np.arange(dim // 2) / (dim // 2))
+  """Returns sinusoids [length, dim]: sines, then cosines (Vaswani et al. 2017, 3.5)."""
+  exponents = np.arange(dim // 2) / (dim // 2)
+  angles = np.arange(length)[:, None] / 10000**exponents
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def rotate(x, positions):
-  """Rotary embedding (Su et al. 2021, eq. 34) of x [B, T, H, E] at `positions` [T]; E is even."""
+def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
+  """Applies rotary embeddings (Su et al. 2021, eq. 34) to queries or keys.
+
+  Args:
+    x: [B, T, H, E], E even.
+    positions: [T].
+  """
   half = x.shape[-1] // 2
   angles = positions[:, None] / 10000 ** (jnp.arange(half) / half)  # [T, E/2]
   sin = jnp.sin(angles)[:, None].astype(x.dtype)
   cos = jnp.cos(angles)[:, None].astype(x.dtype)
-  a = x[..., :half]
-  b = x[..., half:]
-  return jnp.concatenate(
-    [a * cos - b * sin, b * cos + a * sin],
-    axis=-1,
-  )
+  x1 = x[..., :half]
+  x2 = x[..., half:]
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
 class Positions(nn.Module):
-  """Adds positions to x [B, T, D]. 'rotary' and 'none' add nothing: rotary acts inside attention."""
+  """Adds positions to x [B, T, D]; for 'rotary', which acts inside attention, and 'none' nothing."""
 
   kind: str
   max_length: int
 
   @nn.compact
-  def __call__(self, x, start=0):
+  def __call__(self, x: jax.Array, start: int | jax.Array = 0) -> jax.Array:
     if self.kind not in POSITIONS:
       raise UserError(f'positions={self.kind!r}: choose one of {POSITIONS}.')
     if self.kind in ('rotary', 'none'):
       return x
     shape = (self.max_length, x.shape[-1])
-
-    def learned():
-      return self.param('positions', nn.initializers.normal(0.02), shape)
-
     if self.kind == 'learned':
-      table = learned()
+      table = self.param('positions', nn.initializers.normal(0.02), shape)
     else:
       table = jnp.asarray(sinusoidal_table(*shape))
-    rows = jnp.take(table, start + jnp.arange(x.shape[1]), axis=0, mode='clip')
-    return x + rows.astype(x.dtype)
+    positions = start + jnp.arange(x.shape[1])
+    return x + jnp.take(table, positions, axis=0, mode='clip').astype(x.dtype)
 
 
 class TokenEmbedding(nn.Module):
-  """Tokens [B, T] -> [B, T, D]; `logits` uses the same table when the output is tied (Press & Wolf 2017).
+  """Tokens [B, T] -> [B, T, D]; `logits` uses the same table if tied (Press & Wolf 2017).
 
-  The table has standard deviation D^-1/2 and the input is scaled by D^1/2 (Vaswani et al. 2017, 3.4), so that both ends see
-  values of unit size; not `scaled`, the input is the table's row as it is (Whisper's). `biased`: logits have a bias.
+  The table has standard deviation D^-1/2 and embeddings are scaled by D^1/2 (Vaswani et al. 2017,
+  3.4), so that both ends have values of unit size. Not `scaled`, embeddings are those of the table,
+  as in Whisper. `biased`: logits have a bias.
   """
 
   vocab_size: int
@@ -70,33 +73,35 @@ class TokenEmbedding(nn.Module):
   scaled: bool = True
   biased: bool = False
 
-  def setup(self):
-    self.table = self.param(
-      'table', nn.initializers.normal(self.dim**-0.5), (self.vocab_size, self.dim)
-    )
+  def setup(self) -> None:
+    init = nn.initializers.normal(self.dim**-0.5)
+    self.table = self.param('table', init, (self.vocab_size, self.dim))
     if self.biased:
-      self.offset = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
+      self.bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
 
-  def __call__(self, tokens):
-    rows = jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    embedded = jnp.take(self.table, tokens, axis=0).astype(self.dtype)
     if self.scaled:
-      return rows * self.dim**0.5
-    return rows
+      return embedded * self.dim**0.5
+    return embedded
 
-  def logits(self, x):
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns logits [..., V] for hidden states [..., D]."""
     logits = x @ self.table.T.astype(x.dtype)
     if self.biased:
-      return logits + self.offset.astype(x.dtype)
+      return logits + self.bias.astype(x.dtype)
     return logits
 
-  def layer(self, x):
-    """x [..., D] and the layer [V, D] whose product with it is the logits; a bias is one more column of both."""
+  def layer(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns hidden states [..., D] and the layer [V, D] whose product is the logits.
+
+    A bias is one more column of both.
+    """
     if not self.biased:
       return x, self.table
-    return jnp.concatenate(
-      [x, jnp.ones_like(x[..., :1])],
-      -1,
-    ), jnp.concatenate([self.table, self.offset[:, None]], 1)
+    ones = jnp.ones_like(x[..., :1])
+    with_bias = jnp.concatenate([self.table, self.bias[:, None]], 1)
+    return jnp.concatenate([x, ones], -1), with_bias
 
 
 class PatchEmbedding(nn.Module):
@@ -107,29 +112,21 @@ class PatchEmbedding(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, images):
-    p, (batch, height, width, channels) = self.patch, images.shape
+  def __call__(self, images: jax.Array) -> jax.Array:
+    p = self.patch
+    batch_size, height, width, channels = images.shape
     rows = height // p
     columns = width // p
     # A reshape and one matrix product: faster than a strided convolution on every backend.
-    x = images[:, : rows * p, : columns * p].reshape(
-      batch,
-      rows,
-      p,
-      columns,
-      p,
-      channels,
-    )
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(
-      batch,
-      rows * columns,
-      p * p * channels,
-    )
+    cropped = images[:, : rows * p, : columns * p]
+    x = cropped.reshape(batch_size, rows, p, columns, p, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch_size, rows * columns, p * p * channels)
     return nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
 
 
 class WordVectors(nn.Module):
-  """Tokens [B, T] -> [B, T, D] through vectors of `width` that come from a file (pretrained/formats/vector_files.py), projected where D differs."""
+  """Tokens [B, T] -> [B, T, D] through vectors from a file, projected if their width is not D."""
 
   vocab_size: int
   width: int
@@ -137,19 +134,23 @@ class WordVectors(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, tokens):
+  def __call__(self, tokens: jax.Array) -> jax.Array:
     x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='vectors')(tokens)
     if self.width == self.dim:
       return x
     return nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
 
 
-def token_embedding(part: nn.Module):
-  """The embedding layer of a part that reads tokens: of word vectors, shared with another part, or its own."""
+def token_embedding(part: Any) -> nn.Module:
+  """Builds the embedding layer of a part that reads tokens.
+
+  Args:
+    part: a module with the fields `vectors`, `vector_dim`, `embeddings`, `vocab_size`, `dim` and
+      `dtype`: it embeds by word vectors, by a table shared with another part, or by its own.
+  """
   if part.vectors:
-    return WordVectors(
-      part.vocab_size, part.vector_dim or part.dim, part.dim, part.dtype, name='tokens', parent=part
-    )
-  return part.embeddings or TokenEmbedding(
-    part.vocab_size, part.dim, part.dtype, name='tokens', parent=part
-  )
+    width = part.vector_dim or part.dim
+    return WordVectors(part.vocab_size, width, part.dim, part.dtype, name='tokens', parent=part)
+  if part.embeddings:
+    return part.embeddings
+  return TokenEmbedding(part.vocab_size, part.dim, part.dtype, name='tokens', parent=part)

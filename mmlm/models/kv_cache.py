@@ -1,45 +1,65 @@
 """Decoding with a cache: a model's `step` method as the step function of decoding/search.py.
 
-Axes: B examples, K rows an example, R = B K, L positions of the cache.
+Axes: B examples, K beams an example, R = B K, L positions of the cache.
 """
 
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmlm.models.attention import DecodeStep
+from mmlm.models.sequence import Sequence
+
+StepFunction = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
 
 
-def own_rows(examples: int, rows: int):
-  """[R]: the number of each row among those of its example."""
-  return jnp.arange(examples * rows, dtype=jnp.int32) % rows
+def beam_numbers(examples: int, beams: int) -> jax.Array:
+  """Returns the number of each beam among those of its example, [R]."""
+  return jnp.arange(examples * beams, dtype=jnp.int32) % beams
 
 
-def cache_of(layers, examples: int, rows: int, length: int, start=0) -> dict:
-  """The cache that `cached_step` reads: `layers` is the collection 'cache' of the model, whose first `start` positions were written by row 0."""
-  own = jnp.where(jnp.arange(length) < start, 0, own_rows(examples, rows)[:, None])  # [R, L]
-  return {'index': jnp.asarray(start, jnp.int32), 'writers': own, 'layers': layers}
+def new_cache(layers: dict | None, examples: int, beams: int, length: int, start=0) -> dict:
+  """Returns the cache that `cached_step` reads.
+
+  Args:
+    layers: the collection 'cache' of the model, whose first `start` positions beam 0 has written.
+    length: positions of the cache.
+  """
+  numbers = beam_numbers(examples, beams)[:, None]
+  writers = jnp.where(jnp.arange(length) < start, 0, numbers)  # [R, L]
+  return {'index': jnp.asarray(start, jnp.int32), 'writers': writers, 'layers': layers}
 
 
-def at(cache: dict, examples: int) -> DecodeStep:
-  """Where the next token stands."""
-  return DecodeStep(
-    cache['index'], cache['writers'].reshape(examples, -1, cache['writers'].shape[-1])
-  )
+def decode_step(cache: dict, examples: int) -> DecodeStep:
+  """Returns the position of the next token."""
+  writers = cache['writers']
+  return DecodeStep(cache['index'], writers.reshape(examples, -1, writers.shape[-1]))
 
 
-def cached_step(model, variables: dict, memory, examples: int, rows: int):
-  """(tokens [R], cache) -> (logits [R, V], cache) of a model whose `variables` hold the projected memory."""
-  own = own_rows(examples, rows)
+def cached_step(
+  model: nn.Module, variables: dict, memory: Sequence | None, examples: int, beams: int
+) -> StepFunction:
+  """Returns (tokens [R], cache) -> (logits [R, V], cache).
 
-  def step(tokens, cache):
-    cache = {**cache, 'writers': cache['writers'].at[:, cache['index']].set(own)}
-    now = {**variables, 'cache': cache['layers']}
-    logits, new = model.apply(
-      now, tokens, memory, at(cache, examples), method='step', mutable=['cache']
+  Args:
+    variables: of the model, with the projected memory.
+  """
+  numbers = beam_numbers(examples, beams)
+
+  def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+    writers = cache['writers'].at[:, cache['index']].set(numbers)
+    position = decode_step(cache | {'writers': writers}, examples)
+    logits, updated = model.apply(
+      variables | {'cache': cache['layers']},
+      tokens,
+      memory,
+      position,
+      method='step',
+      mutable=['cache'],
     )
-    return logits, {
-      'index': cache['index'] + 1,
-      'writers': cache['writers'],
-      'layers': new['cache'],
-    }
+    new = {'index': cache['index'] + 1, 'writers': writers, 'layers': updated['cache']}
+    return logits, new
 
   return step

@@ -1,4 +1,4 @@
-"""Dropout that is cheap on every backend, features to a common scale, and the table of activations."""
+"""Dropout that is cheap on every backend, normalization of features, and the table of activations."""
 
 import functools
 import math
@@ -9,47 +9,58 @@ import jax.numpy as jnp
 
 from mmlm.utils.traced import is_off, is_traced
 
+WORD_BYTES = 4
+
 
 class Dropout(nn.Module):
   """Inverted dropout (Srivastava et al. 2014) with 8 random bits a value.
 
-  The rate, which may be traced, is rounded to a multiple of 1/256. Drawing a quarter of the 32-bit words and splitting them costs a third of
-  `jax.random.bernoulli`, which is a quarter of a training step on a CPU. `shared` axes are dropped as one: the time of variational
-  dropout (Gal & Ghahramani 2016), the values of a word of embedding dropout.
+  The rate, which may be traced, is rounded to a multiple of 1/256. Drawing 32-bit words and
+  splitting them costs a third of `jax.random.bernoulli`, which is a quarter of a training step on a
+  CPU. `shared` axes are dropped as one: time for variational dropout (Gal & Ghahramani 2016), the
+  values of a word for embedding dropout.
   """
 
   rate: float
   shared: tuple = ()
 
   @nn.compact
-  def __call__(self, x, train: bool):
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if is_traced(self.rate):
       threshold = jnp.round(self.rate * 256)
     else:
       threshold = round(self.rate * 256)
     if not train or is_off(threshold):
       return x
-    shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(x.shape))
-    size = math.prod(shape)
-    words = jax.random.bits(self.make_rng('dropout'), (-(-size // 4),), jnp.uint32)
-    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
+    random_bytes = self._random_bytes(x.shape)
     scale = 256 / (256 - threshold)
     if is_traced(threshold):
       threshold = threshold.astype(jnp.uint8)
       scale = scale.astype(x.dtype)
-    return jnp.where(octets >= threshold, x * scale, 0).astype(x.dtype)
+    return jnp.where(random_bytes >= threshold, x * scale, 0).astype(x.dtype)
+
+  def _random_bytes(self, shape: tuple[int, ...]) -> jax.Array:
+    shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(shape))
+    size = math.prod(shape)
+    count = -(-size // WORD_BYTES)
+    words = jax.random.bits(self.make_rng('dropout'), (count,), jnp.uint32)
+    random_bytes = jax.lax.bitcast_convert_type(words, jnp.uint8)
+    return random_bytes.reshape(-1)[:size].reshape(shape)
 
 
 class Normalization(nn.Module):
-  """Features [B, S, C] less their mean over the training examples, over their standard deviation there (global normalisation of mean and
-  variance). Both are parameters that never learn; mmlm/experiment/initialization.py computes them.
+  """Global mean and variance normalization of features [B, S, C].
+
+  The mean and the standard deviation are those of the training examples. Both are parameters that
+  are never trained; mmlm/experiment/initialization.py computes them.
   """
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     mean = self.param('mean', nn.initializers.zeros, x.shape[-1:])
     deviation = self.param('deviation', nn.initializers.ones, x.shape[-1:])
-    return ((x - jax.lax.stop_gradient(mean)) / jax.lax.stop_gradient(deviation)).astype(x.dtype)
+    centred = x - jax.lax.stop_gradient(mean)
+    return (centred / jax.lax.stop_gradient(deviation)).astype(x.dtype)
 
 
 ACTIVATIONS = {

@@ -1,4 +1,4 @@
-"""What every encoder gives and every fusion takes."""
+"""The output of every encoder and fusion."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Sequence(NamedTuple):
-  """values [B, S, D] and mask [B, S] (True where there is something)."""
+  """Vectors at the positions of a sequence; `mask` is True where there is one."""
 
-  values: jax.Array
-  mask: jax.Array
+  values: jax.Array  # [B, S, D]
+  mask: jax.Array  # [B, S]

@@ -1,20 +1,28 @@
-"""Transformer blocks, pre- or post-norm, and stacks of them (Vaswani et al. 2017; Xiong et al. 2020 for the norms).
+"""Transformer blocks, pre- or post-norm, and stacks of them (Vaswani et al. 2017; Xiong et al. 2020).
 
 Axes: B batch, T time, S memory, D width.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 
-from mmlm.models.attention import MultiHeadAttention
+from mmlm.models.attention import DecodeStep, MultiHeadAttention, Prompt
 from mmlm.models.layers import ACTIVATIONS, Dropout
-from mmlm.parallel import spread_rows
+from mmlm.parallel import shard_activations
 from mmlm.utils.options import FRACTION, option
+
+Layer = Callable[[jax.Array], jax.Array]
 
 
 class FeedForward(nn.Module):
-  """[B, T, D] -> [B, T, D] through `width` values; `gated` multiplies by a second projection (Shazeer 2020)."""
+  """[B, T, D] -> [B, T, D] through `width` hidden values.
+
+  `gated` multiplies them by a second projection (Shazeer 2020).
+  """
 
   width: int
   activation: str = 'gelu'
@@ -23,8 +31,9 @@ class FeedForward(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, train):
-    hidden = ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name='up')(x))
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    activation = ACTIVATIONS[self.activation]
+    hidden = activation(nn.Dense(self.width, dtype=self.dtype, name='up')(x))
     if self.gated:
       hidden = hidden * nn.Dense(self.width, dtype=self.dtype, name='gate')(x)
     hidden = Dropout(self.dropout)(hidden, train)
@@ -32,7 +41,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-  """Self-attention, attention to a memory (when there is one), feed-forward; each with a residual and a norm."""
+  """Self-attention, attention to a memory if there is one, and feed-forward.
+
+  Each has a residual connection and a norm.
+  """
 
   heads: int
   kv_heads: int = 0
@@ -43,59 +55,61 @@ class TransformerBlock(nn.Module):
   causal: bool = False
   rotary: bool = False
   dropout: float = 0.0
-  attention_dropout: float = 0.0  # of the weights of attention
+  attention_dropout: float = 0.0  # of attention weights
   hidden_dropout: bool = True  # also inside the feed-forward
   epsilon: float = 1e-6  # of the norms
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
-    def attention(name, rotary):
-      return MultiHeadAttention(
-        self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name
-      )
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    memory: jax.Array | None = None,
+    memory_mask: jax.Array | None = None,
+    step: DecodeStep | Prompt | None = None,
+    train: bool = False,
+  ) -> jax.Array:
+    def self_attention(y: jax.Array) -> jax.Array:
+      attention = self._attention('self_attention', self.rotary)
+      return attention(y, mask=mask, causal=self.causal, step=step, train=train)
 
-    def self_attention(y):
-      return attention('self_attention', self.rotary)(
-        y, mask=mask, causal=self.causal, step=step, train=train
-      )
+    def cross_attention(y: jax.Array) -> jax.Array:
+      attention = self._attention('cross_attention', rotary=False)
+      return attention(y, memory=memory, mask=memory_mask, step=step, train=train)
 
-    def cross_attention(y):
-      return attention('cross_attention', False)(
-        y, memory=memory, mask=memory_mask, step=step, train=train
-      )
-
-    width = self.ffn_dim or 4 * x.shape[-1]
-    if self.hidden_dropout:
-      dropout = self.dropout
-    else:
-      dropout = 0.0
-
-    def feed_forward(y):
-      return FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')(
-        y, train
-      )
+    def feed_forward(y: jax.Array) -> jax.Array:
+      width = self.ffn_dim or 4 * x.shape[-1]
+      dropout = self.dropout if self.hidden_dropout else 0.0
+      layer = FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')
+      return layer(y, train)
 
     x = self._residual(x, self_attention, 'self_norm', train)
     if memory is not None:
       x = self._residual(x, cross_attention, 'cross_norm', train)
     return self._residual(x, feed_forward, 'ffn_norm', train)
 
-  def _residual(self, x, layer, name, train):
-    norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)
-    drop = Dropout(self.dropout)
+  def _attention(self, name: str, rotary: bool) -> MultiHeadAttention:
+    return MultiHeadAttention(
+      self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name
+    )
+
+  def _residual(self, x: jax.Array, layer: Layer, norm_name: str, train: bool) -> jax.Array:
+    norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=norm_name)
+    dropout = Dropout(self.dropout)
     if self.pre_norm:
-      x = x + drop(layer(norm(x)), train)
+      x = x + dropout(layer(norm(x)), train)
     else:
-      x = norm(x + drop(layer(x), train))
-    return spread_rows(x)
+      x = norm(x + dropout(layer(x), train))
+    return shard_activations(x)
 
 
 class Transformer(nn.Module):
-  """A stack of blocks and, when they are pre-norm, a final norm.
+  """A stack of blocks and, if they are pre-norm, a final norm.
 
-  `scan` keeps one traced block with parameters stacked on axis 0 (shorter compilation); `remat` recomputes activations in the
-  backward pass (less memory). `remat` does not change parameter names; `scan` does ('blocks' instead of 'block_0', ...).
+  `scan` traces one block, with parameters stacked on axis 0 (shorter compilation); `remat`
+  recomputes activations in the backward pass (less memory). `remat` does not change the names of
+  parameters; `scan` does ('blocks' instead of 'block_0', ...).
   """
 
   layers: int
@@ -104,64 +118,82 @@ class Transformer(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x, mask=None, memory=None, memory_mask=None, step=None, train=False):
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    memory: jax.Array | None = None,
+    memory_mask: jax.Array | None = None,
+    step: DecodeStep | Prompt | None = None,
+    train: bool = False,
+  ) -> jax.Array:
+    block_class = TransformerBlock
     if self.remat and step is None:
       block_class = nn.remat(TransformerBlock, static_argnums=(6,))
-    else:
-      block_class = TransformerBlock
     inputs = (mask, memory, memory_mask, step, train)
     if self.scan:
-      run = nn.scan(
-        lambda block, carry, _: (block(carry, *inputs), None),
-        # Axis 1: examples stay on axis 0 of all caches, as without scan.
-        variable_axes={'params': 0, 'cache': 1, 'memory': 1, 'intermediates': 1},
-        split_rngs={'params': True, 'dropout': True},
-        length=self.layers,
-      )
-      x, _ = run(block_class(**self.block, name='blocks'), x, None)
+      x = self._scanned(block_class, x, inputs)
     else:
       for layer in range(self.layers):
         x = block_class(**self.block, name=f'block_{layer}')(x, *inputs)
     if self.block.get('pre_norm', True):
-      x = nn.LayerNorm(
-        self.block.get('epsilon', 1e-6), dtype=self.block.get('dtype', 'float32'), name='norm'
-      )(x)
+      epsilon = self.block.get('epsilon', 1e-6)
+      dtype = self.block.get('dtype', 'float32')
+      x = nn.LayerNorm(epsilon, dtype=dtype, name='norm')(x)
+    return x
+
+  def _scanned(
+    self, block_class: type[TransformerBlock], x: jax.Array, inputs: tuple
+  ) -> jax.Array:
+    def apply(block: TransformerBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+      return block(x, *inputs), None
+
+    scan = nn.scan(
+      apply,
+      # Axis 1: examples stay on axis 0 of all caches, as without scan.
+      variable_axes={'params': 0, 'cache': 1, 'memory': 1, 'intermediates': 1},
+      split_rngs={'params': True, 'dropout': True},
+      length=self.layers,
+    )
+    x, _ = scan(block_class(**self.block, name='blocks'), x, None)
     return x
 
 
 class WithTransformer(nn.Module):
-  """The fields of every part with a Transformer; `stack` hands them on, with those that the part adds."""
+  """The options of every part with a Transformer; `stack` passes them on to it."""
 
   dim: int
   layers: int = 3
   heads: int = 4
-  positions: str = 'learned'
+  positions: str = option('learned', "'learned', 'sinusoidal', 'rotary' or 'none'")
   dropout: float = 0.0
   dtype: str = 'float32'
 
-  def stack(self, name=None, **block) -> Transformer:
-    """The Transformer of the options of this part; `block`: fields of TransformerBlock that are not among them."""
+  def stack(self, name: str | None = None, **block: Any) -> Transformer:
+    """Builds the Transformer of this part's options.
 
-    def names(cls):
-      result = []
-      for field in dataclasses.fields(cls):
-        if field.name not in ('parent', 'name'):
-          result.append(field.name)
-      return result
+    Args:
+      block: fields of `TransformerBlock` that are not options of the part.
+    """
+    block_options = self._options_for(TransformerBlock) | block
+    return Transformer(block=block_options, **self._options_for(Transformer), name=name)
 
-    def own(cls):
-      return {name: getattr(self, name) for name in names(cls) if hasattr(self, name)}
-
-    return Transformer(block=own(TransformerBlock) | block, **own(Transformer), name=name)
+  @nn.nowrap
+  def _options_for(self, cls: type) -> dict[str, Any]:
+    """Returns the values of the options that have the name of a field of `cls`."""
+    own_fields = {field.name for field in dataclasses.fields(self)} - {'parent', 'name'}
+    values = {}
+    for field in dataclasses.fields(cls):
+      if field.name in own_fields:
+        values[field.name] = getattr(self, field.name)
+    return values
 
 
 class WithDeepTransformer(WithTransformer):
-  """With the fields of parts whose Transformer may be large."""
+  """Adds the options of parts whose Transformer may be large."""
 
-  ffn_dim: int = 0  # 0 = four times the width
-  attention_dropout: float = option(
-    0.0, 'of the weights of attention', limits=FRACTION, traced=True
-  )
-  hidden_dropout: bool = True  # also inside the feed-forward
-  scan: bool = False
-  remat: bool = False
+  ffn_dim: int = option(0, '0 = four times the width')
+  attention_dropout: float = option(0.0, 'of attention weights', limits=FRACTION, traced=True)
+  hidden_dropout: bool = option(True, 'also inside the feed-forward')
+  scan: bool = option(False, 'trace one layer only: compiles faster, stacks the parameters')
+  remat: bool = option(False, 'recompute activations in the backward pass')

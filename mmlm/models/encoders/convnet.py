@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Tan & Le 2019, Table 1 (B0), less the stem and the head. A stage is (repeats, kernel, stride, expansion, width): so
-# many blocks, of which the first has the stride.
+# Tan & Le 2019, Table 1 (B0), without the stem and the head: (repeats, kernel, stride, expansion,
+# width) of each stage, whose first block has the stride.
 LITE0 = (
   (1, 3, 1, 1, 16),
   (2, 3, 2, 6, 24),
@@ -25,9 +25,9 @@ LITE0 = (
 class Depthwise(nn.Module):
   """A convolution of each channel by itself, padded as TensorFlow's 'SAME', and a bias.
 
-  [B, H, W, C] -> [B, H/s, W/s, C]. It is a sum of k * k shifted products: with XLA's grouped convolution the
-  whole network is several times slower on a CPU. Cells are first split into their s * s phases, because a
-  strided slice has a slow gradient.
+  [B, H, W, C] -> [B, H/s, W/s, C]. It is a sum of k * k shifted products: with XLA's grouped
+  convolution the whole network is several times slower on a CPU. Cells are first split into their
+  s * s phases, because a strided slice has a slow gradient.
   """
 
   kernel: int
@@ -36,35 +36,38 @@ class Depthwise(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    k, s, (batch, height, width, channels) = self.kernel, self.stride, x.shape
-    kernel = self.param('kernel', nn.initializers.he_normal(in_axis=(0, 1)), (k, k, 1, channels))
+    k = self.kernel
+    s = self.stride
+    batch_size, height, width, channels = x.shape
+    init = nn.initializers.he_normal(in_axis=(0, 1))
+    kernel = self.param('kernel', init, (k, k, 1, channels))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
-    rows = -(-height // s)
-    cols = -(-width // s)
-    tall = rows + (k - 1) // s
-    wide = cols + (k - 1) // s
-    top = max((rows - 1) * s + k - height, 0) // 2
-    left = max((cols - 1) * s + k - width, 0) // 2
-    x = jnp.pad(
-      x,
-      (
-        (0, 0),
-        (top, tall * s - height - top),
-        (left, wide * s - width - left),
-        (0, 0),
-      ),
-    )
-    x = x.reshape(batch, tall, s, wide, s, channels)
+    rows, top, bottom = self._padding(height)
+    columns, left, right = self._padding(width)
+    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    phases = x.reshape(batch_size, x.shape[1] // s, s, x.shape[2] // s, s, channels)
     kernel = kernel.astype(self.dtype)
     y = bias.astype(self.dtype)
     for i in range(k):
       for j in range(k):
-        y += kernel[i, j, 0] * x[:, i // s : i // s + rows, i % s, j // s : j // s + cols, j % s]
+        vertical = slice(i // s, i // s + rows)
+        horizontal = slice(j // s, j // s + columns)
+        y += kernel[i, j, 0] * phases[:, vertical, i % s, horizontal, j % s]
     return y
+
+  def _padding(self, size: int) -> tuple[int, int, int]:
+    """Returns the size of the output, and the padding before and behind the input."""
+    outputs = -(-size // self.stride)
+    padded = (outputs + (self.kernel - 1) // self.stride) * self.stride
+    before = max((outputs - 1) * self.stride + self.kernel - size, 0) // 2
+    return outputs, before, padded - size - before
 
 
 class Block(nn.Module):
-  """MBConv without squeeze-and-excitation: expand, depthwise, project; plus the input where shapes allow."""
+  """MBConv without squeeze-and-excitation: expand, depthwise, project.
+
+  The input is added where shapes allow.
+  """
 
   kernel: int
   stride: int
@@ -86,13 +89,9 @@ class Block(nn.Module):
 class EfficientNetLite0(nn.Module):
   """Pictures to a grid of features (Tan & Le 2019; Lite: ReLU6, no squeeze-and-excitation).
 
-  `images` [B, H, W, 3], already normalised (mmlm/pretrained/efficientnet.py says how) -> [B, H/32, W/32,
-  1280]: the head convolution after its ReLU6, before pooling. Sizes round up. 1x1 convolutions are dense
-  layers on C.
-
-  Batch normalisation does not exist here: it is folded into the convolutions when weights are loaded, so each
-  is a kernel and a bias, nothing is mutable, training and evaluation compute the same, and fine-tuning moves
-  the folded weights.
+  Batch normalisation is folded into the convolutions when weights are loaded: each is a kernel and
+  a bias, nothing is mutable, training and evaluation compute the same, and fine-tuning moves the
+  folded weights. 1x1 convolutions are dense layers on C.
 
   Attributes:
     stages: the table of blocks, as LITE0.
@@ -108,15 +107,20 @@ class EfficientNetLite0(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    x = nn.relu6(
-      nn.Conv(self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv')(
-        images
-      )
+    """Returns the grid [B, H/32, W/32, 1280], sizes rounded up: the head before pooling.
+
+    Args:
+      images: [B, H, W, 3], normalised as in mmlm/pretrained/efficientnet.py.
+    """
+    stem = nn.Conv(
+      self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv'
     )
-    blocks = []
+    x = nn.relu6(stem(images))
+    number = 0
     for repeats, kernel, stride, expansion, width in self.stages:
       for i in range(repeats):
-        blocks.append((kernel, stride if i == 0 else 1, expansion, width))
-    for number, block in enumerate(blocks):
-      x = Block(*block, self.dtype, name=f'block{number:02d}')(x)
+        block_stride = stride if i == 0 else 1
+        name = f'block{number:02d}'
+        x = Block(kernel, block_stride, expansion, width, self.dtype, name=name)(x)
+        number += 1
     return nn.relu6(nn.Dense(self.head, dtype=self.dtype, name='head_conv')(x))
