@@ -39,7 +39,7 @@ from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
-from mmlm.parallel import Parallel, side_by_side
+from mmlm.parallel import Parallel, run_concurrently
 from mmlm.pretrained.bert import find
 
 SST2 = f'{ROOT}/configs/sentiment/bert_sst2.py'
@@ -166,12 +166,12 @@ class Answerer:
     task = experiment.task
     model = experiment.model
     self.params = params
-    self.answer = Parallel('jit').rows(
+    self.answer = Parallel('jit').per_example(
       lambda params, batch: task.answer(model, params, batch, None, None)['outputs']
     )
 
   def __call__(self, batches: list) -> np.ndarray:
-    found = side_by_side(lambda batch: self.answer(self.params, batch), batches)
+    found = run_concurrently(lambda batch: self.answer(self.params, batch), batches)
     return np.concatenate(
       [outputs[batch['weight'] > 0, 0] for batch, outputs in zip(batches, found)]
     )

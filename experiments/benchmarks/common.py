@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from mmlm.config import load_config, override, to_steps  # noqa: E402
 from mmlm.decoding.search import SearchOptions  # noqa: E402
 from mmlm.experiment.environment import environment  # noqa: E402
-from mmlm.parallel import Parallel, side_by_side  # noqa: E402
+from mmlm.parallel import Parallel, run_concurrently  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
 from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
 from mmlm.training.step import StepOptions, initial_state, train_step  # noqa: E402
@@ -89,7 +89,7 @@ class Generator:
       beam_size=config.decoding.beam_size,
       length_penalty=config.decoding.length_penalty,
     )
-    self.generate = Parallel('jit').rows(
+    self.generate = Parallel('jit').per_example(
       lambda params, batch: task.generate(model, params, batch, options, rng)._asdict()
     )
 
@@ -97,7 +97,7 @@ class Generator:
     """Tokens [n, STEPS] of the examples of each batch."""
     tokens = []
     for batch, found in zip(
-      batches, side_by_side(lambda batch: self.generate(self.params, batch), batches)
+      batches, run_concurrently(lambda batch: self.generate(self.params, batch), batches)
     ):
       real = batch['weight'] > 0
       if not (found['lengths'][real] == STEPS).all():

@@ -11,7 +11,7 @@ from mmlm.data import batching
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search import SearchOptions
-from mmlm.parallel import Parallel, side_by_side
+from mmlm.parallel import Parallel, run_concurrently
 from mmlm.utils.progress import progress
 
 Params = Any  # a tree of arrays
@@ -54,8 +54,8 @@ class Evaluator:
       params, arrays = params_and_arrays
       return task.answer(model, params, batch, options, key, fusion._replace(arrays=arrays))
 
-    self._losses = parallel.rows(losses)
-    self._answer = parallel.rows(answer)
+    self._losses = parallel.per_example(losses)
+    self._answer = parallel.per_example(answer)
 
   def loss(
     self,
@@ -114,7 +114,7 @@ def _computed(
   plan = batching.eval_plan(loader.table.lengths, loader.batch_size, buckets)
   parts = progress(plan, f'{name}: batches') if name else plan
   with stream(plan, loader, 0, len(plan), workers) as batches:
-    for outputs, part in zip(side_by_side(function, batches), parts):
+    for outputs, part in zip(run_concurrently(function, batches), parts):
       yield part.indices, outputs
 
 

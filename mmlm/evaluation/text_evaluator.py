@@ -13,7 +13,7 @@ from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
 from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.language_metrics import stretches
 from mmlm.evaluation.metrics.metric import Rows, Unavailable
-from mmlm.parallel import Parallel, side_by_side
+from mmlm.parallel import Parallel, run_concurrently
 
 
 class Reading(NamedTuple):
@@ -56,7 +56,7 @@ class TextEvaluator:
     def token_nats(params, batch: dict):
       return task.token_nats(model, params, batch)
 
-    self._nats = parallel.rows(token_nats)
+    self._nats = parallel.per_example(token_nats)
 
   def nats(
     self,
@@ -100,7 +100,7 @@ class TextEvaluator:
     def nats(batch: dict):
       return self._nats(params, batch)['nats']
 
-    return side_by_side(nats, batches)
+    return run_concurrently(nats, batches)
 
   def _carried(
     self,

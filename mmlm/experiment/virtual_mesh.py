@@ -7,9 +7,9 @@ import jax
 from mmlm import config as configs
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import abstract_step
-from mmlm.parallel.compiled import in_words
+from mmlm.parallel.compiled import format_number
 from mmlm.parallel.programs import collectives
-from mmlm.parallel.rules import bytes_a_device
+from mmlm.parallel.rules import bytes_per_device
 from mmlm.parallel.strategies import Sharded
 from mmlm.training.step import train_step
 from mmlm.utils.errors import UserError
@@ -44,12 +44,12 @@ def planned(config_path: str, settings: dict, devices: int, mesh: str = '') -> d
 def cost_of_step(options, state, batch: dict, parallel: Sharded) -> dict:
   """The same for the shapes of a state and a batch as `setup.abstract_step` gives them."""
   step = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate)
-  rows = parallel.abstract_rows(batch, options.accumulate)
+  rows = parallel.abstract_batch(batch, options.accumulate)
   placed = parallel.shardings(state)
   compiled, cost = step.compile(parallel.abstract(state), rows)
 
   def held(name):
-    return bytes_a_device(getattr(state, name), getattr(placed, name))
+    return bytes_per_device(getattr(state, name), getattr(placed, name))
 
   return {
     'devices': parallel.mesh.size,
@@ -72,7 +72,7 @@ def told(found: dict) -> list[str]:
   """The lines that a person reads."""
 
   def size(number):
-    return f'{in_words(number)}B'
+    return f'{format_number(number)}B'
 
   cost = found['cost']
   sent = found['collectives']
@@ -85,7 +85,7 @@ def told(found: dict) -> list[str]:
     f'bytes a device: {size(found["memory"])} (parameters {size(found["parameter_bytes"])}, optimizer {size(found["optimizer_bytes"])}, '
     f'batch and the rest {size(max(0, cost.arguments - state))}, temporaries {size(cost.temporaries)}, outputs {size(cost.outputs)}, '
     f'of which {size(cost.donated)} in place)',
-    f'operations of a step: {in_words(cost.flops, 1000)}FLOP in matrix products on all devices',
+    f'operations of a step: {format_number(cost.flops, 1000)}FLOP in matrix products on all devices',
     'collectives of a step, bytes on a device: '
     + (', '.join(f'{kind} {n} times, {size(b)}' for kind, (n, b) in sent.items()) or 'none'),
   ]

@@ -127,9 +127,7 @@ def _fused(query: jax.Array, key: jax.Array) -> bool:
   return bool(cuda) and int(cuda[1]) >= AMPERE
 
 
-def attention_weights(
-  query: jax.Array, key: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+def attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Returns the weight of each key for each query, [B, H, T, S]; they sum to 1 over S.
 
   Args:

@@ -142,9 +142,7 @@ class Transformer(nn.Module):
       x = nn.LayerNorm(epsilon, dtype=dtype, name='norm')(x)
     return x
 
-  def _scanned(
-    self, block_class: type[TransformerBlock], x: jax.Array, inputs: tuple
-  ) -> jax.Array:
+  def _scanned(self, block_class: type[TransformerBlock], x: jax.Array, inputs: tuple) -> jax.Array:
     def apply(block: TransformerBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
       return block(x, *inputs), None
 

@@ -53,7 +53,7 @@ def all_sum(tree):
   return tree
 
 
-def own_key(rng):
+def device_key(rng):
   """A random key of this device; on a mesh, where a draw is one of the whole batch, the key itself."""
   if _under_pmap():
     return jax.random.fold_in(rng, jax.lax.axis_index(DEVICES))
@@ -71,7 +71,7 @@ def batch_shards() -> int:
   return shards(spread.mesh) if spread else 1
 
 
-def as_parameters(gradients):
+def shard_gradients(gradients):
   """Gradients divided as their parameters are, so that no device holds all of them longer than it must."""
   spread = _SPREAD.get()
   if spread:
@@ -79,7 +79,7 @@ def as_parameters(gradients):
   return gradients
 
 
-def spread_rows(x):
+def shard_activations(x):
   """Activations [B, T, D] with their examples on the devices that have those, and the rest of them whole, or T over 'tensor'.
 
   Without it XLA may choose to move activations where moving weights is cheaper. Divided in time, norms and residuals of a

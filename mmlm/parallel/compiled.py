@@ -70,17 +70,17 @@ class Cost(NamedTuple):
 
   def __str__(self):
     if self.flops:
-      products = f', {in_words(self.flops, 1000)}FLOP in matrix products'
+      products = f', {format_number(self.flops, 1000)}FLOP in matrix products'
     else:
       products = ''
     return (
-      f'{in_words(self.memory)}B a device (arguments {in_words(self.arguments)}B, temporaries {in_words(self.temporaries)}B, '
-      f'outputs {in_words(self.outputs)}B, of which {in_words(self.donated)}B in place){products}; XLA counts '
-      f'{in_words(self.xla_flops, 1000)}FLOP a device, loops once'
+      f'{format_number(self.memory)}B a device (arguments {format_number(self.arguments)}B, temporaries {format_number(self.temporaries)}B, '
+      f'outputs {format_number(self.outputs)}B, of which {format_number(self.donated)}B in place){products}; XLA counts '
+      f'{format_number(self.xla_flops, 1000)}FLOP a device, loops once'
     )
 
 
-def in_words(number: float, base: int = 1024) -> str:
+def format_number(number: float, base: int = 1024) -> str:
   """12345678 -> '11.8 Mi', or with base 1000 '12.3 M'."""
   if number < base:
     power = 0

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 
-def side_by_side(fn, batches):
+def run_concurrently(fn, batches):
   """fn(batch), on the host, for each batch in order.
 
   On one CPU device several batches run at once: the many small products of decoding leave its cores waiting for each other.

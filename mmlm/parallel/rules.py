@@ -124,7 +124,7 @@ def _spec(mesh, name, shape, axes, by_user) -> P:
   return P(*(axis or None for axis in spec))
 
 
-def bytes_a_device(tree, placed) -> int:
+def bytes_per_device(tree, placed) -> int:
   """What one device holds of a tree of arrays or shapes, under a tree of shardings like it."""
   held = jax.tree.map(
     lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,

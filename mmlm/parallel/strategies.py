@@ -83,7 +83,7 @@ class OneDevice:
       lambda state: jax.jit(fn, donate_argnums=0), lambda batch: filled(batch, accumulate)
     )
 
-  def rows(self, fn):
+  def per_example(self, fn):
     """Compiles (replicated, batch) -> tree of arrays with a leading batch axis."""
     return jax.jit(fn)
 
@@ -153,7 +153,7 @@ class Replicas:
       lambda state: run, lambda batch: self.shard(batch, accumulate), first, ahead=self._alone
     )
 
-  def rows(self, fn):
+  def per_example(self, fn):
     if self._alone:
       run = jax.pmap(fn, DEVICES)
     else:  # every process reads the answers of all
@@ -229,7 +229,7 @@ class Sharded:
     """[B, ...], divided over the devices."""
     return put_rows(filled(batch, self._local * accumulate), self._divided, self.part[1])
 
-  def abstract_rows(self, batch: dict, accumulate: int = 1) -> dict:
+  def abstract_batch(self, batch: dict, accumulate: int = 1) -> dict:
     """Shapes, types and places of what `shard` gives."""
 
     def shape(x):
@@ -251,7 +251,7 @@ class Sharded:
 
     return Step(program, lambda batch: self.shard(batch, accumulate))
 
-  def rows(self, fn):
+  def per_example(self, fn):
     """As under pmap every part of the batch is a program by itself, with all parameters but what 'tensor' divides: a search ends where
     its own rows have ended, and its cache never moves between devices.
     """

@@ -32,7 +32,7 @@ class FrozenBackbone:
       grid = module().apply({'params': params}, batch['image'])
       return grid.reshape(grid.shape[0], -1, grid.shape[-1]).astype('float16')
 
-    self._apply = parallel.rows(apply)
+    self._apply = parallel.per_example(apply)
 
   def grid(self, images: np.ndarray) -> jax.Array:
     return self._apply(self._params, {'image': images})

@@ -13,7 +13,7 @@ from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep, combine
 from mmlm.decoding.search import SearchOptions, SearchResult, search
-from mmlm.models.kv_cache import at, cache_of, cached_step, own_rows
+from mmlm.models.kv_cache import beam_numbers, cached_step, decode_step, new_cache
 from mmlm.tasks.base import Task
 from mmlm.training.losses import summed_loss, token_losses
 
@@ -152,10 +152,17 @@ def begin_decoder(model, params, memory, examples: int, options: SearchOptions):
   """(step, cache, scored) of a model's decoder for a search (decoding/score_fusion.py); `memory` None for a language model."""
   variables = {'params': params}
   width = options.beams
-  cache = cache_of(None, examples, width, options.max_length)
-  tokens = own_rows(examples, width)  # any will do: only the shapes of what they leave are of use
+  cache = new_cache(None, examples, width, options.max_length)
+  tokens = beam_numbers(
+    examples, width
+  )  # any will do: only the shapes of what they leave are of use
   _, made = model.apply(
-    variables, tokens, memory, at(cache, examples), method='step', mutable=['cache', 'memory']
+    variables,
+    tokens,
+    memory,
+    decode_step(cache, examples),
+    method='step',
+    mutable=['cache', 'memory'],
   )
   # Projected keys and values of the memory stand beside the search: one copy an example, whatever the beam.
   variables['memory'] = made.get('memory', {})

@@ -57,7 +57,7 @@ def gradient(params, batch, rng, options: StepOptions):
   def sums(params, batch, rng):
     (loss, other), grads = jax.value_and_grad(options.loss, has_aux=True)(params, batch, rng)
     weight, carry = other if 'carry' in batch else (other, ())
-    return ((loss, weight), parallel.as_parameters(grads)), carry
+    return ((loss, weight), parallel.shard_gradients(grads)), carry
 
   if options.accumulate == 1:
     return sums(params, batch, rng)
@@ -92,7 +92,7 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if jax.tree.leaves(state.carry):
     batch = batch | {'carry': state.carry}
-  sums, carry = gradient(state.params, batch, parallel.own_key(rng), options)
+  sums, carry = gradient(state.params, batch, parallel.device_key(rng), options)
   (loss, weight), grads = parallel.all_sum(sums)
   scale = 1 / jnp.maximum(weight, 1e-8)
   grads = jax.tree.map(lambda g: g * scale, grads)

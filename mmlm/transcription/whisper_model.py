@@ -18,7 +18,7 @@ from mmlm.data.transforms.audio import HOP, log_mel_spectrogram
 from mmlm.decoding.search import SearchOptions, SearchResult, search
 from mmlm.decoding.whisper_timestamps import Rules, initial_progress, with_rules
 from mmlm.models.attention import Prompt
-from mmlm.models.kv_cache import cache_of, cached_step
+from mmlm.models.kv_cache import cached_step, new_cache
 from mmlm.models.sequence import Sequence
 from mmlm.pretrained.whisper import decoder_of, encoder_of, load_whisper
 from mmlm.transcription.transcript import DecodingResult
@@ -380,7 +380,7 @@ def decode_windows(
     method='read',
     mutable=['cache'],
   )
-  inner = cache_of(made['cache'], windows, width, positions, start)
+  inner = new_cache(made['cache'], windows, width, positions, start)
   remaining = batch.lengths - start
   rest = jnp.take(batch.prompts, start + jnp.arange(length), axis=1, mode='clip')
   progress = initial_progress(jnp.repeat(remaining, width), rules)

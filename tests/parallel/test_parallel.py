@@ -20,9 +20,9 @@ from program import cli, done, refused
 from mmlm.cli import slurm
 from mmlm.data.batching import Batch, part_of
 from mmlm.data.pipeline import Loader, Table
-from mmlm.parallel.compiled import cost_of, flops_of, in_words, peak_flops
+from mmlm.parallel.compiled import cost_of, flops_of, format_number, peak_flops
 from mmlm.parallel.programs import collectives
-from mmlm.parallel.rules import bytes_a_device, parameter_specs, shardings
+from mmlm.parallel.rules import bytes_per_device, parameter_specs, shardings
 from mmlm.parallel.strategies import Sharded, sizes_of
 from mmlm.sweeps.slurm_jobs import batch_script
 from mmlm.training.step import TrainState
@@ -174,7 +174,7 @@ def test_memory_falls_as_the_devices_grow():
   held = []
   for n in (1, 2, 4, 8):
     held.append(
-      bytes_a_device(params, Sharded(f'fsdp={n}', devices=jax.devices()[:n]).shardings(params))
+      bytes_per_device(params, Sharded(f'fsdp={n}', devices=jax.devices()[:n]).shardings(params))
     )
   assert held == [64 * 128 * 4 // n for n in (1, 2, 4, 8)]
 
@@ -256,7 +256,11 @@ def test_peaks_are_of_known_devices_alone():
     peak_flops(kind('TPU v5 lite', 'tpu')) == 197e12
     and peak_flops(kind('TPU v5p', 'tpu')) == 459e12
   )
-  assert (in_words(512), in_words(1536), in_words(2.5e9, 1000)) == ('512 ', '1.5 ki', '2.5 G')
+  assert (format_number(512), format_number(1536), format_number(2.5e9, 1000)) == (
+    '512 ',
+    '1.5 ki',
+    '2.5 G',
+  )
 
 
 def test_a_plan_says_what_fits(data):

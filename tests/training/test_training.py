@@ -502,7 +502,7 @@ def test_rows_come_back_in_their_order(size):
   found = []
   for strategy in ('jit', 'pmap', 'mesh'):
     parallel = Parallel(strategy)
-    found.append(parallel.rows(apply)(parallel.replicate({'w': normal(1, 4, 3)}), batch))
+    found.append(parallel.per_example(apply)(parallel.replicate({'w': normal(1, 4, 3)}), batch))
   for other in found[1:]:
     same(found[0], other)
     assert other['y'].shape == (size, 3)

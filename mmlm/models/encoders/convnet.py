@@ -112,9 +112,7 @@ class EfficientNetLite0(nn.Module):
     Args:
       images: [B, H, W, 3], normalised as in mmlm/pretrained/efficientnet.py.
     """
-    stem = nn.Conv(
-      self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv'
-    )
+    stem = nn.Conv(self.stem, (3, 3), strides=2, padding='SAME', dtype=self.dtype, name='stem_conv')
     x = nn.relu6(stem(images))
     number = 0
     for repeats, kernel, stride, expansion, width in self.stages:
