@@ -2,14 +2,14 @@
 
 from ml_collections import ConfigDict
 
-import mmlm.word_vectors  # noqa: F401 registers its task
 from mmlm.config.smoke_forms import smoke as small_form
 from mmlm.tasks import TASKS
+from mmlm.utils.choices import one_of
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
   """Returns the small form of a config, as its task defines it."""
-  task = TASKS[config.task]
+  task = TASKS[one_of('task', config.task, TASKS)]
   if 'smoke' in dir(task):
     return task.smoke(config)
   return small_form(config)

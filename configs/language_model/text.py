@@ -62,7 +62,8 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.across = False
   config.data.max_length = args.context
   config.tokenizer = {
-    'kind': args.tokens,
+    'kind': 'gpt2' if args.gpt2 else args.tokens,
+    'source': args.gpt2,
     'vocab_size': 8000,
     'lowercase': False,
     'min_frequency': 2,
@@ -83,8 +84,6 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model.head, sizes = gpt2_options(args.gpt2)
     config.model.dim = sizes['dim']
     config.data.max_length = sizes['max_length']
-    config.tokenizer.kind = 'gpt2'
-    config.tokenizer.source = args.gpt2
     config.optimizer.learning_rate = 3e-5
     config.optimizer.rate_rules = (('.*/tokens/bias', 0.0), ('.*', 1.0))
   if args.smoke:

@@ -26,8 +26,9 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.train_ops = ("decode('L')", "normalize('half')")
   config.data.eval_ops = config.data.train_ops
   config.data.max_length = 16
+  reads_text = 'text' in args.modalities
   config.tokenizer = {
-    'kind': 'word',
+    'kind': 'word' if reads_text else 'none',
     'source': '',
     'vocab_size': 200,
     'lowercase': True,
@@ -40,8 +41,6 @@ def get_config(arg: str = '') -> ConfigDict:
     'audio': {'name': 'feature_recurrent', 'width': 12},
   }
   config.model.encoders = chosen(args.modalities, encoders)
-  if 'text' not in config.model.encoders:
-    config.tokenizer.kind = 'none'
   config.model.fusion = {'name': args.fusion}
   config.model.head = {
     'name': 'classifier',

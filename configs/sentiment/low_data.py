@@ -31,16 +31,15 @@ def get_config(arg: str = '') -> ConfigDict:
   }
   config.data.max_length = 64
   config.data.buckets = (8, 12, 16, 24, 32, 48, 64)
+  run = args.start or args.like
   config.tokenizer = {
-    'kind': 'bpe',
+    'kind': 'run' if run else 'bpe',
+    'source': run,
     'vocab_size': 8000,
     'lowercase': True,
     'min_frequency': 2,
     'mask': True,
   }
-  if run := args.start or args.like:
-    config.tokenizer.kind = 'run'
-    config.tokenizer.source = run
   config.model.dim = args.dim
   config.model.encoders = {
     'text': {

@@ -1,5 +1,7 @@
 """The options behind the keys of one config: those of the schema and those of its parts."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from mmlm.config.schema import Config, Model
@@ -19,8 +21,8 @@ def options_of_part(cls: type) -> dict[str, Option]:
   set_for_all = options_of(Model)
   options = {}
   for name, declared in options_of(cls).items():
-    passed = name in ADDED_BY_FLAX or name in set_for_all or declared.default is None
-    if not passed:
+    is_passed = name in ADDED_BY_FLAX or name in set_for_all
+    if not is_passed and declared.default is not None:
       options[name] = declared
   return options
 
@@ -37,11 +39,13 @@ def options_of_group(key: str, group: Option, value: dict) -> dict[str, Option]:
     part = Option({'name': '...'}, parts=group.parts)
     return dict.fromkeys(value, part)
   assert group.parts is not None, f'{key} has free keys'
-  name = value.get('name')
+  name: Any = value.get('name')
   if group.may_be_empty and not name:
     return {'name': Option('')}
-  cls = group.parts[one_of(f'{key}.name', name, group.parts)]
-  return {'name': Option(name)} | options_of_part(cls)
+  one_of(f'{key}.name', name, group.parts)
+  options = {'name': Option(name)}
+  options |= options_of_part(group.parts[name])
+  return options
 
 
 def options_in(config: ConfigDict) -> dict[str, Option]:

@@ -48,7 +48,8 @@ def chosen(modalities: str, options: Mapping[str, Any]) -> dict[str, Any]:
   """Returns {modality: options[modality]} of an argument such as `modalities=text+audio`."""
   result = {}
   for modality in modalities.split('+'):
-    result[modality] = options[one_of('modalities', modality, options)]
+    one_of('modalities', modality, options)
+    result[modality] = options[modality]
   return result
 
 
@@ -77,7 +78,9 @@ def _find_file(path: str) -> pathlib.Path:
   for file in (pathlib.Path(path), ROOT / path):
     if file.is_file() and file.suffix == '.py':
       return file
-  choices = [str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/*.py')]
+  choices = []
+  for file in ROOT.glob('configs/*/*.py'):
+    choices.append(str(file.relative_to(ROOT)))
   raise UserError(f'no config file {path!r}. Nearest: {nearest(path, choices)!r}.')
 
 
@@ -103,8 +106,10 @@ def _line_of(error: Exception, file: str) -> int | None:
   """Returns the line of `file` where an error was raised last."""
   if isinstance(error, SyntaxError):
     return error.lineno
-  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-  return lines[-1] if lines else None
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if frame.filename == file:
+      return frame.lineno
+  return None
 
 
 def from_dict(values: dict) -> ConfigDict:

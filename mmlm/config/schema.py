@@ -58,7 +58,7 @@ class Data:
     limits=POSITIVE,
   )
   buckets: tuple = option((), 'lengths that batches are padded to; () = max_length alone')
-  languages: Languages = section(Languages, Languages.__doc__)
+  languages: Languages = section(Languages)
   workers: int = option(0, 'loader processes; 0 = threads of this one', resumable=True)
   skip_broken: bool = option(
     False, 'leave out pictures and sounds that cannot be read, and count them', resumable=True

@@ -31,14 +31,16 @@ def complete(config: ConfigDict, dropping: bool = False) -> ConfigDict:
       outside its limits; a text that is not a duration.
   """
   values = _complete_group('', Option(section=Config), config.to_dict(), dropping)
-  completed = ConfigDict(values)
-  splits = completed.data.splits
-  if set(splits) != {'train', 'valid', 'test'} or not isinstance(splits.train, str):
+  _check_splits(values['data']['splits'])
+  return ConfigDict(values).lock()
+
+
+def _check_splits(splits: dict) -> None:
+  has_all = set(splits) == {'train', 'valid', 'test'}
+  if not has_all or not isinstance(splits['train'], str):
     raise UserError(
-      f"data.splits={splits.to_dict()}: expected one split as 'train', "
-      "one or several as 'valid' and 'test'."
+      f"data.splits={splits}: expected one split as 'train', one or several as 'valid' and 'test'."
     )
-  return completed.lock()
 
 
 def _complete_group(key: str, group: Option, value: dict, dropping: bool) -> dict:
@@ -51,8 +53,9 @@ def _complete_group(key: str, group: Option, value: dict, dropping: bool) -> dic
     raise UserError(f'{wrong}: unknown key. Nearest: {right}.')
   completed = {}
   for name, child in options.items():
-    default = _default_of(child)
-    completed[name] = _complete_value(_path(key, name), child, value.get(name, default), dropping)
+    path = _path(key, name)
+    current = value.get(name, _default_of(child))
+    completed[name] = _complete_value(path, child, current, dropping)
   return completed
 
 
@@ -123,13 +126,19 @@ def _check_key(key: str, values: dict) -> None:
   """Raises UserError where `key` is not a key of the flat dict `values`."""
   if key in values:
     return
-  below = sorted(name.removeprefix(f'{key}.') for name in values if name.startswith(f'{key}.'))
-  if below:
-    raise UserError(f'--config.{key} is a group with the keys {below}: name one of them.')
+  group = f'{key}.'
   last = key.split('.')[-1]
-  same_ending = [name for name in values if name.split('.')[-1] == last]
-  candidates = same_ending or values
-  raise UserError(f'--config.{key}: unknown key. Nearest: --config.{nearest(key, candidates)}.')
+  below = []
+  same_ending = []
+  for name in values:
+    if name.startswith(group):
+      below.append(name.removeprefix(group))
+    if name.split('.')[-1] == last:
+      same_ending.append(name)
+  if below:
+    raise UserError(f'--config.{key} is a group with the keys {sorted(below)}: name one of them.')
+  right = nearest(key, same_ending or values)
+  raise UserError(f'--config.{key}: unknown key. Nearest: --config.{right}.')
 
 
 def _parse_value(key: str, text: str, current: Any) -> Any:

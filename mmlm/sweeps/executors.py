@@ -19,12 +19,15 @@ from mmlm.config import ROOT
 from mmlm.sweeps.listing import summarize_run
 from mmlm.sweeps.slurm_jobs import INTERRUPTED, array_executor
 from mmlm.sweeps.study import Run, Sweep
-from mmlm.sweeps.together import Trial, train_trials
+from mmlm.sweeps.together import train_trials
+from mmlm.sweeps.trial_runs import Scores, Trial
 from mmlm.training.loop import Interrupted, stop_signals
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
 POLL_SECONDS = 0.5
+Options = dict[str, str]
+Jobs = dict[Run, Any]  # {run: what its backend returned for it}
 MESSAGE = 'mmlm: '  # begins the message of a command that failed
 
 
@@ -58,6 +61,9 @@ def arguments_of(run: Run, spec: str) -> list[str]:
   return ['train', spec, '--workdir', str(run.folder), *settings]
 
 
+Process = subprocess.Popen | None
+
+
 class Processes:
   """Backend of local processes, one a run."""
 
@@ -66,10 +72,10 @@ class Processes:
   def __init__(self, sweep: Sweep):
     self.sweep = sweep
 
-  def start(self, runs: list[Run]) -> list[subprocess.Popen | None]:
-    return [self._start(run) for run in runs]
+  def start(self, runs: list[Run]) -> list[Process]:
+    return list(map(self._start, runs))
 
-  def _start(self, run: Run) -> subprocess.Popen | None:
+  def _start(self, run: Run) -> Process:
     """Returns the process; None where one that an earlier sweep started still works."""
     try:
       lock = run_dir.lock(run.folder)
@@ -79,10 +85,10 @@ class Processes:
     log = self._log_of(run)
     log.parent.mkdir(exist_ok=True)
     # The process inherits the lock, so that nothing else can start the same run in between.
-    environment = os.environ | {
-      'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-      run_dir.INHERITED: str(lock.fileno()),
-    }
+    path = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+    environment = dict(os.environ)
+    environment['PYTHONPATH'] = os.pathsep.join(path)
+    environment[run_dir.INHERITED] = str(lock.fileno())
     with lock, open(log, 'ab') as output:
       return subprocess.Popen(
         self.command(run),
@@ -100,26 +106,28 @@ class Processes:
   def _log_of(self, run: Run) -> pathlib.Path:
     return self.sweep.folder / 'logs' / f'{run.name}.txt'
 
-  def has_ended(self, run: Run, job: subprocess.Popen | None) -> bool:
+  def has_ended(self, run: Run, job: Process) -> bool:
     if job is None:
       return not run_dir.is_locked(run.folder)
     return job.poll() is not None
 
-  def error(self, run: Run, job: subprocess.Popen | None) -> str | None:
+  def error(self, run: Run, job: Process) -> str | None:
     if job is None or job.returncode == INTERRUPTED:
       return None
-    lines = self._log_of(run).read_text(encoding='utf-8', errors='replace').splitlines()
-    messages = [line for line in lines if line.startswith(MESSAGE)] or lines[-1:]
-    if messages and job.returncode > 0:
-      return messages[-1].removeprefix(MESSAGE)
+    log = self._log_of(run).read_text(encoding='utf-8', errors='replace')
+    lines = log.splitlines()
+    messages = [line for line in lines if line.startswith(MESSAGE)]
+    last = (messages or lines)[-1:]
+    if last and job.returncode > 0:
+      return last[0].removeprefix(MESSAGE)
     return f'its process ended with {job.returncode}'
 
-  def stop(self, job: subprocess.Popen | None) -> None:
+  def stop(self, job: Process) -> None:
     if job is not None:
       with contextlib.suppress(ProcessLookupError):
         job.send_signal(signal.SIGTERM)
 
-  def leave(self, jobs: list[subprocess.Popen | None]) -> None:
+  def leave(self, jobs: list[Process]) -> None:
     """Asks all to save and end, and waits for them."""
     for job in jobs:
       self.stop(job)
@@ -144,11 +152,14 @@ class SlurmArray:
     self.executor = executor
 
   def start(self, runs: list[Run]) -> list[Any]:
-    jobs = {run: self._submitted_earlier(run) for run in runs}
-    new = [run for run in runs if jobs[run] is None]
+    jobs = {}
+    new = {}
+    for run in runs:
+      jobs[run] = self._submitted_earlier(run)
+      if jobs[run] is None:
+        new[run] = arguments_of(run, self.sweep.plan.spec)
     if new:
-      arguments = [arguments_of(run, self.sweep.plan.spec) for run in new]
-      submitted = self.executor.map_array(train_as_job, arguments)
+      submitted = self.executor.map_array(train_as_job, list(new.values()))
       jobs |= dict(zip(new, submitted))
     for run, job in jobs.items():
       run_dir.write_atomic(self._id_file(run), job.job_id)
@@ -170,14 +181,14 @@ class SlurmArray:
 
   def error(self, run: Run, job: Any) -> str | None:
     try:
-      lines = (job.stderr() or '').splitlines()
+      log = job.stderr() or ''
     except OSError:
-      lines = []
-    if any(f'exit status {INTERRUPTED}' in line for line in lines):
+      log = ''
+    if f'exit status {INTERRUPTED}' in log:
       return None
-    messages = [line for line in lines if MESSAGE in line]
-    if messages:
-      return messages[-1].partition(MESSAGE)[2]
+    _, found, last = log.rpartition(MESSAGE)
+    if found:
+      return last.partition('\n')[0]
     return f'its job {job.job_id} ended as {job.state}'
 
   def stop(self, job: Any) -> None:
@@ -194,7 +205,7 @@ def run_apart(backend: Backend, sweep: Sweep, jobs: int) -> None:
     Interrupted: after a signal; the same command resumes the sweep.
   """
   at_once = jobs or backend.at_once
-  working: dict[Run, Any] = {}
+  working: Jobs = {}
   with stop_signals() as stopped:
     while not stopped:
       working |= _start_more(backend, sweep, at_once, len(working))
@@ -211,7 +222,7 @@ def run_apart(backend: Backend, sweep: Sweep, jobs: int) -> None:
   raise Interrupted('Interrupted. The same command resumes the sweep.', stopped)
 
 
-def _start_more(backend: Backend, sweep: Sweep, at_once: int, working: int) -> dict[Run, Any]:
+def _start_more(backend: Backend, sweep: Sweep, at_once: int, working: int) -> Jobs:
   """Starts as many runs as there is room for."""
   if at_once and working >= at_once:
     return {}
@@ -219,7 +230,7 @@ def _start_more(backend: Backend, sweep: Sweep, at_once: int, working: int) -> d
   return dict(zip(runs, backend.start(runs)))
 
 
-def _stop_trial(backend: Backend, run: Run, working: dict[Run, Any]) -> None:
+def _stop_trial(backend: Backend, run: Run, working: Jobs) -> None:
   """Stops all runs of the trial of a run."""
   for other, job in working.items():
     if other.trial is run.trial:
@@ -243,40 +254,46 @@ def _note_end(backend: Backend, sweep: Sweep, run: Run, job: Any) -> None:
     sweep.ended(run, error)
 
 
-def train_locally(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+def train_locally(sweep: Sweep, jobs: int, slurm_options: Options) -> None:
   """Trains each run in a process of its own, one after the other without `jobs`."""
   _refuse(slurm_options)
   run_apart(Processes(sweep), sweep, jobs)
 
 
-def train_by_slurm(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+def train_by_slurm(sweep: Sweep, jobs: int, slurm_options: Options) -> None:
   """Trains each run as a job of Slurm; `jobs` limits how many are submitted at once."""
   folder = sweep.folder / 'jobs'
   executor = array_executor(folder, slurm_options)
   run_apart(SlurmArray(sweep, folder, executor), sweep, jobs)
 
 
-def train_vectorised(sweep: Sweep, jobs: int, slurm_options: dict[str, str]) -> None:
+def train_vectorised(sweep: Sweep, jobs: int, slurm_options: Options) -> None:
   """Trains the runs of one shape in one program, at most `jobs` at once (0 = all)."""
   _refuse(slurm_options)
   while runs := sweep.next_runs(jobs):
-    run_of_folder = {run.folder: run for run in runs}
-
-    def should_stop(
-      trial: Trial, step: int, scores: dict, run_of_folder: dict = run_of_folder
-    ) -> bool:
-      return sweep.should_stop(run_of_folder[trial.folder])
-
-    trials = [Trial(sweep.plan.config_of(run.settings), run.folder) for run in runs]
-    try:
-      train_trials(trials, should_stop)
-    except jax.errors.JaxRuntimeError as error:
-      _explain_memory(error, len(trials))
+    _train_together(sweep, runs)
     for run in runs:
       sweep.ended(run)
 
 
-def _refuse(slurm_options: dict[str, str]) -> None:
+def _train_together(sweep: Sweep, runs: list[Run]) -> None:
+  trials = []
+  run_of_folder = {}
+  for run in runs:
+    config = sweep.plan.config_of(run.settings)
+    trials.append(Trial(config, run.folder))
+    run_of_folder[run.folder] = run
+
+  def should_stop(trial: Trial, step: int, scores: Scores) -> bool:
+    return sweep.should_stop(run_of_folder[trial.folder])
+
+  try:
+    train_trials(trials, should_stop)
+  except jax.errors.JaxRuntimeError as error:
+    _explain_memory(error, len(trials))
+
+
+def _refuse(slurm_options: Options) -> None:
   if slurm_options:
     raise UserError('--slurm is for --executor=slurm.')
 
@@ -292,7 +309,8 @@ def _explain_memory(error: Exception, trials: int) -> NoReturn:
   ) from None
 
 
-EXECUTORS: dict[str, Callable[[Sweep, int, dict[str, str]], None]] = {
+Executor = Callable[[Sweep, int, Options], None]
+EXECUTORS: dict[str, Executor] = {
   'local': train_locally,
   'slurm': train_by_slurm,
   'vectorised': train_vectorised,

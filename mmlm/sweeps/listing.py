@@ -75,20 +75,26 @@ def _summarize(folder: pathlib.Path) -> RunSummary:
     return RunSummary(folder, 'half written', error='no config.json')
   monitor = run_dir.read_json(folder / 'config.json')['train']['monitor']
   log = _read_log(folder / 'metrics.jsonl')
+  step = 0
+  scores = []
   validations = []
   for line in log:
+    step = max(step, line['step'])
     if line.get('kind') == 'valid' and monitor in line:
-      validations.append((line['step'], line[monitor]))
+      score = line[monitor]
+      validations.append((line['step'], score))
+      if math.isfinite(score):
+        scores.append(score)
   status = {}
   if (folder / run_dir.STATUS).exists():
     status = run_dir.read_json(folder / run_dir.STATUS)
   return RunSummary(
     folder,
     state=_state(folder, status, bool(log)),
-    step=max((line['step'] for line in log), default=0),
+    step=step,
     total=status.get('total', 0),
     monitor=monitor,
-    best=_best([score for _, score in validations], monitor),
+    best=_best(scores, monitor),
     validations=tuple(validations),
     error=status.get('error', ''),
   )
@@ -104,10 +110,9 @@ def _read_log(path: pathlib.Path) -> list[dict]:
 
 
 def _best(scores: list[float], monitor: str) -> float | None:
-  finite = [score for score in scores if math.isfinite(score)]
   if higher_is_better(monitor):
-    return max(finite, default=None)
-  return min(finite, default=None)
+    return max(scores, default=None)
+  return min(scores, default=None)
 
 
 def _state(folder: pathlib.Path, status: dict, has_log: bool) -> str:
@@ -126,9 +131,10 @@ def find_runs(folder: str | pathlib.Path) -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     return []
-  is_sweep = (folder / SWEEP).exists()
-  if not is_sweep and any((folder / name).exists() for name in MARKERS):
-    return [folder]
+  if not (folder / SWEEP).exists():
+    for name in MARKERS:
+      if (folder / name).exists():
+        return [folder]
   runs = []
   for child in sorted(folder.iterdir()):
     if not child.is_symlink():
@@ -146,11 +152,13 @@ def format_age(seconds: float) -> str:
 
 def format_table(header: list[str], lines: list[list[str]]) -> str:
   """Returns lines of cells as text with aligned columns."""
-  widths = [max(map(len, column)) for column in zip(header, *lines)]
+  widths = []
+  for column in zip(header, *lines):
+    widths.append(max(map(len, column)))
   texts = []
   for line in (header, *lines):
-    cells = [f'{cell:<{width}}' for cell, width in zip(line, widths)]
-    texts.append('  '.join(cells).rstrip())
+    padded = map(str.ljust, line, widths)
+    texts.append('  '.join(padded).rstrip())
   return '\n'.join(texts)
 
 
@@ -169,9 +177,10 @@ def runs_table(folder: str | pathlib.Path, now: float) -> str:
     best = ''
     if run.best is not None:
       best = f'{format_score(run.best)} {run.monitor}'
-    first_line = run.error.partition('\n')[0]
+    error, _, _ = run.error.partition('\n')
     age = format_age(now - run.changed)
-    lines.append([str(run.folder), run.state, steps, best, age, first_line[:80]])
+    line = [str(run.folder), run.state, steps, best, age, error[:80]]
+    lines.append(line)
   return format_table(['run', 'state', 'step', 'best', 'age', ''], lines)
 
 

@@ -22,6 +22,7 @@ from mmlm.tasks import TASKS
 from mmlm.utils.errors import UserError
 from mmlm.utils.options import Option
 
+Schedule = Callable[[Any], Any]  # step -> learning rate
 RATES = 'rates'
 NO_OPTION = Option()  # of keys that are the user's, such as those of data.fields
 
@@ -47,15 +48,17 @@ def shape_of(config: ConfigDict) -> tuple:
   shape = []
   for key, value in _flat(config).items():
     declared = options.get(key, NO_OPTION)
+    if declared.schedule or declared.outside_program:
+      continue
+    if key == 'seed' and seed_is_free:
+      continue
     if declared.traced:
       value = np.sign(value)  # 0 and less switch something off: another program
-    is_free = declared.schedule or declared.outside_program or (key == 'seed' and seed_is_free)
-    if not is_free:
-      shape.append((key, repr(value)))
+    shape.append((key, repr(value)))
   return tuple(sorted(shape))
 
 
-def groups_of(items: list, config_of: Callable[[Any], ConfigDict]) -> list[list]:
+def groups_of(items: list, config_of: Callable) -> list[list]:
   """Returns the items in groups that one program can train each, in the order of their first.
 
   Args:
@@ -69,7 +72,7 @@ def groups_of(items: list, config_of: Callable[[Any], ConfigDict]) -> list[list]
 
 
 def numbers_of(
-  configs: Sequence[ConfigDict], schedules: Sequence[Callable], totals: Sequence[int]
+  configs: Sequence[ConfigDict], schedules: Sequence[Schedule], totals: Sequence[int]
 ) -> dict[str, np.ndarray]:
   """Returns what differs between K trials: {key: [K]}, and `RATES` [K, T] of learning rates.
 
@@ -77,27 +80,41 @@ def numbers_of(
     schedules: of each trial, step -> learning rate.
     totals: steps of each trial; its row of the table is filled up with its last rate.
   """
-  values = [_flat(config) for config in configs]
-  numbers: dict[str, np.ndarray] = {}
+  flat_configs = list(map(_flat, configs))
+  numbers = {}
   rates_differ = False
   for key, declared in options_in(configs[0]).items():
-    of_trials = [value[key] for value in values]
-    differs = any(value != of_trials[0] for value in of_trials)
-    if differs and declared.traced:
-      numbers[key] = np.array(of_trials, np.float32)
-    rates_differ |= differs and declared.schedule
+    values = [config[key] for config in flat_configs]
+    if values.count(values[0]) == len(values):
+      continue
+    if declared.traced:
+      numbers[key] = np.array(values, np.float32)
+    if declared.schedule:
+      rates_differ = True
   if rates_differ:
     numbers[RATES] = _table_of_rates(schedules, totals)
   return numbers
 
 
-def _table_of_rates(schedules: Sequence[Callable], totals: Sequence[int]) -> np.ndarray:
+def _table_of_rates(schedules: Sequence[Schedule], totals: Sequence[int]) -> np.ndarray:
   """Returns the learning rates of all steps, [K, T]."""
-  rows = []
+  table = []
+  longest = max(totals)
   for schedule, total in zip(schedules, totals):
-    rates = jax.vmap(lambda step, rate=schedule: jnp.float32(rate(step)))(jnp.arange(total))
-    rows.append(np.pad(rates, (0, max(totals) - total), 'edge'))
-  return np.stack(rows)
+    rates = _rates_of(schedule, total)
+    missing = longest - total
+    table.append(np.pad(rates, (0, missing), 'edge'))
+  return np.stack(table)
+
+
+def _rates_of(schedule: Schedule, total: int) -> jax.Array:
+  """Returns the learning rates of `total` steps."""
+
+  def rate(step: jax.Array) -> jax.Array:
+    return jnp.float32(schedule(step))
+
+  steps = jnp.arange(total)
+  return jax.vmap(rate)(steps)
 
 
 def with_numbers(config: ConfigDict, numbers: dict[str, Any]) -> ConfigDict:

@@ -15,11 +15,11 @@ A point of a space is {key of the config: value}. Parameters are how optuna name
 a distribution: what was drawn from it}.
 """
 
-import itertools
+import dataclasses
 import math
 import pathlib
 import runpy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,7 +73,11 @@ class Choices:
   @property
   def categories(self) -> list:
     """The values as optuna takes them."""
-    return [value if isinstance(value, SCALARS) else repr(value) for value in self.values]
+    categories = []
+    for value in self.values:
+      is_scalar = isinstance(value, SCALARS)
+      categories.append(value if is_scalar else repr(value))
+    return categories
 
   def keys(self) -> list[str]:
     return [self.key]
@@ -89,7 +93,7 @@ class Choices:
     return [{self.key: value} for value in self.values]
 
   def under(self, prefix: str) -> 'Choices':
-    return Choices(self.key, self.values, prefix + self.prefix)
+    return dataclasses.replace(self, prefix=prefix + self.prefix)
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,8 @@ class Range:
     return [self.key]
 
   def suggest(self, trial: BaseTrial) -> Point:
-    if self.is_whole:
-      value = trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
-    else:
-      value = trial.suggest_float(self.name, self.low, self.high, log=self.log)
+    suggest: Callable = trial.suggest_int if self.is_whole else trial.suggest_float
+    value = suggest(self.name, self.low, self.high, log=self.log)
     return {self.key: value}
 
   def grid(self) -> list[Parameters]:
@@ -139,17 +141,20 @@ class Range:
     if self.log:
       low = math.log(low)
       high = math.log(high)
-    intervals = max(self.points - 1, 1)
-    inner = [low + (high - low) * i / intervals for i in range(1, self.points - 1)]
-    if self.log:
-      inner = [math.exp(value) for value in inner]
-    return [self.low, *inner, self.high][: self.points]
+    values = [self.low]
+    for i in range(1, self.points - 1):
+      value = low + (high - low) * i / (self.points - 1)
+      if self.log:
+        value = math.exp(value)
+      values.append(value)
+    values.append(self.high)
+    return values[: self.points]
 
   def examples(self) -> list[Point]:
     return [{self.key: self.low}, {self.key: self.high}]
 
   def under(self, prefix: str) -> 'Range':
-    return Range(self.key, self.low, self.high, self.log, self.points, prefix + self.prefix)
+    return dataclasses.replace(self, prefix=prefix + self.prefix)
 
 
 @dataclass(frozen=True)
@@ -162,19 +167,39 @@ class Product:
     return _keys_of(self.parts)
 
   def suggest(self, trial: BaseTrial) -> Point:
-    return _joined(part.suggest(trial) for part in self.parts)
+    point = {}
+    for part in self.parts:
+      point |= part.suggest(trial)
+    return point
 
   def grid(self) -> list[Parameters]:
-    grids = [part.grid() for part in self.parts]
-    return [_joined(combination) for combination in itertools.product(*grids)]
+    grid: list[Parameters] = [{}]
+    for part in self.parts:
+      grid = _combinations(grid, part.grid())
+    return grid
 
   def examples(self) -> list[Point]:
-    examples = [part.examples() for part in self.parts]
-    first = _joined(points[0] for points in examples)
-    return [first | point for point in itertools.chain(*examples)]
+    first = {}
+    for part in self.parts:
+      first |= part.examples()[0]
+    examples = []
+    for part in self.parts:
+      for point in part.examples():
+        examples.append(first | point)
+    return examples
 
   def under(self, prefix: str) -> 'Product':
-    return Product(tuple(part.under(prefix) for part in self.parts))
+    parts = [part.under(prefix) for part in self.parts]
+    return Product(tuple(parts))
+
+
+def _combinations(left: list[dict], right: list[dict]) -> list[dict]:
+  """Returns all pairs, joined; the right one varies fastest."""
+  pairs = []
+  for of_left in left:
+    for of_right in right:
+      pairs.append(of_left | of_right)
+  return pairs
 
 
 @dataclass(frozen=True)
@@ -208,7 +233,7 @@ class Zip:
     return [self._at(i) for i in self.indices]
 
   def under(self, prefix: str) -> 'Zip':
-    return Zip(self.parts, prefix + self.prefix)
+    return dataclasses.replace(self, prefix=prefix + self.prefix)
 
 
 @dataclass(frozen=True)
@@ -239,14 +264,17 @@ class Chain:
   def grid(self) -> list[Parameters]:
     grid = []
     for i in self.indices:
-      grid += [{self.name: i} | point for point in self._part(i).grid()]
+      grid += _combinations([{self.name: i}], self._part(i).grid())
     return grid
 
   def examples(self) -> list[Point]:
-    return [*itertools.chain(*(part.examples() for part in self.parts))]
+    examples = []
+    for part in self.parts:
+      examples += part.examples()
+    return examples
 
   def under(self, prefix: str) -> 'Chain':
-    return Chain(self.parts, prefix + self.prefix)
+    return dataclasses.replace(self, prefix=prefix + self.prefix)
 
 
 def choices(key: str, *values: Any) -> Choices:
@@ -298,12 +326,14 @@ def product(*parts: Space) -> Product:
 
 def zip(*parts: Choices) -> Zip:
   """Returns choices that go together, as many of each."""
+  if not parts:
+    raise UserError('zip needs parts.')
   for part in parts:
     if not isinstance(part, Choices):
       raise UserError(f'zip joins choices, not {type(part).__name__.lower()}.')
-  if len({len(part.values) for part in parts}) != 1:
-    counts = ', '.join(f'{part.key} has {len(part.values)} values' for part in parts)
-    raise UserError(f'zip: {counts}: expected as many of each.')
+    if len(part.values) != len(parts[0].values):
+      counts = [f'{part.key} has {len(part.values)} values' for part in parts]
+      raise UserError(f'zip: {", ".join(counts)}: expected as many of each.')
   return Zip(parts)
 
 
@@ -315,14 +345,10 @@ def chain(*parts: Space) -> Chain:
 
 
 def _keys_of(parts: Iterable[Space]) -> list[str]:
-  return [*itertools.chain(*(part.keys() for part in parts))]
-
-
-def _joined(points: Iterable[dict]) -> dict:
-  joined = {}
-  for point in points:
-    joined |= point
-  return joined
+  keys = []
+  for part in parts:
+    keys += part.keys()
+  return keys
 
 
 def load_space(path: str, config_path: str) -> Space:
@@ -333,12 +359,12 @@ def load_space(path: str, config_path: str) -> Space:
   """
   config = pathlib.Path(config_path.partition(':')[0])
   file = pathlib.Path(path or config.with_name(f'{config.stem}_space.py'))
-  candidates = [place for place in (file, ROOT / file) if place.is_file()]
-  if not candidates:
-    advice = '.' if path else ': write it, with a function get_space(), or name another by --space.'
-    raise UserError(f'no file {file} with a space{advice}')
+  if not file.is_file():
+    file = ROOT / file
+  if not file.is_file():
+    raise UserError(_no_space(path, config))
   try:
-    space = runpy.run_path(str(candidates[0]))['get_space']()
+    space = runpy.run_path(str(file))['get_space']()
   except UserError as error:
     raise UserError(f'{file}: {error}') from None
   except Exception as error:  # whatever a user's file raises
@@ -348,6 +374,16 @@ def load_space(path: str, config_path: str) -> Space:
       f'{file}: get_space() returns {space!r}, not a space such as choices(...) or product(...).'
     )
   return space
+
+
+def _no_space(path: str, config: pathlib.Path) -> str:
+  if path:
+    return f'no file {path} with a space.'
+  file = config.with_name(f'{config.stem}_space.py')
+  return (
+    f'no file {file} with a space: write it, with a function get_space(), '
+    'or name another by --space.'
+  )
 
 
 def as_text(value: Any) -> str:

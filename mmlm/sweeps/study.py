@@ -48,6 +48,7 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
   'hyperband': lambda: HyperbandPruner(min_resource=1, reduction_factor=3),
 }
 JOURNAL = 'journal.log'
+Settings = dict[str, str]  # {key of the config: text}, the --config flags
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class Plan:
 
   spec: str
   config: ConfigDict
-  settings: dict[str, str]
+  settings: Settings
   space: Space
   sampler: str
   pruner: str
   trials: int
   seeds: int
 
-  def settings_of(self, point: Point, seed: int) -> dict[str, str]:
+  def settings_of(self, point: Point, seed: int) -> Settings:
     """Returns the --config flags of a run."""
     settings = dict(self.settings)
     for key, value in point.items():
@@ -79,7 +80,7 @@ class Plan:
       settings['seed'] = str(self.config.seed + seed)
     return settings
 
-  def config_of(self, settings: dict[str, str]) -> ConfigDict:
+  def config_of(self, settings: Settings) -> ConfigDict:
     return configs.override(self.config, settings)
 
   def identity(self) -> dict:
@@ -102,7 +103,7 @@ class Run:
   trial: 'SweptTrial'
   name: str
   folder: pathlib.Path
-  settings: dict[str, str]
+  settings: Settings
   error: str = ''  # why it failed, where its folder does not say
   ended: bool = False
 
@@ -141,8 +142,7 @@ class Sweep:
     if grid:
       self.wanted = min(plan.trials or len(grid), len(grid))
     self._enqueue(grid[: self.wanted])
-    running = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
-    self._unfinished = running  # of an earlier process
+    self._unfinished = self._trials(TrialState.RUNNING)  # of an earlier process
     self._waiting: list[Run] = []
 
   def _enqueue(self, grid: list[Parameters]) -> None:
@@ -152,8 +152,9 @@ class Sweep:
       if i not in known:
         self.study.enqueue_trial(parameters, user_attrs={'point': i})
 
-  def _trials(self) -> list[FrozenTrial]:
-    return self.study.get_trials(deepcopy=False)
+  def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+    """Returns the trials of the journal, those in some states or all."""
+    return self.study.get_trials(deepcopy=False, states=states or None)
 
   # Trials
 
@@ -180,17 +181,21 @@ class Sweep:
       self._copy_score(trial, same)
       return True
     for seed in range(self.plan.seeds):
-      name = f'{trial.number:04d}'
-      if self.plan.seeds > 1:
-        name = f'{name}-s{seed}'
-      settings = self.plan.settings_of(trial.point, seed)
-      trial.runs.append(Run(trial, name, self.folder / 'runs' / name, settings))
+      trial.runs.append(self._run_of(trial, seed))
     for run in trial.runs:
       if summarize_run(run.folder).complete:
         self.ended(run)
       else:
         self._waiting.append(run)
     return True
+
+  def _run_of(self, trial: SweptTrial, seed: int) -> Run:
+    name = f'{trial.number:04d}'
+    if self.plan.seeds > 1:
+      name = f'{name}-s{seed}'
+    folder = self.folder / 'runs' / name
+    settings = self.plan.settings_of(trial.point, seed)
+    return Run(trial, name, folder, settings)
 
   def _ask_for_trial(self) -> SweptTrial | None:
     """Returns a trial that an earlier process began, or a new one; None: all have begun."""
@@ -199,20 +204,21 @@ class Sweep:
       trial = optuna.trial.Trial(self.study, frozen._trial_id)
       reported = len(frozen.intermediate_values)
     else:
-      begun = [trial for trial in self._trials() if trial.state != TrialState.WAITING]
-      if len(begun) >= self.wanted:
+      waiting = self._trials(TrialState.WAITING)
+      begun = len(self._trials()) - len(waiting)
+      if begun >= self.wanted:
         return None
       trial = self.study.ask()
       reported = 0
-    return SweptTrial(trial.number, self.plan.space.suggest(trial), trial, reported=reported)
+    point = self.plan.space.suggest(trial)
+    return SweptTrial(trial.number, point, trial, reported=reported)
 
   def _find_same(self, trial: SweptTrial) -> FrozenTrial | None:
     """Returns a trial with the same point that has a score."""
     settings = repr(sorted(trial.point.items()))
     trial.optuna.set_user_attr('settings', settings)
-    for other in self._trials():
-      is_same = other.user_attrs.get('settings') == settings
-      if is_same and other.number != trial.number and other.state == TrialState.COMPLETE:
+    for other in self._trials(TrialState.COMPLETE):
+      if other.user_attrs.get('settings') == settings:
         return other
     return None
 
@@ -225,15 +231,15 @@ class Sweep:
   def should_stop(self, run: Run) -> bool:
     """Reports the validations that all runs of a trial have made; returns whether to prune it."""
     trial = run.trial
-    scores = []
+    validations = []
     for each in trial.runs:
-      validations = summarize_run(each.folder).validations
-      scores.append([score for _, score in validations])
-    for i in range(trial.reported, min(map(len, scores))):
-      mean = float(np.mean([of_run[i] for of_run in scores]))
+      validations.append(summarize_run(each.folder).validations)
+    for of_runs in list(zip(*validations))[trial.reported :]:
+      scores = [score for _, score in of_runs]
+      mean = float(np.mean(scores))
+      trial.reported += 1
       if math.isfinite(mean):
-        trial.optuna.report(mean, i + 1)
-      trial.reported = i + 1
+        trial.optuna.report(mean, trial.reported)
     if trial.reported > 0 and trial.optuna.should_prune():
       trial.pruned = True
     return trial.pruned
@@ -248,24 +254,29 @@ class Sweep:
 
   def _complete_trial(self, trial: SweptTrial) -> None:
     """Writes the score of a trial, or why it has none, into the journal."""
-    summaries = [summarize_run(run.folder) for run in trial.runs]
     errors = []
-    for run, summary in zip(trial.runs, summaries):
+    scores = []
+    pruned = trial.pruned
+    for run in trial.runs:
+      summary = summarize_run(run.folder)
+      scores.append(summary.best)
+      pruned |= summary.state == 'pruned'
       if error := error_of(run, summary):
         errors.append(f'{run.name}: {error}')
     message = '; '.join(errors)
     trial.optuna.set_user_attr('error', message)
-    if errors:
+    if message:
       self.study.tell(trial.number, state=TrialState.FAIL)
       print(f'trial {trial.number} failed: {message}', flush=True)
-    elif trial.pruned or any(summary.state == 'pruned' for summary in summaries):
+    elif pruned:
       self.study.tell(trial.number, state=TrialState.PRUNED)
       print(f'trial {trial.number} was pruned: others are better', flush=True)
     else:
-      score = float(np.mean([summary.best for summary in summaries]))
+      score = float(np.mean(scores))
       self.study.tell(trial.number, score)
+      result = f'{self.monitor} {score:.4f}'
       point = _describe(trial.point)
-      print(f'trial {trial.number}: {self.monitor} {score:.4f}  {point}', flush=True)
+      print(f'trial {trial.number}: {result}  {point}', flush=True)
 
   # Results
 
@@ -279,17 +290,24 @@ class Sweep:
 
   def _result_of(self, trial: FrozenTrial) -> dict:
     runs = []
-    for folder in sorted((self.folder / 'runs').glob(f'{trial.number:04d}*')):
+    folders = (self.folder / 'runs').glob(f'{trial.number:04d}*')
+    for folder in sorted(folders):
       run = summarize_run(folder)
-      place = f'runs/{folder.name}'
-      runs.append({'run': place, 'state': run.state, 'score': run.best, 'step': run.step})
-    point: Point = {}
+      result = {
+        'run': f'runs/{folder.name}',
+        'state': run.state,
+        'score': run.best,
+        'step': run.step,
+      }
+      runs.append(result)
+    settings = {}
     if trial.state.is_finished():
-      point = point_of(self.plan.space, trial.params)
+      for key, value in point_of(self.plan.space, trial.params).items():
+        settings[key] = as_text(value)
     return {
       'trial': trial.number,
       'state': trial.state.name.lower(),
-      'settings': {key: as_text(value) for key, value in point.items()},
+      'settings': settings,
       'monitor': self.monitor,
       'score': trial.value,
       'error': trial.user_attrs.get('error', ''),
@@ -311,10 +329,14 @@ class Sweep:
 
     lines = []
     for result in sorted(self.results(), key=rank):
-      score = format_score(result['score'])
-      settings = _describe(result['settings'])
-      error = result['error'][:100]
-      lines.append([str(result['trial']), result['state'], score, settings, error])
+      line = [
+        str(result['trial']),
+        result['state'],
+        format_score(result['score']),
+        _describe(result['settings']),
+        result['error'][:100],
+      ]
+      lines.append(line)
     return format_table(['trial', 'state', self.monitor, 'settings', ''], lines)
 
 
@@ -395,4 +417,5 @@ def error_of(run: Run, summary: RunSummary) -> str:
 
 
 def _describe(settings: dict) -> str:
-  return ' '.join(f'{key}={value}' for key, value in settings.items())
+  words = [f'{key}={value}' for key, value in settings.items()]
+  return ' '.join(words)

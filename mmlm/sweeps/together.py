@@ -29,9 +29,11 @@ from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
 Numbers = dict[str, Any]  # {key of the config: its values, [K] or [K, T]}
+Batch = dict[str, np.ndarray]
+GetState = Callable[[], TrainState]
 
 
-def train_together(config: ConfigDict, folders: dict[int, str | pathlib.Path]) -> list[Experiment]:
+def train_together(config: ConfigDict, folders: dict[int, pathlib.Path]) -> list[Experiment]:
   """Trains a completed config once for each seed of {seed: run folder}.
 
   Every run has its own initial parameters, dropout and order of data, as if it was trained alone.
@@ -49,17 +51,20 @@ def train_together(config: ConfigDict, folders: dict[int, str | pathlib.Path]) -
       'shape, so one bucket.'
     )
   trials = []
-  for seed, name in folders.items():
-    folder = pathlib.Path(name)
+  for seed, folder in folders.items():
     if folder.exists() and any(folder.iterdir()):
       raise UserError(f'{folder} is not empty: seeds are trained together from their start only.')
-    trials.append(Trial(configs.override(config, {'seed': str(seed)}), folder))
+    seeded = configs.override(config, {'seed': str(seed)})
+    trials.append(Trial(seeded, folder))
   train_group(trials)
   for trial in trials:
     status = run_dir.read_json(trial.folder / run_dir.STATUS)
     if status['state'] != 'done':
       raise UserError(f'{trial.folder}: {status["error"]}')
-  return [Experiment.of_run(trial.folder, {}) for trial in trials]
+  experiments = []
+  for trial in trials:
+    experiments.append(Experiment.of_run(trial.folder, {}))
+  return experiments
 
 
 def train_trials(
@@ -80,7 +85,8 @@ def train_trials(
   for group in groups_of(trials, lambda trial: trial.config):
     size = at_once or len(group)
     for start in range(0, len(group), size):
-      train_group(group[start : start + size], should_stop)
+      part = group[start : start + size]
+      train_group(part, should_stop)
 
 
 def train_group(trials: list[Trial], should_stop: ShouldStop | None = None) -> None:
@@ -88,7 +94,8 @@ def train_group(trials: list[Trial], should_stop: ShouldStop | None = None) -> N
   with contextlib.ExitStack() as locks:
     for trial in trials:
       check_folder(trial.folder)  # before a lock is left in it
-      locks.enter_context(contextlib.closing(run_dir.lock(trial.folder)))
+      lock = run_dir.lock(trial.folder)
+      locks.enter_context(contextlib.closing(lock))
     members = members_of(trials)
     if members:
       _train_members(members, should_stop)
@@ -98,11 +105,7 @@ def _train_members(members: list[Member], should_stop: ShouldStop | None) -> Non
   """Trains members until all have ended."""
   first = members[0]
   several_shapes = len(first.experiment.buckets) > 1
-  numbers = numbers_of(
-    [member.experiment.config for member in members],
-    [member.parts.learning_rate for member in members],
-    [member.total for member in members],
-  )
+  numbers = _numbers_of_members(members)
 
   def options_of(numbers: Numbers, params: Any) -> StepOptions:
     return _options(first, numbers, params)
@@ -110,19 +113,35 @@ def _train_members(members: list[Member], should_stop: ShouldStop | None) -> Non
   compiled = step_of_all(options_of)
   with loop.stop_signals() as stopped:
     while members:
-      current = members
+      current = np.ones(len(members), bool)
       if several_shapes:  # then batches agree in shape at the same step alone
-        current = [member for member in members if member.step == members[0].step]
-      is_current = np.array([member in current for member in members])
-      stretch = _Stretch(current, compiled, _select(numbers, is_current), should_stop)
+        steps = np.array([member.step for member in members])
+        current = steps == steps[0]
+      of_stretch = list(itertools.compress(members, current))
+      of_current = _select(numbers, current)
+      stretch = _Stretch(of_stretch, compiled, of_current, should_stop)
       stretch.run(stopped)
-      is_active = np.array([member.active for member in members])
-      numbers = _select(numbers, is_active)
-      members = [member for member in members if member.active]
+      active = np.array([member.active for member in members])
+      members = list(itertools.compress(members, active))
+      numbers = _select(numbers, active)
+
+
+def _numbers_of_members(members: list[Member]) -> Numbers:
+  configs_of_trials = []
+  schedules = []
+  totals = []
+  for member in members:
+    configs_of_trials.append(member.experiment.config)
+    schedules.append(member.parts.learning_rate)
+    totals.append(member.total)
+  return numbers_of(configs_of_trials, schedules, totals)
 
 
 def _select(numbers: Numbers, mask: np.ndarray) -> Numbers:
-  return {key: values[mask] for key, values in numbers.items()}
+  selected = {}
+  for key, values in numbers.items():
+    selected[key] = values[mask]
+  return selected
 
 
 def _options(member: Member, numbers: Numbers, params: Any) -> StepOptions:
@@ -131,10 +150,7 @@ def _options(member: Member, numbers: Numbers, params: Any) -> StepOptions:
     return member.parts.options
   schedule = member.parts.learning_rate
   if RATES in numbers:
-
-    def schedule(step: Any) -> Any:
-      return numbers[RATES][step]
-
+    schedule = numbers[RATES].__getitem__
   config = with_numbers(member.experiment.config, numbers)
   return step_options(member.experiment, config, schedule, params)
 
@@ -171,16 +187,15 @@ class _Stretch:
   def run(self, stopped: list) -> None:
     """Trains; `stopped` holds the signals that have arrived."""
     members = self.members
-    keys = [member.stream_key for member in members]
     state = stacked([member.hand_over_state() for member in members])
     steps = 0
     with contextlib.ExitStack() as stack:
       for batches in self._batches(stack):
         steps += 1
-        of_members = [batches[key] for key in keys]
-        state, metrics = self.compiled(state, stacked(of_members), self.numbers)
+        batch = stacked(batches)
+        state, metrics = self.compiled(state, batch, self.numbers)
         self._settle()
-        examples = [int(batch['weight'].sum()) for batch in of_members]
+        examples = [int(batch['weight'].sum()) for batch in batches]
         self.pending = _Pending(steps, metrics, examples)
         state = self._after_step(steps, state, bool(stopped))
         if stopped:
@@ -188,26 +203,36 @@ class _Stretch:
         active = sum(member.active for member in members)
         if active * 2 <= len(members):
           break
-    for i, member in enumerate(members):
-      if member.active:
-        member.take_state(_unstack(state, i), steps)
+    for i, member in self._active():
+      member.take_state(_unstack(state, i), steps)
 
-  def _batches(self, stack: contextlib.ExitStack) -> Iterator[dict[tuple, dict]]:
-    """Yields, without end, the batches of a step: {stream key: batch}.
+  def _active(self) -> Iterator[tuple[int, Member]]:
+    """Yields the members that have not ended, with their places in the stack."""
+    for i, member in enumerate(self.members):
+      if member.active:
+        yield i, member
+
+  def _batches(self, stack: contextlib.ExitStack) -> Iterator[list[Batch]]:
+    """Yields, without end, the batches of a step, one a member.
 
     A stream that has ended repeats its last batch; what becomes of its members is ignored.
     """
+    ends: dict[tuple, int] = {}
+    for member in self.members:
+      key = member.stream_key
+      ends[key] = max(member.total, ends.get(key, 0))
     streams = {}
     for member in self.members:
       key = member.stream_key
       if key not in streams:
-        end = max(other.total for other in self.members if other.stream_key == key)
-        streams[key] = iter(stack.enter_context(member.parts.stream(member.step, end)))
-    batches: dict[tuple, dict] = {}
-    for _ in itertools.count():
+        stream = stack.enter_context(member.parts.stream(member.step, ends[key]))
+        streams[key] = iter(stream)
+    keys = [member.stream_key for member in self.members]
+    batches: dict[tuple, Any] = {}
+    while True:
       for key, stream in streams.items():
         batches[key] = next(stream, batches.get(key))
-      yield batches
+      yield [batches[key] for key in keys]
 
   def _settle(self) -> None:
     """Waits for the metrics of the newest step, if they are not known, and notes each trial's."""
@@ -216,11 +241,11 @@ class _Stretch:
     pending = self.pending
     self.pending = None
     metrics = jax.device_get(pending.metrics)
-    for i, member in enumerate(self.members):
-      if member.active:
-        of_member = {name: values[i] for name, values in metrics.items()}
-        with _ending_on_error(member):
-          member.keeper.note(member.step + pending.steps, of_member, pending.examples[i])
+    for i, member in self._active():
+      of_member = {name: values[i] for name, values in metrics.items()}
+      step = member.step + pending.steps
+      with _ending_on_error(member):
+        member.keeper.note(step, of_member, pending.examples[i])
 
   def _after_step(self, steps: int, state: TrainState, stopped: bool) -> TrainState:
     """Logs, validates and ends the trials for which it is time.
@@ -228,21 +253,20 @@ class _Stretch:
     Returns:
       The stacked state to go on from: a new one where the averaging of a trial begins.
     """
-    due = []
-    for i, member in enumerate(self.members):
-      if member.active and member.keeper.due(member.step + steps):
-        due.append((i, member))
-    if stopped or due:
+    if stopped or any(member.keeper.due(member.step + steps) for _, member in self._active()):
       self._settle()
-    for i, member in due:
-      if not member.active:  # it has diverged
+    for i, member in self._active():
+      step = member.step + steps
+      if not member.keeper.due(step):
         continue
       began = time.monotonic()
       with _ending_on_error(member):
-        self._after_step_of(member, member.step + steps, _unstacker(state, i))
+        self._after_step_of(member, step, _unstacker(state, i))
       if member.keeper.averages:
-        state = state._replace(averaged=state.averaged.at[i].set(1))
-      self._exclude_time_from_others(member, time.monotonic() - began)
+        averaged = state.averaged.at[i].set(1)
+        state = state._replace(averaged=averaged)
+      seconds = time.monotonic() - began
+      self._exclude_time_from_others(member, seconds)
     return state
 
   def _exclude_time_from_others(self, member: Member, seconds: float) -> None:
@@ -251,7 +275,7 @@ class _Stretch:
       if other is not member:
         other.keeper.progress.since += seconds
 
-  def _after_step_of(self, member: Member, step: int, state: Callable[[], TrainState]) -> None:
+  def _after_step_of(self, member: Member, step: int, state: GetState) -> None:
     keeper = member.keeper
     keeper.values = {}
     if keeper.after(step, state):
@@ -263,10 +287,10 @@ class _Stretch:
 
   def _interrupt(self, steps: int, state: TrainState, stopped: list) -> NoReturn:
     """Saves all trials and raises Interrupted."""
-    for i, member in enumerate(self.members):
-      if member.active:
-        member.keeper.save_at(member.step + steps, _unstacker(state, i))
-        member.end(loop.Interrupted('interrupted', stopped))
+    for i, member in self._active():
+      step = member.step + steps
+      member.keeper.save_at(step, _unstacker(state, i))
+      member.end(loop.Interrupted('interrupted', stopped))
     raise loop.Interrupted(
       'Interrupted: all trials are saved. The same command resumes them.', stopped
     )
@@ -288,7 +312,7 @@ def step_of_all(options_of: Callable[[Numbers, Any], StepOptions]) -> Callable:
     options_of: (numbers, parameters) of one trial -> its step options.
   """
 
-  def step_of_one(state: TrainState, batch: dict, numbers: Numbers) -> tuple:
+  def step_of_one(state: TrainState, batch: Batch, numbers: Numbers) -> tuple:
     return train_step(state, batch, options_of(numbers, state.params))
 
   return jax.jit(jax.vmap(step_of_one), donate_argnums=0)
@@ -306,9 +330,14 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def _unstack(state: TrainState, i: int) -> TrainState:
-  return jax.tree.map(lambda leaf: leaf[i], state)
+  """Returns the state of member `i`."""
+
+  def of_member(leaf: jax.Array) -> jax.Array:
+    return leaf[i]
+
+  return jax.tree.map(of_member, state)
 
 
-def _unstacker(state: TrainState, i: int) -> Callable[[], TrainState]:
+def _unstacker(state: TrainState, i: int) -> GetState:
   """Returns a function that gives the state of member `i`."""
   return lambda: _unstack(state, i)

@@ -26,8 +26,9 @@ class Trial(NamedTuple):
   folder: pathlib.Path
 
 
-# (trial, step, validation scores) -> whether to prune the trial
-ShouldStop = Callable[[Trial, int, dict[str, float]], bool]
+Scores = dict[str, float]  # of a validation
+# (trial, step, scores) -> whether to prune the trial
+ShouldStop = Callable[[Trial, int, Scores], bool]
 
 
 class Pruned(Exception):
@@ -96,11 +97,11 @@ def members_of(trials: list[Trial]) -> list[Member]:
 
   A trial that cannot be prepared gets the status 'failed'.
   """
-  trials = [_on_one_device(trial) for trial in trials]
+  trials = list(map(_on_one_device, trials))
   _claim_folders(trials)
   members: list[Member] = []
   first: Experiment | None = None
-  validate = None
+  validate: Callable | None = None
   for trial in trials:
     if _is_done(trial.folder):
       continue

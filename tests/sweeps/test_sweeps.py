@@ -1,4 +1,4 @@
-"""Sweeps: what a space holds, what is refused, what is kept when trials fail and sweeps are killed, and how trials are grouped."""
+"""Sweeps: spaces, refusals, failed and killed trials, the table of runs, groups of one shape."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def points(space):
 # Spaces
 
 
-def test_products_zips_and_chains_hold_what_their_parts_do():
+def test_products_zips_and_chains_have_the_points_of_their_parts():
   dropout = spaces.choices('model.dropout', 0.1, 0.2, 0.3)
   assert points(spaces.product(RATES, dropout)) == [
     {**a, **b} for a in points(RATES) for b in points(dropout)
@@ -72,17 +72,17 @@ def test_points_of_a_range_are_within_it_and_evenly_spread():
     (lambda: spaces.integers('a', 0.5, 2), 'whole number'),
   ],
 )
-def test_spaces_that_are_none(make, says):
+def test_spaces_that_make_no_sense_are_refused(make, says):
   with pytest.raises(UserError, match=says):
     make()
 
 
-# What is refused
+# Refusals
 
 
 @pytest.fixture
 def space(tmp_path):
-  """body -> a file with a space."""
+  """Returns a function: body of get_space -> the flag --space with its file."""
 
   def write(body):
     path = tmp_path / 'space.py'
@@ -117,7 +117,7 @@ def space(tmp_path):
     ("choices('seed', 1)", ('--executor=slurm',), ('there is no sbatch here',)),
   ],
 )
-def test_wrong_spaces_and_flags_are_said_before_anything_runs(
+def test_wrong_spaces_and_flags_are_refused_before_anything_runs(
   space, tmp_path, monkeypatch, body, more, says
 ):
   monkeypatch.setenv('PATH', str(tmp_path))
@@ -126,23 +126,23 @@ def test_wrong_spaces_and_flags_are_said_before_anything_runs(
   assert not (tmp_path / 'sweep' / 'runs').exists()
 
 
-def test_a_config_without_a_space(tmp_path):
+def test_a_config_without_a_space_names_the_file_to_write(tmp_path):
   assert 'generated_space.py' in refused('sweep', SPEC, '--workdir', tmp_path / 'sweep')
 
 
-# Trials that are stand-ins: what they leave is written here
+# Trials whose run folders the tests write themselves
 
 
 class Backend(executors.Processes):
-  """Runs end at once, and leave what `outcomes` say of their learning rate: a score, or an error."""
+  """Runs end at once with the outcome of their learning rate: a score, or an error."""
 
   outcomes = {}
   started = []
 
   def _start(self, run):
-    outcome = self.outcomes.get(float(run.settings['optimizer.learning_rate']), 0.5)
+    rate = float(run.settings['optimizer.learning_rate'])
     self.started.append(run.name)
-    leave(run.folder, outcome)
+    write_run(run.folder, self.outcomes.get(rate, 0.5))
     return run
 
   def has_ended(self, run, process):
@@ -152,34 +152,37 @@ class Backend(executors.Processes):
     return 'its process ended with -9'
 
 
-def leave(folder, outcome, monitor='accuracy'):
+def write_run(folder, outcome, monitor='accuracy'):
+  """Writes the folder of a run that has ended with a score, died ('dead') or failed (an error)."""
   runs.write_json(folder / 'config.json', {'train': {'monitor': monitor}})
-  rows = [{'step': 1, 'kind': 'train', 'loss': 1.0}]
+  log = [{'step': 1, 'kind': 'train', 'loss': 1.0}]
   if isinstance(outcome, float):
-    rows.append({'step': 2, 'kind': 'valid', monitor: outcome})
-  runs.write_jsonl(folder / 'metrics.jsonl', rows)
-  if isinstance(outcome, float):
-    error = ''
+    log.append({'step': 2, 'kind': 'valid', monitor: outcome})
+    runs.write_status(folder, 'done', 2)
+  elif outcome == 'dead':
+    runs.write_status(folder, 'running', 2, outcome)
   else:
-    error = outcome
-  runs.write_status(folder, {'': 'done', 'dead': 'running'}.get(error, 'failed'), 2, error)
+    runs.write_status(folder, 'failed', 2, outcome)
+  runs.write_jsonl(folder / 'metrics.jsonl', log)
 
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-  """(folder, space, ...) -> a sweep; its runs are Backend's."""
+  """Returns a function: space, ... -> a sweep in tmp_path / 'sweep'."""
   monkeypatch.setattr(executors, 'POLL_SECONDS', 0)
   monkeypatch.setattr(Backend, 'started', [])
   config = configs.override(configs.load_config(SPEC), {})
 
   def made(space, sampler='grid', trials=0, seeds=1, pruner='none'):
-    (tmp_path / 'sweep').mkdir(exist_ok=True)
-    return Sweep(tmp_path / 'sweep', Plan(SPEC, config, {}, space, sampler, pruner, trials, seeds))
+    folder = tmp_path / 'sweep'
+    folder.mkdir(exist_ok=True)
+    return Sweep(folder, Plan(SPEC, config, {}, space, sampler, pruner, trials, seeds))
 
   return made
 
 
 def swept(sweep, monkeypatch, outcomes=(), jobs=2):
+  """Runs a sweep with these outcomes and returns its results."""
   monkeypatch.setattr(Backend, 'outcomes', dict(outcomes))
   executors.run_apart(Backend(sweep), sweep, jobs)
   return sweep.results()
@@ -188,14 +191,13 @@ def swept(sweep, monkeypatch, outcomes=(), jobs=2):
 GRID = spaces.product(spaces.choices('optimizer.learning_rate', 1e-3, 2e-3, 3e-3))
 
 
-def test_a_failed_trial_is_kept_and_named_and_the_others_go_on(make, monkeypatch, tmp_path):
+def test_a_failed_trial_has_its_error_in_the_results_and_stops_no_other(
+  make, monkeypatch, tmp_path
+):
   outcomes = {1e-3: 0.5, 2e-3: 'the loss is nan', 3e-3: 'dead'}
   rows = swept(make(GRID), monkeypatch, outcomes=outcomes)
-  assert [(row['state'], row['score']) for row in rows] == [
-    ('complete', 0.5),
-    ('fail', None),
-    ('fail', None),
-  ]
+  assert [row['state'] for row in rows] == ['complete', 'fail', 'fail']
+  assert [row['score'] for row in rows] == [0.5, None, None]
   assert 'the loss is nan' in rows[1]['error'] and '-9' in rows[2]['error']
   assert json.loads((tmp_path / 'sweep' / 'results.json').read_text()) == rows
   again = make(GRID)
@@ -203,7 +205,7 @@ def test_a_failed_trial_is_kept_and_named_and_the_others_go_on(make, monkeypatch
 
 
 @pytest.mark.parametrize('sampler, trials', [('grid', 0), ('random', 5), ('tpe', 5)])
-def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
+def test_a_killed_sweep_resumes_without_training_complete_runs_again(
   make, monkeypatch, tmp_path, sampler, trials
 ):
   if sampler == 'grid':
@@ -211,60 +213,48 @@ def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
   else:
     space = spaces.log_uniform('optimizer.learning_rate', 1e-4, 1e-2)
   sweep = make(space, sampler, trials)
-  finished, left = sweep.next_runs(2)
-  leave(finished.folder, 0.7)
+  finished, unwritten = sweep.next_runs(2)
+  write_run(finished.folder, 0.7)
   sweep.ended(finished)
-  leave(left.folder, 0.8)  # done, and killed before that was written down
+  write_run(unwritten.folder, 0.8)  # complete, but the sweep was killed before it wrote so
   with open(tmp_path / 'sweep' / 'journal.log', 'ab') as file:
     file.write(b'{"op_code": 6, "wor')  # half a line
   (tmp_path / 'sweep' / 'journal.log.lock').touch()
   rows = swept(make(space, sampler, trials), monkeypatch)
   assert [row['score'] for row in rows[:2]] == [0.7, 0.8] and len(rows) == (trials or 3)
-  assert (
-    finished.name not in Backend.started
-    and left.name not in Backend.started
-    and len(set(Backend.started)) == len(rows) - 2
-  )
+  assert not {finished.name, unwritten.name} & set(Backend.started)
+  assert len(set(Backend.started)) == len(rows) - 2
   settings = [row['settings']['optimizer.learning_rate'] for row in rows]
   assert len(set(settings)) == len(settings)
 
 
-def test_the_score_is_the_mean_of_the_seeds(make, monkeypatch):
+def test_the_score_of_a_trial_is_the_mean_of_its_seeds(make):
   sweep = make(RATES, seeds=2)
   first, second, *_ = sweep.next_runs(0)
-  assert [first.settings['seed'], second.settings['seed']] == [
-    '0',
-    '1',
-  ] and first.trial is second.trial
-  leave(first.folder, 0.5)
-  leave(second.folder, 0.7)
+  assert (first.settings['seed'], second.settings['seed']) == ('0', '1')
+  assert first.trial is second.trial
+  write_run(first.folder, 0.5)
+  write_run(second.folder, 0.7)
   sweep.ended(first)
   assert sweep.results()[0]['state'] == 'running'
   sweep.ended(second)
   assert sweep.results()[0]['score'] == pytest.approx(0.6)
 
 
-def test_a_point_that_was_drawn_before_takes_its_score(make, monkeypatch):
-  rows = swept(
-    make(spaces.product(RATES), 'random', 6), monkeypatch, outcomes={1e-3: 0.25, 2e-3: 0.75}, jobs=1
-  )
-  assert len(rows) == 6 and len(Backend.started) == len(
-    {row['settings']['optimizer.learning_rate'] for row in rows}
-  )
-  assert all(
-    row['score'] == {'0.001': 0.25, '0.002': 0.75}[row['settings']['optimizer.learning_rate']]
-    for row in rows
-  )
+def test_a_point_that_is_drawn_again_gets_its_earlier_score(make, monkeypatch):
+  outcomes = {1e-3: 0.25, 2e-3: 0.75}
+  rows = swept(make(spaces.product(RATES), 'random', 6), monkeypatch, outcomes, jobs=1)
+  rates = [float(row['settings']['optimizer.learning_rate']) for row in rows]
+  assert len(rows) == 6 and len(Backend.started) == len(set(rates))
+  assert [row['score'] for row in rows] == [outcomes[rate] for rate in rates]
   assert sum('the same as trial' in row['error'] for row in rows) == 6 - len(Backend.started)
 
 
-def test_a_trial_that_is_worse_than_others_is_stopped(make):
-  sweep = make(
-    spaces.choices('optimizer.learning_rate', *(i * 1e-3 for i in range(1, 8))), pruner='median'
-  )
-  found = sweep.next_runs(0)
-  for run, score in zip(found, (0.9, 0.9, 0.9, 0.9, 0.9, 0.95, 0.1)):
-    leave(run.folder, score)
+def test_a_trial_that_is_worse_than_the_others_is_pruned(make):
+  rates = [i * 1e-3 for i in range(1, 8)]
+  sweep = make(spaces.choices('optimizer.learning_rate', *rates), pruner='median')
+  for run, score in zip(sweep.next_runs(0), (0.9, 0.9, 0.9, 0.9, 0.9, 0.95, 0.1)):
+    write_run(run.folder, score)
     if sweep.should_stop(run):
       runs.write_status(run.folder, 'pruned', 2, 'others are better')
     sweep.ended(run)
@@ -275,14 +265,11 @@ def test_another_sweep_in_the_same_folder_is_refused(make, tmp_path):
   make(GRID)
   with pytest.raises(UserError, match='another sweep. It differs in\n  space'):
     make(RATES)
+  command = ('sweep', SPEC, f'--space={space_file(tmp_path)}', '--workdir')
   with runs.lock(tmp_path / 'sweep'):
-    said = refused(
-      'sweep', SPEC, f'--space={space_file(tmp_path)}', '--workdir', tmp_path / 'sweep'
-    )
-    assert f'is in use: process {os.getpid()}' in said
-  assert 'holds no sweep' in refused(
-    'sweep', SPEC, f'--space={space_file(tmp_path)}', '--workdir', tmp_path
-  )
+    message = refused(*command, tmp_path / 'sweep')
+  assert f'is in use: process {os.getpid()}' in message
+  assert 'holds no sweep' in refused(*command, tmp_path)
   assert not (tmp_path / runs.LOCK).exists()
   (tmp_path / 'sweep' / 'journal.log').write_text('{"op_code": 0}\nnonsense\n{}\n')
   with pytest.raises(UserError, match=r'journal.log cannot be read'):
@@ -298,18 +285,28 @@ def space_file(folder):
 
 
 def test_a_sweep_that_is_killed_loses_nothing_and_runs_nothing_twice(tmp_path):
-  assert (
-    rounds(tmp_path, 1, seconds=0.2) % 6 == 0
-  )  # a sweep that ends before its kill is followed by another
+  # a sweep that ends before its kill is followed by another
+  assert rounds(tmp_path, 1, seconds=0.2) % 6 == 0
 
 
 # Locks and the table of runs
 
+HOLDS_A_LOCK = """
+import sys, time
+from mmlm.utils import run_dir
+lock = run_dir.lock(sys.argv[1])
+print('locked', flush=True)
+time.sleep(60)
+"""
 
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-  code = f'import sys, time; sys.path.insert(0, {str(ROOT)!r}); from mmlm.utils import run_dir as runs; file = runs.lock({str(tmp_path)!r}); print(1, flush=True); time.sleep(60)'
-  process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)
-  process.stdout.readline()
+
+def test_a_killed_process_loses_its_lock(tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLDS_A_LOCK, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )
+  assert process.stdout and process.stdout.readline() == b'locked\n'
   assert runs.is_locked(tmp_path)
   with pytest.raises(runs.Busy, match=f'process {process.pid}'):
     runs.lock(tmp_path)
@@ -320,34 +317,29 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
   assert not runs.is_locked(tmp_path)
 
 
-def test_a_run_folder_that_is_trained_is_refused(tmp_path):
+def test_a_run_folder_that_a_process_works_in_is_refused(tmp_path):
+  data = f'--config.data.dir={tmp_path / "data"}'
   with runs.lock(tmp_path / 'run'):
-    assert 'is in use' in refused(
-      'train',
-      SPEC,
-      '--workdir',
-      tmp_path / 'run',
-      f'--config.data.dir={tmp_path / "data"}',
-      '--config.parallel.strategy=jit',
-    )
+    message = refused('train', SPEC, '--workdir', tmp_path / 'run', data)
+  assert 'is in use' in message
 
 
-def test_runs_are_listed_with_their_states_whatever_is_in_them(tmp_path):
+def test_runs_are_listed_with_their_states_even_if_damaged(tmp_path):
   for name, outcome in {'good': 0.5, 'dead': 'dead', 'failed': 'an error\nof two lines'}.items():
-    leave(tmp_path / name, outcome)
-  leave(tmp_path / 'at_work', 0.25)
+    write_run(tmp_path / name, outcome)
+  write_run(tmp_path / 'at_work', 0.25)
   (tmp_path / 'half' / 'checkpoints').mkdir(parents=True)
   (tmp_path / 'no_json').mkdir()
   (tmp_path / 'no_json' / 'config.json').write_text('{"train": ')
-  leave(tmp_path / 'deep' / 'er', 0.5)
+  write_run(tmp_path / 'deep' / 'er', 0.5)
   (tmp_path / 'deep' / 'er' / 'metrics.jsonl').write_text('[1]\nnonsense\n')
-  leave(tmp_path / 'old', 0.5)
+  write_run(tmp_path / 'old', 0.5)
   (tmp_path / 'old' / 'status.json').unlink()
   (tmp_path / 'no_run').mkdir()
   with runs.lock(tmp_path / 'at_work'):
     states = {folder.name: summarize_run(folder).state for folder in find_runs(tmp_path)}
-    said = done('runs', tmp_path)
-  wanted = {
+    printed = done('runs', tmp_path)
+  assert states == {
     'good': 'done',
     'dead': 'dead',
     'failed': 'failed',
@@ -357,61 +349,60 @@ def test_runs_are_listed_with_their_states_whatever_is_in_them(tmp_path):
     'er': 'half written',
     'old': 'unknown',
   }
-  assert states == wanted
-  (line,) = [line for line in said.splitlines() if '/good' in line]
+  (line,) = [line for line in printed.splitlines() if '/good' in line]
   assert line.split()[1:5] == ['done', '2/2', '0.5000', 'accuracy']
-  assert (
-    'line 1, column' in runs_table(tmp_path / 'no_json', 0.0)
-    and 'an error' in said
-    and 'of two lines' not in said
-  )
-  assert 'no run in it' in refused('runs', tmp_path / 'no_run') and 'no such folder' in refused(
-    'runs', tmp_path / 'nowhere'
-  )
+  assert 'an error' in printed and 'of two lines' not in printed
+  assert 'line 1, column' in runs_table(tmp_path / 'no_json', 0.0)
+  assert 'no run in it' in refused('runs', tmp_path / 'no_run')
+  assert 'no such folder' in refused('runs', tmp_path / 'nowhere')
 
 
 # Groups of one shape
 
 
-def test_trials_are_grouped_by_what_their_programs_are():
-  base = configs.load_config(SPEC)
+def config_with(**settings):
+  config = configs.load_config(SPEC)
+  return configs.override(config, {key.replace('__', '.'): text for key, text in settings.items()})
 
-  def config(**settings):
-    return configs.override(
-      base, {key.replace('__', '.'): value for key, value in settings.items()}
-    )
 
+def test_trials_that_differ_in_traced_keys_are_one_group():
   same = [
-    config(),
-    config(seed='3'),
-    config(optimizer__learning_rate='1e-2'),
-    config(model__dropout='0.3'),
-    config(train__duration='4 steps'),
-    config(train__eval_every='2 steps'),
-    config(optimizer__weight_decay='0.5'),
+    config_with(),
+    config_with(seed='3'),
+    config_with(optimizer__learning_rate='1e-2'),
+    config_with(model__dropout='0.3'),
+    config_with(train__duration='4 steps'),
+    config_with(train__eval_every='2 steps'),
+    config_with(optimizer__weight_decay='0.5'),
   ]
-  other = [
-    config(model__dim='12'),
-    config(model__dropout='0.0'),
-    config(optimizer__beta1='0.8'),
-    config(train__batch_size='8'),
+  others = [
+    config_with(model__dim='12'),
+    config_with(model__dropout='0.0'),
+    config_with(optimizer__beta1='0.8'),
+    config_with(train__batch_size='8'),
   ]
-  assert groups_of([*same, *other], lambda c: c) == [same, *([c] for c in other)]
-  buckets = [config(data__buckets='(8, 16)', seed=seed) for seed in '0101']
-  assert groups_of(buckets, lambda c: c) == [buckets[::2], buckets[1::2]]
-  numbers = numbers_of(
-    same[:4],
-    [lambda step: 0.1 * step, lambda step: 0.5, lambda step: 1.0, lambda step: 1.0],
-    [3, 2, 3, 3],
-  )
-  assert set(numbers) == {'model.dropout', 'rates'} and numbers[
-    'model.dropout'
-  ].tolist() == pytest.approx([0.1, 0.1, 0.1, 0.3])
-  assert numbers['rates'].tolist() == [pytest.approx([0, 0.1, 0.2]), [0.5] * 3, [1] * 3, [1] * 3]
+  groups = groups_of([*same, *others], lambda config: config)
+  assert groups == [same, *([config] for config in others)]
 
 
-def test_the_arrays_of_slurm_are_submitted_and_waited_for(make, monkeypatch, tmp_path):
-  """By submitit's own executor of local processes, which takes the same calls."""
+def test_trials_with_several_buckets_are_grouped_by_their_seeds():
+  configs_of_seeds = [config_with(data__buckets='(8, 16)', seed=seed) for seed in '0101']
+  groups = groups_of(configs_of_seeds, lambda config: config)
+  assert groups == [configs_of_seeds[::2], configs_of_seeds[1::2]]
+
+
+def test_numbers_of_trials_are_what_differs_with_a_table_of_rates():
+  trials = [config_with(), config_with(optimizer__learning_rate='1e-2')]
+  trials.append(config_with(model__dropout='0.3'))
+  schedules = [lambda step: 0.1 * step, lambda step: 0.5, lambda step: 1.0]
+  numbers = numbers_of(trials, schedules, [3, 2, 3])
+  assert set(numbers) == {'model.dropout', 'rates'}
+  assert numbers['model.dropout'].tolist() == pytest.approx([0.1, 0.1, 0.3])
+  assert numbers['rates'].tolist() == [pytest.approx([0, 0.1, 0.2]), [0.5] * 3, [1] * 3]
+
+
+def test_jobs_of_an_array_are_submitted_and_waited_for(make, monkeypatch, tmp_path):
+  """With submitit's executor of local processes, which has the same methods as that of Slurm."""
   monkeypatch.setattr(executors, 'train_as_job', os.makedirs)
   monkeypatch.setattr(
     executors, 'arguments_of', lambda run, spec: str(tmp_path / 'made' / run.name)

@@ -38,46 +38,42 @@ FEW = {
 }
 
 
-def test_seeds_together_are_seeds_one_by_one(tmp_path):
+def flags_of(settings):
+  return [f'--config.{key}={value}' for key, value in settings.items()]
+
+
+def parameters_of(folder):
+  """Returns {name: values} of the newest checkpoint of a run."""
+  experiment = Experiment.of_run(folder, {'evaluate.checkpoint': 'latest'})
+  loader = experiment.loader('test', experiment.table('test', False), 4)
+  return flat(params_of(experiment, loader)[0])
+
+
+def test_a_seed_that_is_trained_among_others_is_what_it_is_alone(tmp_path):
   preparation.prepare('mosi/bclstm_videos', mosi(tmp_path / 'mosi'), tmp_path / 'data')
   settings = FEW | {'data.dir': str(tmp_path / 'data')}
   config = configs.override(configs.load_config(SPEC), settings)
-  experiments = train_together(config, {seed: tmp_path / f'together{seed}' for seed in (3, 4)})
-  found = []
-  for seed, experiment in zip((3, 4), experiments):
-    alone = tmp_path / f'alone{seed}'
-    done(
-      'train',
-      SPEC,
-      '--workdir',
-      alone,
-      f'--config.seed={seed}',
-      *(f'--config.{key}={value}' for key, value in settings.items()),
-    )
-    loader = experiment.loader('test', experiment.table('test', False), 4)
-    both = [
-      flat(params_of(Experiment.of_run(folder, {'evaluate.checkpoint': 'latest'}), loader)[0])
-      for folder in (experiment.folder, alone)
-    ]
-    for name, values in both[0].items():
-      np.testing.assert_allclose(values, both[1][name], atol=1e-5, err_msg=name)
-    found.append(both[0])
-    assert re.search(
-      r'accuracy +[\d.]+',
-      done('evaluate', experiment.folder, '--config.evaluate.checkpoint=latest'),
-    )
-  assert any(np.abs(found[0][name] - found[1][name]).max() > 1e-3 for name in found[0])
+  folders = {seed: tmp_path / f'together{seed}' for seed in (3, 4)}
+  train_together(config, folders)
+  done('train', SPEC, '--workdir', tmp_path / 'alone', *flags_of(settings | {'seed': '4'}))
+  third, fourth = map(parameters_of, folders.values())
+  alone = parameters_of(tmp_path / 'alone')
+  for name, values in alone.items():
+    np.testing.assert_allclose(fourth[name], values, atol=1e-5, err_msg=name)
+  assert any(np.abs(third[name] - fourth[name]).max() > 1e-3 for name in alone)
+  scores = done('evaluate', folders[3], '--config.evaluate.checkpoint=latest')
+  assert re.search(r'accuracy +[\d.]+', scores)
   with pytest.raises(UserError, match='is not empty'):
-    train_together(config, {3: tmp_path / 'together3'})
+    train_together(config, folders)
 
 
-def test_buckets_are_refused(tmp_path):
+def test_seeds_with_batches_of_several_shapes_are_refused(tmp_path):
   config = configs.override(configs.load_config(SPEC), {'data.buckets': '(32, 64)'})
   with pytest.raises(UserError, match='need batches of one shape'):
     train_together(config, {0: tmp_path / 'run'})
 
 
-# Trials of one shape with other numbers
+# Trials of one shape with different numbers
 
 SMALL = 'configs/sentiment/generated.py:smoke,modalities=audio'
 BASE = {
@@ -107,7 +103,7 @@ OWN = [
     'train.eval_every': '3 steps',
   },
 ]
-TIMES = ('kind', 'seconds', 'examples_per_second')
+TIMES = {'kind', 'seconds', 'examples_per_second'}
 
 
 @pytest.fixture(scope='module')
@@ -118,55 +114,55 @@ def place(tmp_path_factory):
   return folder
 
 
-def trials_in(folder, place, own=OWN):
+def trials_in(folder, place, settings=OWN):
+  """Returns trials in `folder` with the data of `place`."""
   config = configs.override(configs.load_config(SMALL), BASE | {'data.dir': str(place / 'data')})
-  result = []
-  for i, more in enumerate(own):
-    result.append(Trial(configs.override(config, more), folder / f'run{i}'))
-  return result
+  trials = []
+  for i, of_trial in enumerate(settings):
+    trials.append(Trial(configs.override(config, of_trial), folder / f'run{i}'))
+  return trials
 
 
-def same(left, right):
-  """Two runs: the lines of their logs, and the parameters of all of their checkpoints."""
-  rows = [runs.read_jsonl(folder / 'metrics.jsonl') for folder in (left, right)]
-  assert [(row['step'], row['kind']) for row in rows[0]] == [
-    (row['step'], row['kind']) for row in rows[1]
-  ]
-  for a, b in zip(*rows):
-    np.testing.assert_allclose(
-      [a[key] for key in a if key not in TIMES],
-      [b[key] for key in a if key not in TIMES],
-      atol=1e-4,
-    )
-  checkpoints = [Experiment.of_run(folder, {}).checkpoints() for folder in (left, right)]
-  assert checkpoints[0].steps() == checkpoints[1].steps()
-  for step in checkpoints[0].steps():
-    both = [flat(one.params(None, step)[0]) for one in checkpoints]
-    for name, values in both[0].items():
-      np.testing.assert_allclose(values, both[1][name], atol=1e-4, err_msg=f'{name}, step {step}')
+def log_of(folder):
+  """Returns the steps and kinds of the lines of a log, and their numbers without times."""
+  log = runs.read_jsonl(folder / 'metrics.jsonl')
+  steps = [(line['step'], line['kind']) for line in log]
+  numbers = []
+  for line in log:
+    numbers += [line[key] for key in sorted(line.keys() - TIMES)]
+  return steps, numbers
+
+
+def assert_same_run(left, right):
+  """Compares the logs of two runs and the parameters of all of their checkpoints."""
+  left_steps, left_numbers = log_of(left)
+  right_steps, right_numbers = log_of(right)
+  assert left_steps == right_steps
+  np.testing.assert_allclose(left_numbers, right_numbers, atol=1e-4)
+  left_checkpoints, right_checkpoints = (
+    Experiment.of_run(folder, {}).checkpoints() for folder in (left, right)
+  )
+  assert left_checkpoints.steps() == right_checkpoints.steps()
+  for step in left_checkpoints.steps():
+    expected = flat(right_checkpoints.params(None, step)[0])
+    for name, values in flat(left_checkpoints.params(None, step)[0]).items():
+      message = f'{name}, step {step}'
+      np.testing.assert_allclose(values, expected[name], atol=1e-4, err_msg=message)
 
 
 @pytest.mark.parametrize('i', range(len(OWN)))
-def test_a_trial_is_its_lone_run(place, tmp_path, i):
-  """Rates, warm-up, decay, dropout, smoothing, length, seed and validations are each trial's own."""
-  flags = BASE | OWN[i] | {'data.dir': str(place / 'data')}
-  done(
-    'train',
-    SMALL,
-    '--workdir',
-    tmp_path / 'alone',
-    *(f'--config.{key}={value}' for key, value in flags.items()),
-  )
-  same(place / f'run{i}', tmp_path / 'alone')
+def test_a_trial_that_is_trained_among_others_is_what_it_is_alone(place, tmp_path, i):
+  """Each has its learning rate, warmup, decay, dropout, smoothing, length, seed, validations."""
+  flags = flags_of(BASE | OWN[i] | {'data.dir': str(place / 'data')})
+  done('train', SMALL, '--workdir', tmp_path / 'alone', *flags)
+  assert_same_run(place / f'run{i}', tmp_path / 'alone')
   assert runs.read_json(place / f'run{i}' / 'status.json')['state'] == 'done'
-  configs_of = []
-  for folder in (place / f'run{i}', tmp_path / 'alone'):
-    configs_of.append(runs.read_json(folder / 'config.json'))
-  assert configs_of[0] == configs_of[1]
+  expected = runs.read_json(tmp_path / 'alone' / 'config.json')
+  assert runs.read_json(place / f'run{i}' / 'config.json') == expected
 
 
-def test_a_group_that_was_stopped_goes_on(place, tmp_path):
-  """After a signal at one validation; the run that had ended stays as it is."""
+def test_a_group_that_a_signal_has_stopped_resumes_to_the_same_runs(place, tmp_path):
+  """The signal comes at a validation; the run that had ended is not trained again."""
 
   def stop(trial, step, scores):
     if trial.folder.name == 'run1' and step == 4:
@@ -180,26 +176,25 @@ def test_a_group_that_was_stopped_goes_on(place, tmp_path):
   before = (tmp_path / 'run2' / 'metrics.jsonl').stat().st_mtime_ns
   train_trials(trials_in(tmp_path, place))
   for i in range(3):
-    same(tmp_path / f'run{i}', place / f'run{i}')
+    assert_same_run(tmp_path / f'run{i}', place / f'run{i}')
   assert (tmp_path / 'run2' / 'metrics.jsonl').stat().st_mtime_ns == before
 
 
-def test_one_that_diverges_or_is_pruned_leaves_the_others(place, tmp_path):
-  own = [
+def test_a_trial_that_diverges_or_is_pruned_does_not_change_the_others(place, tmp_path):
+  settings = [
     OWN[0],
     OWN[1] | {'optimizer.learning_rate': '1e30', 'optimizer.warmup': '1 steps'},
     OWN[2] | {'train.duration': '6 steps', 'train.eval_every': '2 steps'},
   ]
-  train_trials(
-    trials_in(tmp_path, place, own), lambda trial, step, scores: trial.folder.name == 'run2'
-  )
+
+  def should_stop(trial, step, scores):
+    return trial.folder.name == 'run2'
+
+  train_trials(trials_in(tmp_path, place, settings), should_stop)
   status = [runs.read_json(tmp_path / f'run{i}' / 'status.json') for i in range(3)]
-  assert [one['state'] for one in status] == [
-    'done',
-    'diverged',
-    'pruned',
-  ] and 'Try a lower learning rate' in status[1]['error']
-  same(tmp_path / 'run0', place / 'run0')
+  assert [of_run['state'] for of_run in status] == ['done', 'diverged', 'pruned']
+  assert 'Try a lower learning rate' in status[1]['error']
+  assert_same_run(tmp_path / 'run0', place / 'run0')
   assert runs.read_jsonl(tmp_path / 'run2' / 'metrics.jsonl')[-1]['step'] == 2
 
 
@@ -211,32 +206,24 @@ def test_a_sweep_trains_its_trials_together(place, tmp_path):
 def get_space():
   return product(choices('optimizer.learning_rate', 2e-3, 3e-3))
 """)
-  flags = []
-  for key, value in (BASE | {'data.dir': str(place / 'data')}).items():
-    flags.append(f'--config.{key}={value}')
-  words = (
-    'sweep',
-    SMALL,
-    '--executor=vectorised',
-    f'--space={space}',
-    '--workdir',
-    tmp_path / 'sweep',
-    *flags,
-  )
-  said = done(*words)
+  flags = flags_of(BASE | {'data.dir': str(place / 'data')})
+  words = ('sweep', SMALL, '--executor=vectorised', f'--space={space}', *flags)
+  words = (*words, '--workdir', tmp_path / 'sweep')
+  printed = done(*words)
   rows = runs.read_json(tmp_path / 'sweep' / 'results.json')
-  assert [row['state'] for row in rows] == ['complete'] * 2 and f'{rows[0]["score"]:.4f}' in said
-  same(tmp_path / 'sweep' / 'runs' / '0000', place / 'run0')
+  assert [row['state'] for row in rows] == ['complete'] * 2
+  assert f'{rows[0]["score"]:.4f}' in printed
+  assert_same_run(tmp_path / 'sweep' / 'runs' / '0000', place / 'run0')
   shutil.rmtree(tmp_path / 'sweep' / 'runs')  # nothing is run again
   done(*words)
   assert not (tmp_path / 'sweep' / 'runs').exists()
 
 
-# Numbers that are traced
+# Traced numbers
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.3, 1 / 512, 0.001, 0.9])
-def test_dropout_of_a_traced_rate_is_dropout(rate):
+def test_dropout_with_a_traced_rate_is_dropout(rate):
   x = jnp.arange(1.0, 301).reshape(3, 100)
   key = {'dropout': jax.random.key(0)}
   traced = jax.jit(lambda rate: Dropout(rate).apply({}, x, True, rngs=key))(rate)
