@@ -150,7 +150,7 @@ def _options(member: Member, numbers: Numbers, params: Any) -> StepOptions:
     return member.parts.options
   schedule = member.parts.learning_rate
   if RATES in numbers:
-    schedule = numbers[RATES].__getitem__
+    schedule = numbers[RATES].__getitem__  # step -> learning rate
   config = with_numbers(member.experiment.config, numbers)
   return step_options(member.experiment, config, schedule, params)
 
