@@ -36,7 +36,7 @@ def evaluate(options: flags.Evaluate) -> list[dict]:
     experiment.read_texts(texts, options.text_from)
   announce_environment()
   config = experiment.config
-  if config.task == 'language_model' and not experiment.modalities:
+  if experiment.task.continues_text(experiment.modalities):
     return evaluate_text(experiment, options.splits)
   splits = options.splits or experiment.splits('test')
   evaluation = _Evaluation.of(experiment, splits, options.greedy, options.text_from)
@@ -78,7 +78,7 @@ class _Evaluation(NamedTuple):
     evaluator = experiment.evaluator(align=True, **changes)
     decoding = {}
     method = ''
-    if experiment.task.answers == 'targets':
+    if experiment.task.writes_text:
       decoding = config.decoding.to_dict() | changes
       if decoding['method'] != config.decoding.method:
         method = decoding['method']
@@ -126,7 +126,8 @@ class _Evaluation(NamedTuple):
     self._print(result)
     if speech:
       print(format_report(speech))
-    if config.task == 'classification' and len(config.model.head.classes) <= MOST_CLASSES:
+    shows_confusions = self.experiment.task.shows_confusions
+    if shows_confusions and len(config.model.head.classes) <= MOST_CLASSES:
       print(_format_confusions(predictions))
     return result
 

@@ -40,7 +40,7 @@ def generate(options: flags.Generate) -> list[str]:
 
 def _check(options: flags.Generate, experiment: Experiment) -> None:
   """Raises UserError where the run is no language model or a flag is out of its range."""
-  if experiment.modalities or experiment.task.answers != 'targets':
+  if not experiment.task.continues_text(experiment.modalities):
     inputs = ', '.join(experiment.modalities)
     raise UserError(
       f'{options.run}: its task is {experiment.config.task}, which reads {inputs}: '

@@ -163,7 +163,7 @@ def _transcribe_by_run(options: flags.Transcribe, progress: Progress) -> Iterato
     settings['decoding.method'] = 'beam' if options.beam_size > 1 else 'greedy'
     settings['decoding.beam_size'] = str(options.beam_size)
   experiment = Experiment.of_run(options.model, settings)
-  if experiment.modalities != ('audio',) or experiment.task.answers != 'targets':
+  if not experiment.task.transcribes(experiment.modalities):
     raise UserError(
       f'{options.model} reads {", ".join(experiment.modalities)} for the task '
       f'{experiment.config.task}: only a run that writes the text of sound transcribes.'

@@ -335,15 +335,18 @@ class StreamLoader:
     return list(dict.fromkeys(self.text.ids[self.text.document(span.start)] for span in spans))
 
 
-def check_stream(config, devices: int, processes: int) -> None:
-  """UserError where running text cannot be read as data.stream says."""
+def check_stream(config, is_language_model: bool, devices: int, processes: int) -> None:
+  """UserError where running text cannot be read as data.stream says.
+
+  `is_language_model`: the model reads no other input.
+  """
   data = config.data
   head = config.model.head.name
   parts = devices * config.train.accumulate
   stream = one_of('data.stream', data.stream, PLANS)
   for ok, wrong in (
     (
-      config.task == 'language_model' and not config.model.encoders,
+      is_language_model,
       f'data.stream={stream!r}: running text is for the task language_model without encoders.',
     ),
     (

@@ -28,20 +28,13 @@ from mmlm.experiment.prediction import Predictor
 from mmlm.pretrained.whisper import PACKAGES
 from mmlm.reports.attention_maps import grid_of, looking_evaluator, picture_seen
 from mmlm.reports.speech_view import sound_of, words_of
+from mmlm.tasks import TASKS
 from mmlm.training.exported_weights import is_export
 from mmlm.transcription.transcriber import Transcriber
 from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
 
-TASKS = {
-  'captioning': 'Describe',
-  'translation': 'Translate',
-  'recognition': 'Transcribe',
-  'speech_translation': 'Translate',
-  'classification': 'Judge',
-  'regression': 'Judge',
-}
 SHORTEST = 32  # tokens or rows: shorter inputs are padded to so many
 
 
@@ -70,7 +63,7 @@ class _Model:
   def __init__(self, name: str, task: str, kinds: dict, limits: Limits):
     self.name = name
     self.task = task
-    self.verb = TASKS[task]
+    self.verb = TASKS[task].verb
     self.kinds = kinds
     self.limits = limits
 
@@ -113,9 +106,11 @@ class RunModel(_Model):
 
   def __init__(self, folder: str, settings: dict, limits: Limits):
     self.experiment = experiment = Experiment.of_run(folder, settings)
-    if experiment.config.task not in TASKS or not experiment.modalities:
+    if not experiment.task.verb or not experiment.modalities:
+      shown = ', '.join(name for name, task in TASKS.items() if task.verb)
       raise UserError(
-        f'{folder}: a run of the task {experiment.config.task} is not shown; the demo shows {", ".join(TASKS)}.'
+        f'{folder}: the demo cannot show a run of the task {experiment.config.task}; '
+        f'it shows {shown}.'
       )
     super().__init__(folder, experiment.config.task, kinds_of(experiment), limits)
     longest = experiment.config.data.max_length
@@ -160,9 +155,9 @@ class RunModel(_Model):
     found = {'text': row['hypothesis'], 'score': _finite(row['score'])}
     if 'probabilities' in row:
       return found | {'probabilities': row['probabilities']}
-    if self.task == 'regression':
-      head = self.experiment.config.model.head
-      return found | {'value': row['score'], 'range': [head.low, head.high]}
+    value_range = self.experiment.task.value_range(self.experiment.config.model.head)
+    if value_range:
+      return found | {'value': row['score'], 'range': list(value_range)}
     others = [[text, _finite(score)] for text, score in row.get('n_best', [])[1:]]
     return (
       found

@@ -100,7 +100,7 @@ class Experiment:
         f'task={config.task}: this command does not apply. '
         f'Commands that do: {", ".join(self.task.pipeline.commands)}.'
       )
-    if not config.model.encoders and config.task != 'language_model':
+    if not config.model.encoders and self.task.needs_encoders:
       raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
     one_of(f'model.head.name of {config.task}', config.model.head.name, self.task.heads)
     for name in config.evaluate.metrics:
@@ -120,7 +120,8 @@ class Experiment:
       )
     self.parallel = Parallel(**config.parallel)
     if config.data.stream:
-      check_stream(config, self.parallel.devices, self.parallel.part[1])
+      reads_text = self.task.continues_text(self.modalities)
+      check_stream(config, reads_text, self.parallel.devices, self.parallel.part[1])
 
   @classmethod
   def of_run(cls, folder, assignments: dict) -> 'Experiment':
@@ -572,7 +573,7 @@ class Experiment:
   def _language_model_params(self, other: 'Experiment', search: SearchOptions):
     """The parameters of the run of a language model; UserError where it cannot score what this one writes."""
     name = f'decoding.language_model={self.config.decoding.language_model}'
-    if other.modalities or other.task.answers != 'targets':
+    if not other.task.continues_text(other.modalities):
       raise UserError(
         f'{name}: its task is {other.config.task} and it reads {", ".join(other.modalities)}: expected a model without encoders.'
       )

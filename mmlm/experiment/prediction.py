@@ -115,7 +115,7 @@ def decode(
       about = {'speaker': example['speaker']}
     else:
       about = {}
-    if 'audio' in table.rows and experiment.task.answers == 'targets':
+    if 'audio' in table.rows and experiment.task.writes_text:
       about['seconds'] = int(given.rows['audio'][i]) / 100  # of a hundred rows each
     told = {m: _told(masked[int(records[i])], m) for m, records in read.items()}
     for row, reference in zip(rows, references, strict=True):

@@ -15,13 +15,9 @@ def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
   """
   modalities = experiment.modalities
   not_text = [modality for modality in modalities if modality != 'text']
-  # A text to translate is never removed; one that is judged with other modalities is.
-  removable = not_text
-  if experiment.task.answers == 'label' and not_text:
-    removable = modalities
   conditions = [Condition()]
   conditions += [Condition(shuffled=modality) for modality in modalities]
-  conditions += [Condition(without=modality) for modality in removable]
+  conditions += [Condition(without=modality) for modality in experiment.task.removable(modalities)]
   for kind in _maskable_words(experiment, split):
     conditions.append(Condition(masked=kind))
     conditions += [Condition(masked=kind, shuffled=modality) for modality in not_text]

@@ -116,7 +116,7 @@ def functions_of(experiment: Experiment) -> dict:
   model = experiment.model
   task = experiment.task
   functions = {'forward': lambda params, batch: task.forward(model, params, batch)}
-  if task.answers == 'targets':
+  if task.writes_text:
     options, fused = experiment.search_options()
     fusion = experiment.fusion(options, fused)
     key = jax.random.key(experiment.config.seed)

@@ -15,7 +15,6 @@ from mmlm.experiment.prediction import Predictor
 from mmlm.models.fusion import FUSIONS
 from mmlm.reports.speech_view import words_of
 
-TASKS = ('captioning', 'translation', 'recognition', 'speech_translation')
 N_BEST = 5
 
 
@@ -158,7 +157,7 @@ def looking_evaluator(experiment, align: bool = False, **changes):
   """`Experiment.evaluator` whose rows also have 'look' (`Looking`), where there is a decoder and its memory has places of the input."""
   fusion = experiment.config.model.fusion
   kept = FUSIONS[fusion.name].keeps_positions(experiment.modalities, fusion.get('main', ''))
-  decodes = experiment.task.answers == 'targets' and experiment.model.head.decodes
+  decodes = experiment.task.writes_text and experiment.model.head.decodes
   if kept and decodes:
 
     def around(task):

@@ -4,7 +4,7 @@ import functools
 import pathlib
 
 from mmlm.experiment.experiment import Experiment
-from mmlm.reports.attention_maps import TASKS, CloserLook
+from mmlm.reports.attention_maps import CloserLook
 from mmlm.reports.comparison_page import write_comparison
 from mmlm.reports.html import write_report
 from mmlm.reports.pages import read_object
@@ -103,7 +103,7 @@ class Asked:
     match = PREDICTIONS.fullmatch(name)
     examples = [example for example in map(self.example, ids) if example is not None]
     if (
-      experiment.config.task not in TASKS
+      not experiment.task.shows_attention
       or not experiment.modalities
       or not examples
       or match['method'] == 'sample'

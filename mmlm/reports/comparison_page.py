@@ -3,10 +3,11 @@
 import pathlib
 
 from mmlm.reports.curves import HEIGHT, WIDTH, missing_plots, plots_of_runs
-from mmlm.reports.examples import TEXTS, newest_predictions
+from mmlm.reports.examples import newest_predictions
 from mmlm.reports.html import predictions_of
 from mmlm.reports.pages import flat, read_object, write_page
 from mmlm.reports.scores import side_by_side
+from mmlm.tasks import task_of
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import PREDICTIONS
 
@@ -48,7 +49,7 @@ def write_comparison(
     height=HEIGHT,
     missing_inputs=missing_plots(runs),
     data=predictions_of(files, first, examples, asks),
-    marked=first.get('task') in TEXTS,
+    marked=task_of(first).compares_words,
   )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from mmlm.data.transforms.image import decode_picture
-from mmlm.evaluation.metrics import METRICS
 from mmlm.reports import speech_view as speech
-from mmlm.reports.pages import number, read_rows
+from mmlm.reports.pages import read_rows
+from mmlm.tasks.base import Task
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import PREDICTIONS
 
@@ -43,118 +43,27 @@ def newest_predictions(folder) -> dict:
 # Scores of single examples
 
 
-def graded(rows, task: str) -> list:
-  """The rows with `exact`, `value` (of MEASURES), `grade` (the same, more is better) and `told`, what the page says of it; a row's own score is only
-  the model's confidence.
+def graded(predictions: list[dict], task: Task) -> list[dict]:
+  """Returns predictions with `exact`, `value`, `grade` (higher is better) and `summary` of their grades.
+
+  The model's own score of a prediction is only its confidence.
+
+  Raises:
+    UserError: the predictions are not those of a run of this task.
   """
   try:
-    found = GRADES.get(task, _texts)(rows)
+    grades = task.grade(predictions)
+    displayed = [task.displayed(prediction) for prediction in predictions]
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f'predictions of {rows[0]["id"]!r} and others are not those of a run of {task} ({type(error).__name__}: {error}).'
+      f'predictions of {predictions[0]["id"]!r} and others are not those of a run of '
+      f'{type(task).__name__} ({type(error).__name__}: {error}).'
     ) from None
-  if MEASURES.get(task, WORD_F1)[1] == 'more':
-    sign = 1
-  else:
-    sign = -1
-  return [row | {'value': sign * row['grade']} for row in found]
-
-
-def _classes(rows) -> list:
-  found = []
-  for row in rows:
-    (reference,) = row['references']
-    grade = row['probabilities'].get(reference, 0.0)
-    told = f'right class {grade:.2f}, own answer {row["score"]:.2f}'
-    found.append(row | {'exact': row['hypothesis'] == reference, 'grade': grade, 'told': told})
-  return found
-
-
-def _numbers(rows) -> list:
-  def off(row):
-    return abs(row['score'] - float(row['references'][0]))
-
-  return [
-    row
-    | {
-      'exact': False,
-      'grade': -off(row),
-      'told': f'off by {off(row):.2f}',
-    }
-    for row in rows
-  ]
-
-
-def _texts(rows, name='word_f1', label='word F1') -> list:
-
-  def single(metric):
-    statistics = metric.statistics(*metric.view(rows, ''))
-    return np.atleast_1d(metric.value(statistics)).tolist()
-
-  exact = single(METRICS['exact_match'])
-  grades = single(METRICS[name])
-  digits = 2 if name == 'word_f1' else 1  # chrF is a percentage
-
-  def told(row, grade):
-    return f'{label} {grade:.{digits}f} · score\N{NO-BREAK SPACE}{number(row["score"])}'
-
-  return [
-    row | {'exact': e, 'grade': g, 'told': told(row, g)}
-    for row, e, g in zip(rows, exact, grades, strict=True)
-  ]
-
-
-def _translations(rows) -> list:
-  return _texts(rows, 'chrf', 'chrF')
-
-
-def _language(rows) -> list:
-  """Stretches of a text stand where others have an answer; a text whose masked words were found has one."""
-  found = []
-  for row in rows:
-    nats = row['nats'] / max(row['tokens'], 1)
-    if row['hypothesis']:
-      shown = {}
-    else:
-      shown = {'hypothesis': row['references'][0], 'references': []}
-    found.append(
-      row
-      | shown
-      | {
-        'exact': False,
-        'grade': -nats,
-        'told': f'{nats:.3f} nats a token',
-      }
-    )
-  return found
-
-
-GRADES = {
-  'language_model': _language,
-  'masked_language_model': _language,
-  'classification': _classes,
-  'regression': _numbers,
-  'recognition': speech.graded,
-  'speech_translation': _translations,
-  'translation': _translations,
-}
-WORD_F1 = ('word F1', 'more')
-# What `value` is, and whether more or less of it is better.
-MEASURES = {
-  'language_model': ('nats a token', 'less'),
-  'masked_language_model': ('nats a token', 'less'),
-  'classification': ('probability of the right class', 'more'),
-  'regression': ('distance', 'less'),
-  'recognition': ('error rate, %', 'less'),
-  'speech_translation': ('chrF', 'more'),
-  'translation': ('chrF', 'more'),
-}
-TEXTS = (
-  'captioning',
-  'translation',
-  *speech.TASKS,
-  None,
-)  # whose answers are compared word by word with the references
+  sign = 1 if task.measure.higher_is_better else -1
+  result = []
+  for prediction, grade in zip(displayed, grades, strict=True):
+    result.append(prediction | grade._asdict() | {'grade': sign * grade.value})
+  return result
 
 
 def sample(rows, count: int) -> dict:
@@ -169,7 +78,7 @@ def sample(rows, count: int) -> dict:
 # What a page holds
 
 
-def group(name: str, answers: dict, task: str) -> dict:
+def group(name: str, answers: dict, task: Task) -> dict:
   """Predictions of a split by one or several runs, {run: graded rows of the same examples}, as JSON for the page."""
   first = next(iter(answers.values()))
   by_id = [{row['id']: row for row in rows} for rows in answers.values()]
@@ -178,7 +87,7 @@ def group(name: str, answers: dict, task: str) -> dict:
   if len(common) > MOST:
     chosen = {row['id'] for part in sample(common, MOST).values() for row in part}
     kept = [row for row in common if row['id'] in chosen]
-  measure, better = MEASURES.get(task, WORD_F1)
+  better = 'more' if task.measure.higher_is_better else 'less'
   rows = [
     _row(row)
     | {
@@ -192,7 +101,13 @@ def group(name: str, answers: dict, task: str) -> dict:
     }
     for row in kept
   ]
-  return {'name': name, 'of': len(common), 'measure': measure, 'better': better, 'rows': rows}
+  return {
+    'name': name,
+    'of': len(common),
+    'measure': task.measure.name,
+    'better': better,
+    'rows': rows,
+  }
 
 
 def _row(row: dict) -> dict:
@@ -205,14 +120,14 @@ def _row(row: dict) -> dict:
   )
 
 
-def _answer(row: dict, task: str) -> dict:
+def _answer(row: dict, task: Task) -> dict:
   told = {
     'text': row['hypothesis'],
-    'told': row['told'],
+    'told': row['summary'],
     'exact': bool(row['exact']),
     'value': round(float(row['value']), 4),
   }
-  if task in TEXTS and row['references']:
+  if task.compares_words and row['references']:
     told['parts'] = speech.difference(row)
   told |= {key: row[key] for key in ('transcript', 'n_best') if key in row}
   if 'probabilities' in row:

@@ -8,7 +8,6 @@ from mmlm.reports import speech_view as speech
 from mmlm.reports.curves import HEIGHT, WIDTH, missing_plots, run_plots
 from mmlm.reports.examples import (
   SAMPLE,
-  TEXTS,
   add_looks,
   graded,
   group,
@@ -18,6 +17,7 @@ from mmlm.reports.examples import (
 )
 from mmlm.reports.pages import read_object, write_page
 from mmlm.reports.scores import confusions, scores_of
+from mmlm.tasks import task_of
 from mmlm.utils.errors import UserError
 
 
@@ -46,7 +46,7 @@ def write_report(
   config = read_object(folder / 'config.json')
   scores = scores_of(folder)
   files = newest_predictions(folder)
-  task = config.get('task')
+  task = task_of(config)
   shown = predictions_of(
     {name: {'this run': rows} for name, rows in files.items()},
     config,
@@ -68,8 +68,8 @@ def write_report(
     width=WIDTH,
     height=HEIGHT,
     data=shown,
-    marked=task in TEXTS,
-    spoken=task in speech.TASKS,
+    marked=task.compares_words,
+    spoken=task.aligns_speech,
   )
 
 
@@ -89,7 +89,7 @@ def predictions_of(files: dict, config: dict, examples, looks: dict) -> dict:
     config: of the first run.
     looks: {number of a run: its `look` (see `write_report`)}.
   """
-  task = config.get('task')
+  task = task_of(config)
   reads = config.get('model', {}).get('encoders', ['image'])
   answers = {
     name: {run: graded(rows, task) for run, rows in of_runs.items()}

@@ -13,16 +13,9 @@ import soundfile
 from PIL import Image
 
 from mmlm.data.transforms.audio import decode_audio, log_mel_spectrogram
-from mmlm.evaluation.metrics import METRICS
-from mmlm.evaluation.metrics.speech_metrics import (
-  KINDS,
-  alignment,
-  error_rate,
-  plain,
-)
+from mmlm.evaluation.metrics.speech_metrics import KINDS, alignment
 from mmlm.utils.errors import UserError
 
-TASKS = ('recognition', 'speech_translation')  # whose texts are compared word by word
 PLAYED = 2 << 20  # bytes of a sound that stand in the page at most: it holds all of them
 TYPES = {
   'WAV': 'audio/wav',
@@ -256,19 +249,6 @@ def difference(row: dict) -> list[tuple[str, str, str]]:
     else:
       pairs = itertools.zip_longest(true, said, fillvalue='')
     found += [(kind, *pair) for pair in pairs]
-  return found
-
-
-def graded(rows: list) -> list:
-  """The rows with `exact`, `grade` and `told` (html.py) by their rate of wrong words, or of characters where no reference has two words."""
-  single = all(len(plain(text).split()) < 2 for row in rows for text in row['references'])
-  sums = METRICS['cer' if single else 'wer'].statistics(
-    [row['hypothesis'] for row in rows], [row['references'] for row in rows]
-  )
-  found = []
-  for row, counted, rate in zip(rows, sums, error_rate(sums).tolist()):
-    told = f'{"CER" if single else "WER"} {rate:.1f} % · score\N{NO-BREAK SPACE}{row["score"]:.2f}'
-    found.append(row | {'exact': not counted[1:].any(), 'grade': -rate, 'told': told})
   return found
 
 

@@ -1,34 +1,33 @@
-"""Tasks: which fields they read, their loss, how they answer, their metrics. `TASKS` maps the names of configs to them."""
+"""Tasks: what they read, their loss, their answers and their metrics.
+
+A new task is a class and one line in TASKS, which maps the names of configs to tasks.
+"""
 
 import pathlib
 
 from mmlm.tasks.base import Pipeline, Task
-from mmlm.tasks.labeling import LabelPrediction
+from mmlm.tasks.label_prediction import Classification, Regression
 from mmlm.tasks.language_modeling import LanguageModel, MaskedLanguageModel
-from mmlm.tasks.speech import SpeechToText
-from mmlm.tasks.text_generation import TextGeneration
+from mmlm.tasks.speech import Recognition, SpeechTranslation
+from mmlm.tasks.text_generation import Captioning, Translation
 from mmlm.utils.run_dir import read_json
 
 # A package above this one adds its task when it is imported (mmlm/word_vectors).
 TASKS: dict[str, Task] = {
-  'captioning': TextGeneration(
-    metrics=('bleu_1', 'bleu_2', 'bleu_3', 'bleu_4', 'rouge_l', 'cider_d', 'meteor')
-  ),
-  'translation': TextGeneration(metrics=('bleu_words', 'bleu', 'chrf', 'ter')),
-  'recognition': SpeechToText(metrics=('wer', 'cer')),
-  'speech_translation': SpeechToText(metrics=('bleu', 'chrf')),
-  'language_model': LanguageModel(
-    metrics=('perplexity_word', 'bits_per_character', 'bits_per_byte')
-  ),
-  'masked_language_model': MaskedLanguageModel(metrics=('perplexity_masked', 'masked_accuracy')),
-  'classification': LabelPrediction(
-    metrics=('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error'), heads=('classifier',)
-  ),
-  'regression': LabelPrediction(
-    metrics=('mae', 'pearson', 'acc_7', 'acc_5', 'acc_2_has0', 'f1_has0', 'acc_2_non0', 'f1_non0'),
-    heads=('regressor',),
-  ),
+  'captioning': Captioning(),
+  'translation': Translation(),
+  'recognition': Recognition(),
+  'speech_translation': SpeechTranslation(),
+  'language_model': LanguageModel(),
+  'masked_language_model': MaskedLanguageModel(),
+  'classification': Classification(),
+  'regression': Regression(),
 }
+
+
+def task_of(config: dict) -> Task:
+  """Returns the task of the config that a run folder holds; captioning, the default, without one."""
+  return TASKS.get(config.get('task', ''), TASKS['captioning'])
 
 
 def pipeline_of_run(folder: str) -> Pipeline | None:

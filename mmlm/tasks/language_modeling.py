@@ -3,11 +3,14 @@
 Axes: B batch, T time, S sequence, M masked tokens of a row, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmlm.data.pipeline import Table
 from mmlm.data.running_text import texts_of
@@ -16,10 +19,13 @@ from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding.search import is_any
 from mmlm.evaluation.metrics.language_metrics import masked_row
 from mmlm.models.multimodal import MultimodalModel
-from mmlm.tasks.base import Task
+from mmlm.tasks import grading, smoke_forms
+from mmlm.tasks.base import Grade, Measure, Task
 from mmlm.tasks.text_generation import TextGeneration
 from mmlm.training.losses import summed_loss, token_losses
 from mmlm.utils.errors import UserError
+
+NATS = Measure('nats a token', higher_is_better=False)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,26 @@ class LanguageModel(TextGeneration):
   model that carries its state on they also hold 'carry', rows first, and 'fresh' [B], the rows whose text begins here.
   """
 
+  metrics: tuple[str, ...] = ('perplexity_word', 'bits_per_character', 'bits_per_byte')
   heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder', 'lstm')
+
+  needs_encoders: ClassVar[bool] = False
+  measure: ClassVar[Measure] = NATS
+  compares_words: ClassVar[bool] = False
+  shows_attention: ClassVar[bool] = False
+  verb: ClassVar[str] = ''
+
+  def continues_text(self, modalities: Sequence[str]) -> bool:
+    return not modalities
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_likelihoods(predictions)
+
+  def displayed(self, prediction: dict) -> dict:
+    return grading.scored_text(prediction)
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    return smoke_forms.plain_text(config)
 
   def texts_to_learn(self, source) -> dict[str, list[str]]:
     return {
@@ -103,9 +128,20 @@ class MaskedLanguageModel(Task):
   Which ones is drawn anew in each step; for validation they depend on the text alone.
   """
 
-  metrics: tuple[str, ...]
+  metrics: tuple[str, ...] = ('perplexity_masked', 'masked_accuracy')
   heads: tuple[str, ...] = ('masked_tokens',)
-  answers: str = 'text'  # the field of an example that is learned
+  answers: str = 'text'
+
+  measure: ClassVar[Measure] = NATS
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_likelihoods(predictions)
+
+  def displayed(self, prediction: dict) -> dict:
+    return grading.scored_text(prediction)
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    return smoke_forms.masked_text(config)
 
   def outputs(self, head, texts: Texts) -> Texts:
     if texts.tokenizer.mask_id is None:

@@ -5,6 +5,7 @@ Axes: B batch, S places of the memory, T time, V vocabulary.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -14,7 +15,9 @@ from mmlm.decoding.alignment import align
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
 from mmlm.decoding.search import SearchOptions, SearchResult, is_any
 from mmlm.models.encoders.subsampling import subsampled_length
-from mmlm.tasks.text_generation import TextGeneration, begin_decoder
+from mmlm.tasks import grading
+from mmlm.tasks.base import Grade, Measure
+from mmlm.tasks.text_generation import CHRF, TextGeneration, begin_decoder
 from mmlm.training.losses import ctc_losses, summed_loss, token_losses
 from mmlm.utils.traced import is_off
 
@@ -31,6 +34,8 @@ class SpeechToText(TextGeneration):
     'joint_recurrent',
   )
   align: bool = False  # an answer also tells where in the sound CTC finds it
+
+  aligns_speech: ClassVar[bool] = True
 
   def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
     """Sum of the losses in nats and of the weights: the decoder's tokens, or the labels of CTC where there is no decoder.
@@ -160,6 +165,32 @@ class SpeechToText(TextGeneration):
     else:
       transcript = {}
     return [row | transcript | ({'alignment': alignment} if alignment else {})]
+
+
+@dataclass(frozen=True)
+class Recognition(SpeechToText):
+  """Transcribes speech."""
+
+  metrics: tuple[str, ...] = ('wer', 'cer')
+
+  measure: ClassVar[Measure] = Measure('error rate, %', higher_is_better=False)
+  verb: ClassVar[str] = 'Transcribe'
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_error_rates(predictions)
+
+
+@dataclass(frozen=True)
+class SpeechTranslation(SpeechToText):
+  """Translates speech to text."""
+
+  metrics: tuple[str, ...] = ('bleu', 'chrf')
+
+  measure: ClassVar[Measure] = CHRF
+  verb: ClassVar[str] = 'Translate'
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_texts(predictions, 'chrf', CHRF.name, digits=1)
 
 
 def _places(model, params, batch, found: dict, options: SearchOptions) -> dict:

@@ -4,25 +4,44 @@ Axes: B batch, R decoding rows (B times beams), T time, N hypotheses.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep, combine
 from mmlm.decoding.search import SearchOptions, SearchResult, search
 from mmlm.models.kv_cache import beam_numbers, cached_step, decode_step, new_cache
-from mmlm.tasks.base import Task
+from mmlm.tasks import grading, smoke_forms
+from mmlm.tasks.base import Grade, Measure, Task
 from mmlm.training.losses import summed_loss, token_losses
+
+WORD_F1 = Measure('word F1', higher_is_better=True)
+CHRF = Measure('chrF', higher_is_better=True)
 
 
 @dataclass(frozen=True)
 class TextGeneration(Task):
-  metrics: tuple[str, ...]
-  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder')  # the heads that can answer
-  answers: str = 'targets'  # the field of an example that is learned
+  metrics: tuple[str, ...] = ()
+  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder')
+  answers: str = 'targets'
+
+  writes_text: ClassVar[bool] = True
+  compares_words: ClassVar[bool] = True
+  shows_attention: ClassVar[bool] = True
+  verb: ClassVar[str] = 'Write'
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_texts(predictions, 'word_f1', WORD_F1.name, digits=2)
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    if 'audio' in config.model.encoders:
+      return smoke_forms.text_from_sounds(config)
+    return smoke_forms.text_from_pictures_or_text(config)
 
   def outputs(self, head, texts: Texts) -> Texts:
     """What reads and writes the answers."""
@@ -146,6 +165,36 @@ class TextGeneration(Task):
     step, cache, scored = combine(parts)
     prompt = jnp.full((len(batch['weight']), 1), options.bos_id)
     return search(step, cache, options, prompt, rng, active=batch['weight'] > 0, scored=scored)
+
+
+@dataclass(frozen=True)
+class Captioning(TextGeneration):
+  """Describes a picture."""
+
+  metrics: tuple[str, ...] = (
+    'bleu_1',
+    'bleu_2',
+    'bleu_3',
+    'bleu_4',
+    'rouge_l',
+    'cider_d',
+    'meteor',
+  )
+
+  verb: ClassVar[str] = 'Describe'
+
+
+@dataclass(frozen=True)
+class Translation(TextGeneration):
+  """Translates a text, with or without a picture."""
+
+  metrics: tuple[str, ...] = ('bleu_words', 'bleu', 'chrf', 'ter')
+
+  measure: ClassVar[Measure] = CHRF
+  verb: ClassVar[str] = 'Translate'
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_texts(predictions, 'chrf', CHRF.name, digits=1)
 
 
 def begin_decoder(model, params, memory, examples: int, options: SearchOptions):

@@ -372,7 +372,7 @@ def test_a_whisper(tmp_path):
 @pytest.mark.parametrize(
   'path, says',
   [
-    ('configs/language_model/text.py:smoke', 'a run of the task language_model is not shown'),
+    ('configs/language_model/text.py:smoke', 'cannot show a run of the task language_model'),
     ('', 'neither a run folder (no checkpoints) nor a Whisper'),
     ('nowhere', 'no such run folder, and no Whisper of this name (whisper-tiny.en, whisper-base)'),
   ],

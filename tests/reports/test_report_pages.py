@@ -411,7 +411,7 @@ def test_damaged_files_are_named(tmp_path, file, content, says):
 
 def test_predictions_of_another_task_are_named(tmp_path):
   folder = caption_run(tmp_path / 'run', 6, task='classification')
-  with pytest.raises(UserError, match='not those of a run of classification'):
+  with pytest.raises(UserError, match='not those of a run of Classification'):
     write_report(folder)
 
 

@@ -329,7 +329,7 @@ def test_a_page_of_classes_has_their_confusions_and_what_was_read(tmp_path):
   rows = data['groups'][0]['rows']
   assert (
     sum(row['said'][0]['exact'] for row in rows) == 9
-    and rows[9]['said'][0]['told'] == 'right class 0.10, own answer 0.90'
+    and rows[9]['said'][0]['told'] == 'correct class 0.10, predicted class 0.90'
   )
   assert rows[9]['text'] == 'sentence 9' and rows[9]['said'][0]['chances'] == [
     ['positive', 0.9],

@@ -13,9 +13,11 @@ from program import done, read_jsonl, write_jsonl
 from test_recognition import train, write
 from test_reports import EVIL, data_of
 
+from mmlm.evaluation.metrics import METRICS
 from mmlm.reports import speech_view as speech
 from mmlm.reports.html import write_report
-from mmlm.reports.speech_view import difference, graded, nearest, placed, sound_of, words_of
+from mmlm.reports.speech_view import difference, nearest, placed, sound_of, words_of
+from mmlm.tasks.grading import grade_error_rates
 from mmlm.utils import run_dir as runs
 
 RATE = 16000
@@ -317,24 +319,21 @@ def test_a_difference_is_word_by_word_with_the_nearest_reference():
   rng = np.random.default_rng(0)
   for _ in range(30):  # the reference that the error rate counts
     texts = [' '.join(rng.choice([*'abc'], rng.integers(0, 5))) for _ in range(4)]
-    rate = speech.METRICS['wer'].statistics(texts[:1], [texts[1:]])[0]
+    rate = METRICS['wer'].statistics(texts[:1], [texts[1:]])[0]
     wrong = [kind for kind, *_ in difference(row(*texts))]
     assert [wrong.count(kind) for kind in ('substitute', 'delete', 'insert')] == rate[1:].tolist()
     assert sum(len(true) for kind, true, _ in nearest(row(*texts)) if kind == 'equal') == rate[0]
 
 
-def test_rows_are_graded_by_words_or_where_these_are_single_by_characters():
-  rows = [row('seven', 'seven'), row('sevn', 'seven'), row('two', 'seven')]
-  found = graded(rows)
-  assert [r['told'].split('·')[0] for r in found] == [
-    'CER 0.0 % ',
-    'CER 20.0 % ',
-    'CER 100.0 % ',
-  ] and [r['exact'] for r in found] == [True, False, False]
-  words = graded([row('one', 'one two'), row('One', 'one')])
-  assert [r['told'].split('·')[0] for r in words] == ['WER 50.0 % ', 'WER 0.0 % '] and words[1][
-    'exact'
-  ]
+def test_transcripts_are_graded_by_words_or_single_words_by_characters():
+  predictions = [row('seven', 'seven'), row('sevn', 'seven'), row('two', 'seven')]
+  grades = grade_error_rates(predictions)
+  summaries = [grade.summary.split('·')[0] for grade in grades]
+  assert summaries == ['CER 0.0 % ', 'CER 20.0 % ', 'CER 100.0 % ']
+  assert [grade.exact for grade in grades] == [True, False, False]
+  grades = grade_error_rates([row('one', 'one two'), row('One', 'one')])
+  assert [grade.summary.split('·')[0] for grade in grades] == ['WER 50.0 % ', 'WER 0.0 % ']
+  assert grades[1].exact
 
 
 # A run

@@ -3,17 +3,21 @@
 Axes: B batch, T labels of an example (1, or its parts), C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from mmlm.data.labels import Classes, Range
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
-from mmlm.tasks.base import Task
+from mmlm.tasks import grading, smoke_forms
+from mmlm.tasks.base import Grade, Measure, Task
 from mmlm.utils.errors import UserError
 
 
@@ -27,9 +31,17 @@ def labels_of(example: dict) -> list:
 
 @dataclass(frozen=True)
 class LabelPrediction(Task):
-  metrics: tuple[str, ...]
-  heads: tuple[str, ...]  # the heads that can answer
-  answers: str = 'label'  # the field of an example that is learned
+  metrics: tuple[str, ...] = ()
+  heads: tuple[str, ...] = ()
+  answers: str = 'label'
+
+  verb: ClassVar[str] = 'Predict'
+
+  def removable(self, modalities: Sequence[str]) -> list[str]:
+    """Returns all modalities of a model that reads several: a text may be removed too."""
+    if len(modalities) > 1:
+      return list(modalities)
+    return super().removable(modalities)
 
   def outputs(self, head, texts: Texts) -> Classes | Range:
     """What reads and writes labels, by the options of the head."""
@@ -147,3 +159,48 @@ class LabelPrediction(Task):
   def references(self, example: dict) -> list[list[str]]:
     """The references of each part."""
     return [[str(label)] for label in labels_of(example)]
+
+
+@dataclass(frozen=True)
+class Classification(LabelPrediction):
+  """Predicts a class of an example or of each of its parts."""
+
+  metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error')
+  heads: tuple[str, ...] = ('classifier',)
+
+  measure: ClassVar[Measure] = Measure('probability of the correct class', higher_is_better=True)
+  shows_confusions: ClassVar[bool] = True
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_classes(predictions)
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    return smoke_forms.labels(config, 'label')
+
+
+@dataclass(frozen=True)
+class Regression(LabelPrediction):
+  """Predicts a number for an example or for each of its parts."""
+
+  metrics: tuple[str, ...] = (
+    'mae',
+    'pearson',
+    'acc_7',
+    'acc_5',
+    'acc_2_has0',
+    'f1_has0',
+    'acc_2_non0',
+    'f1_non0',
+  )
+  heads: tuple[str, ...] = ('regressor',)
+
+  measure: ClassVar[Measure] = Measure('distance', higher_is_better=False)
+
+  def value_range(self, head: ConfigDict) -> tuple[float, float]:
+    return head.low, head.high
+
+  def grade(self, predictions: list[dict]) -> list[Grade]:
+    return grading.grade_numbers(predictions)
+
+  def smoke(self, config: ConfigDict) -> ConfigDict:
+    return smoke_forms.labels(config, 'score')
