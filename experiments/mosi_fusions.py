@@ -55,8 +55,10 @@ def measure(row: str, paper) -> list[dict]:
     experiments.append(_trained(spec, paper.folder / f'{row}-{seed}', seed, data_dir))
   seconds = time.monotonic() - began
   first = experiments[0]
-  evaluator, (split,) = first.evaluator(), first.splits('test')
-  loader = first.loader(split, first.table(split, False), first.config.evaluate.batch_size)
+  evaluator, (split,) = first.evaluator(), first.data.splits('test')
+  loader = first.data.loader(
+    split, first.data.table(split, False), first.config.evaluate.batch_size
+  )
   found = []
   for experiment in experiments:
     params, step = params_of(experiment, loader)

@@ -70,10 +70,10 @@ def _of_fold(
     with contextlib.redirect_stdout(io.StringIO()):
       train(Train(config=spec, workdir=str(folder), settings=overrides))
     experiment = Experiment.of_run(folder, {})
-    table = experiment.table(held_out, True)
-    loader = experiment.loader(held_out, table, len(table.ids))
+    table = experiment.data.table(held_out, True)
+    loader = experiment.data.loader(held_out, table, len(table.ids))
     batch = loader(
-      0, batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], len(table.ids))
+      0, batching.Batch(np.arange(len(table.ids)), experiment.data.buckets[-1], len(table.ids))
     )
     params = params_of(experiment, loader)[0]
   answer = jax.jit(

@@ -66,7 +66,7 @@ def trained(spec: str, folder, settings: dict, steps: int):
     key: '0.0' for key in rates if key.endswith(('dropout', 'weight_drop'))
   }  # pmap draws by device
   experiment = Experiment(configs.override(config, drops | SAME | settings), folder)
-  parts, state = training_parts(experiment, *experiment.splits('train'))
+  parts, state = training_parts(experiment, *experiment.data.splits('train'))
   options = parts.options
   parallel = experiment.parallel
   step = parallel.step(lambda state, batch: train_step(state, batch, options), options.accumulate)
@@ -86,12 +86,12 @@ def trained(spec: str, folder, settings: dict, steps: int):
 
 def answers(experiment, params, examples: int = 16) -> list:
   """What a trained model answers for the first examples of its validation split, with scores."""
-  (split, *_) = experiment.splits('valid')
-  loader = experiment.loader(
-    split, experiment.table(split, False, examples), experiment.config.evaluate.batch_size
+  (split, *_) = experiment.data.splits('valid')
+  loader = experiment.data.loader(
+    split, experiment.data.table(split, False, examples), experiment.config.evaluate.batch_size
   )
   return experiment.evaluator().predict(
-    experiment.parallel.place(experiment.weights(params)), loader, experiment.buckets
+    experiment.parallel.place(experiment.weights(params)), loader, experiment.data.buckets
   )
 
 

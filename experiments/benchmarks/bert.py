@@ -103,19 +103,19 @@ def prepared(options, folder: pathlib.Path) -> Experiment:
 def sentences(experiment: Experiment, options, split: str) -> tuple[Table, str]:
   """A split, and what is in it."""
   longest = experiment.config.data.max_length
-  vocabulary = experiment.tokenizer.vocab_size
-  special = experiment.special_tokens
+  vocabulary = experiment.data.tokenizer.vocab_size
+  special = experiment.data.special_tokens
   if options.smoke:
     return random_table(split, 50, longest, vocabulary, special), 'smoke'
   if not list(options.data_dir.glob('sst2/*/dataset_info.json')):
     print(f'sst2 is not prepared in {options.data_dir}: random tokens of its lengths')
     return random_table(split, NUMBERS[split], longest, vocabulary, special), 'random'
-  return experiment.table(split, with_targets=True), 'sst2'
+  return experiment.data.table(split, with_targets=True), 'sst2'
 
 
 def plan_of(experiment: Experiment, table: Table) -> TrainPlan:
   config = experiment.config
-  return TrainPlan(table.lengths, config.train.batch_size, experiment.buckets, config.seed)
+  return TrainPlan(table.lengths, config.train.batch_size, experiment.data.buckets, config.seed)
 
 
 def load(table: Table, plan: list[Batch]) -> list[dict]:
@@ -247,7 +247,7 @@ def inference(options, folder: pathlib.Path) -> list[dict]:
   table, name = sentences(experiment, options, 'dev')
   size = experiment.config.evaluate.batch_size
   lengths = table.lengths
-  sorted_plan = eval_plan(lengths, size, experiment.buckets)
+  sorted_plan = eval_plan(lengths, size, experiment.data.buckets)
   by_length = np.concatenate([batch.indices for batch in sorted_plan])
   as_they_come = np.arange(len(lengths))
   orders = {'mmlm': by_length, 'sorted': by_length, 'unsorted': as_they_come}

@@ -42,7 +42,11 @@ def text_of(config, options) -> tuple[RunningText, int, str]:
   if not options.smoke and list(options.data_dir.glob('tiny_shakespeare/*/dataset_info.json')):
     with tempfile.TemporaryDirectory() as folder:
       experiment = Experiment(config, folder)
-      return experiment.running_text('train'), experiment.tokenizer.vocab_size, 'tiny_shakespeare'
+      return (
+        experiment.data.running_text('train'),
+        experiment.data.tokenizer.vocab_size,
+        'tiny_shakespeare',
+      )
   size = 1000 if options.smoke else 1003854
   tokens = np.random.default_rng(0).integers(4, VOCABULARY, size).astype(np.int32)
   return (

@@ -37,7 +37,7 @@ def loading(kind: str, options) -> list[dict]:
         config_of(ROOT / 'configs' / spec, {'data.dir': str(options.data_dir)}), folder
       )
       try:
-        table = experiment.table('train', with_targets=True, train=True)
+        table = experiment.data.table('train', with_targets=True, train=True)
       except UserError as error:
         print(f'{spec} is left out: {error}', flush=True)
         continue
@@ -50,11 +50,11 @@ def against_step(experiment, table, options) -> dict:
   plan = TrainPlan(
     table.lengths,
     config.train.batch_size,
-    experiment.buckets,
+    experiment.data.buckets,
     config.seed,
     config.train.batch_tokens,
   )
-  loader = experiment.loader('train', table, config.train.batch_size, train=True)
+  loader = experiment.data.loader('train', table, config.train.batch_size, train=True)
   number = min(plan.steps_per_epoch, options.batches)
   with stream(plan, loader, 0, number) as some:
     batches = list(some)

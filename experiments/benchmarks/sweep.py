@@ -72,7 +72,7 @@ def trials_in(folder: pathlib.Path, options) -> list[Trial]:
 def one_by_one(trials: list[Trial]):
   for trial in trials:
     experiment = Experiment(trial.config, trial.folder)
-    parts, state = training_parts(experiment, *experiment.splits('train'))
+    parts, state = training_parts(experiment, *experiment.data.splits('train'))
     loop.train(
       parts, experiment.parallel, state, experiment.checkpoints(writing=True), trial.folder
     )

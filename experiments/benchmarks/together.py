@@ -46,7 +46,9 @@ def compare(fusion: str, options) -> list[dict]:
       for seed in range(SEEDS)
     ]
     parts, states = zip(
-      *(training_parts(experiment, experiment.splits('train')[0]) for experiment in experiments)
+      *(
+        training_parts(experiment, experiment.data.splits('train')[0]) for experiment in experiments
+      )
     )
     batches = []  # of each step, one a seed
     for part in parts:

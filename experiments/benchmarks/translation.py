@@ -72,7 +72,7 @@ def multi30k(data_dir) -> Experiment:
   print('multi30k: learns the tokenizer', flush=True)
   with tempfile.TemporaryDirectory() as folder:
     experiment = Experiment(config_of(MULTI30K, {'data.dir': str(data_dir)}), folder)
-    _ = experiment.tokenizer  # while its folder is there
+    _ = experiment.data.tokenizer  # while its folder is there
   return experiment
 
 
@@ -85,8 +85,8 @@ def texts(config, options, split: str, with_targets: bool) -> tuple[Table, int, 
     number = {'train': 29000, 'test': 1000}[split]
     return random_table(config.data.max_length, VOCABULARY, number), VOCABULARY, 'random tokens'
   experiment = multi30k(options.data_dir)
-  (name,) = experiment.splits(split)
-  return experiment.table(name, with_targets), experiment.tokenizer.vocab_size, 'multi30k'
+  (name,) = experiment.data.splits(split)
+  return experiment.data.table(name, with_targets), experiment.data.tokenizer.vocab_size, 'multi30k'
 
 
 def load(table: Table, plan, number: int, batch_size: int) -> list[dict]:

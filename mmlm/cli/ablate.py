@@ -16,9 +16,9 @@ def ablate(options: flags.Ablate) -> list[list[dict]]:
     raise UserError(
       f'{options.run} holds a language model, which reads no input that could be changed.'
     )
-  splits = options.splits or experiment.splits('test')
-  table = experiment.table(splits[0], False)
-  loader = experiment.loader(splits[0], table, experiment.config.evaluate.batch_size)
+  splits = options.splits or experiment.data.splits('test')
+  table = experiment.data.table(splits[0], False)
+  loader = experiment.data.loader(splits[0], table, experiment.config.evaluate.batch_size)
   params, step = params_of(experiment, loader)
   evaluator = experiment.evaluator()
   return [_ablate_split(experiment, evaluator, params, step, split) for split in splits]

@@ -10,11 +10,12 @@ from mmlm.evaluation.metrics.label_metrics import confusion_table
 from mmlm.evaluation.metrics.speech_metrics import error_report, format_report, timing
 from mmlm.evaluation.predictions_file import read_predictions
 from mmlm.evaluation.score_predictions import Predictions, check_reference_words, score_predictions
+from mmlm.experiment.data import ReplacedTexts
 from mmlm.experiment.environment import announce_environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, decode, file_name, params_of
 from mmlm.experiment.training import GREEDY
-from mmlm.inference.generation import evaluate_text
+from mmlm.inference.scoring import evaluate_text
 from mmlm.tasks import pipeline_of_run
 from mmlm.utils import run_dir
 
@@ -28,20 +29,21 @@ def evaluate(options: flags.Evaluate) -> list[dict]:
     return pipeline.evaluate(
       options.run, options.splits, options.settings, options.greedy, options.text_from
     )
-  experiment = Experiment.of_run(options.run, options.settings)
+  replaced_texts = None
   if options.text_from:
     texts = {}
     for name, prediction in read_predictions(options.text_from).items():
       texts[name] = prediction['hypothesis']
-    experiment.read_texts(texts, options.text_from)
+    replaced_texts = ReplacedTexts(texts, options.text_from)
+  experiment = Experiment.of_run(options.run, options.settings, replaced_texts)
   announce_environment()
   config = experiment.config
   if experiment.task.continues_text(experiment.modalities):
     return evaluate_text(experiment, options.splits)
-  splits = options.splits or experiment.splits('test')
+  splits = options.splits or experiment.data.splits('test')
   evaluation = _Evaluation.of(experiment, splits, options.greedy, options.text_from)
   for split in splits:  # before anything is decoded
-    source = experiment.source(split)
+    source = experiment.data.source(split)
     references = (source[i]['targets'] for i in range(len(source)))
     check_reference_words(references, split, config)
   results = []
@@ -82,8 +84,8 @@ class _Evaluation(NamedTuple):
       decoding = config.decoding.to_dict() | changes
       if decoding['method'] != config.decoding.method:
         method = decoding['method']
-    table = experiment.table(splits[0], False)
-    loader = experiment.loader(splits[0], table, config.evaluate.batch_size)
+    table = experiment.data.table(splits[0], False)
+    loader = experiment.data.loader(splits[0], table, config.evaluate.batch_size)
     params, step = params_of(experiment, loader)
     return cls(experiment, evaluator, params, step, decoding, method, text_from)
 

@@ -5,7 +5,7 @@ import pathlib
 from mmlm.cli import flags
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference import model_export
-from mmlm.inference.generation import language_params
+from mmlm.inference.scoring import language_params
 from mmlm.pretrained.formats.write_vectors import FORMATS as VECTOR_FORMATS
 from mmlm.pretrained.gpt2 import export_gpt2
 from mmlm.tasks import pipeline_of_run
@@ -68,5 +68,5 @@ def _export_hugging_face(options: flags.Export) -> None:
     raise UserError(f'--output {folder}: this folder is not empty.')
   experiment = Experiment.of_run(options.run, options.settings)
   params, step = language_params(experiment)
-  export_gpt2(folder, experiment.model.head, params['head'], experiment.tokenizer)
+  export_gpt2(folder, experiment.model.head, params['head'], experiment.data.tokenizer)
   print(f'Written: {folder}, the decoder of step {step}')

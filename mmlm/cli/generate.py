@@ -27,7 +27,7 @@ def generate(options: flags.Generate) -> list[str]:
     if options.num > 1:
       print(f'--- {number} of {options.num}')
     print(options.prompt, end='', flush=True)
-    spelling = generation.Spelling(experiment.tokenizer, prompt[1:])
+    spelling = generation.Spelling(experiment.data.tokenizer, prompt[1:])
     text = options.prompt
     for token in writer(prompt, key, options.max_length):
       piece = spelling(token)

@@ -2,8 +2,8 @@
 
 from mmlm.cli import flags
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import Predictor
 from mmlm.inference.input_files import read_inputs
+from mmlm.inference.predictor import Predictor
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 

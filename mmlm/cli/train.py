@@ -8,6 +8,7 @@ import jax
 from mmlm import config as configs
 from mmlm.cli import flags
 from mmlm.experiment.claim import check_folder, claim
+from mmlm.experiment.data import split_names
 from mmlm.experiment.environment import announce_environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import training_parts
@@ -37,9 +38,9 @@ def train(options: flags.Train) -> None:
     parts_of = training_parts
   with contextlib.ExitStack() as resources:
     with hosts.writer_first():  # the others find data sets, tokenizer and grids made
-      experiment.check_data()
+      experiment.check()
       _claim_folder(experiment, resources)
-      (split,) = experiment.splits('train')
+      (split,) = split_names(experiment.config, 'train')
       parts, state = parts_of(experiment, split)
       _announce_parameters(experiment, state)
     checkpoints = experiment.checkpoints(writing=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mmlm.cli import flags
 from mmlm.data.sources.recording import Recording
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import Predictor
+from mmlm.inference.predictor import Predictor
 from mmlm.training.exported_weights import is_export
 from mmlm.transcription.subtitles import FORMATS, clock
 from mmlm.transcription.transcriber import Transcriber

@@ -6,7 +6,7 @@ import sys
 from mmlm.cli import flags
 from mmlm.data.sources.parallel_text import decode_line
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import Predictor
+from mmlm.inference.predictor import Predictor
 from mmlm.utils.errors import UserError
 
 

@@ -92,6 +92,11 @@ class Loader:
     blank: an example with every modality and nothing in it, before the ops: it gives the shapes where a whole batch lacks one.
     finish: batch -> batch, what only the main process can do (a frozen network).
     pad_id: fills token columns behind their ends.
+    absent: a modality that is taken away from every example.
+    whole_buckets: all columns are padded to the length of the bucket, so that few shapes are
+      compiled.
+    watch: names an example that takes long.
+    part: which part of each batch is loaded, and how many parts there are.
   """
 
   def __init__(
@@ -105,6 +110,10 @@ class Loader:
     blank=None,
     finish=None,
     pad_id: int = 0,
+    absent: str = '',
+    whole_buckets: bool = False,
+    watch: Watch | None = None,
+    part: tuple[int, int] = (0, 1),
   ):
     self.source = source
     self.table = table
@@ -115,15 +124,10 @@ class Loader:
     self.blank = blank or {}
     self.finish = finish
     self.pad_id = pad_id
-    self.absent = ''  # a modality that is taken away from every example
-    self.whole_buckets = (
-      False  # all columns are padded to the length of the bucket, so that few shapes are compiled
-    )
-    self.watch = Watch()  # over the examples
-    self.part = (
-      0,
-      1,
-    )  # the rows that are loaded here: the number of this part of a batch, how many there are
+    self.absent = absent
+    self.whole_buckets = whole_buckets
+    self.watch = watch or Watch()
+    self.part = part
     self._longest: dict[int, dict[str, int]] = {}
 
   def __getstate__(self):

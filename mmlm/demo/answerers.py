@@ -24,7 +24,7 @@ from mmlm.demo.inputs import (
   size_of_pictures,
 )
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import Predictor
+from mmlm.inference.predictor import Predictor
 from mmlm.pretrained.whisper import PACKAGES
 from mmlm.reports.attention_maps import grid_of, looking_evaluator, picture_seen
 from mmlm.reports.speech_view import sound_of, words_of

@@ -55,7 +55,7 @@ def kinds_of(experiment: Experiment) -> dict[str, str]:
   computed = any(op.split('(')[0].strip() in MAKES_FEATURES for op in config.data.eval_ops)
   for modality in experiment.modalities:
     kinds[modality] = {'text': 'text', 'image': 'picture'}.get(modality, 'features')
-    if modality in experiment.widths:
+    if modality in experiment.data.widths:
       kinds[modality] = 'sound' if modality == 'audio' and computed else 'features'
   return kinds
 
@@ -141,8 +141,8 @@ def size_of_pictures(experiment: Experiment) -> tuple[int, int] | None:
     op.split('(')[0].strip() in SIZES for op in experiment.config.data.eval_ops
   ):
     return None
-  (split,) = experiment.splits('valid')[:1]
-  source = experiment.source(split)
+  (split,) = experiment.data.splits('valid')[:1]
+  source = experiment.data.source(split)
   return decode_picture(source[0]['image']).shape[:2]
 
 

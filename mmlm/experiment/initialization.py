@@ -66,14 +66,14 @@ def _of_run(experiment, params: dict, run: str) -> dict:
   """`params` with those of another run that train.start_rules take."""
   other = type(experiment).of_run(run, {})
   rules = experiment.config.train.start_rules
-  tokenizer = experiment.tokenizer
+  tokenizer = experiment.data.tokenizer
   theirs, step = other.trained_params()
   taken = renamed(params, rules, 'train.start_rules')
   words = []
   for name in sorted(taken):
     if tokenizer and tokenizer.vocab_size in flat(params)[name].shape:
       words.append(name)
-  if words and getattr(other.tokenizer, 'fingerprint', '') != tokenizer.fingerprint:
+  if words and getattr(other.data.tokenizer, 'fingerprint', '') != tokenizer.fingerprint:
     raise UserError(
       f"train.start_from={run!r}: {words[0]} has a row a token, and the tokens there are others. Set tokenizer.kind to 'run' and "
       f'tokenizer.source to {run!r}, or leave it out in train.start_rules.'
@@ -97,7 +97,7 @@ def _word_vectors(experiment, modality: str, options, width: int) -> np.ndarray:
     raise UserError(
       f"tokenizer.kind={config.tokenizer.kind!r}: {key}.vectors are of whole words, choose 'word'."
     )
-  return embedding_table(vectors, experiment.tokenizer.pieces, config.seed)
+  return embedding_table(vectors, experiment.data.tokenizer.pieces, config.seed)
 
 
 def _statistics(experiment) -> dict[str, dict]:
@@ -108,16 +108,18 @@ def _statistics(experiment) -> dict[str, dict]:
       names.append(modality)
   if not names:
     return {}
-  (split,), config = experiment.splits('train'), experiment.config
-  source = experiment.source(split)
-  table = experiment.task.table(source, *experiment.sides, True).with_rows(experiment.rows(split))
+  (split,), config = experiment.data.splits('train'), experiment.config
+  source = experiment.data.source(split)
+  table = experiment.task.table(source, *experiment.data.texts, True).with_rows(
+    experiment.data.rows(split)
+  )
   fits = np.random.default_rng(0).permutation(
     np.flatnonzero(table.lengths <= config.data.max_length)
   )
   table = table.select(np.sort(fits[:NORMALIZED_BY]))
-  loader = experiment.loader_of(source, table, config.evaluate.batch_size)
-  loader.part = (0, 1)  # every process has those of all
-  plan = batching.eval_plan(table.lengths, config.evaluate.batch_size, experiment.buckets)
+  # Every process computes the statistics of all examples.
+  loader = experiment.data.loader_of(source, table, config.evaluate.batch_size, all_parts=True)
+  plan = batching.eval_plan(table.lengths, config.evaluate.batch_size, experiment.data.buckets)
   with stream(plan, loader, 0, len(plan), config.data.workers) as batches:
     return moments(batches, names)
 

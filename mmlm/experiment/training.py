@@ -103,17 +103,17 @@ def _planned(experiment: Experiment, split: str) -> _Planned:
 def _examples(experiment: Experiment, split: str) -> _Planned:
   """Of examples one by one."""
   config = experiment.config
-  table = experiment.table(split, with_targets=True, train=True)
-  if isinstance(experiment.sides[1], Classes):
-    experiment.sides[1].check_learnable(table.labels, split)
+  table = experiment.data.table(split, with_targets=True, train=True)
+  if isinstance(experiment.data.texts.outputs, Classes):
+    experiment.data.texts.outputs.check_learnable(table.labels, split)
   plan = batching.TrainPlan(
     table.lengths,
     config.train.batch_size,
-    experiment.buckets,
+    experiment.data.buckets,
     config.seed,
     config.train.batch_tokens,
   )
-  loader = experiment.loader(split, table, config.train.batch_size, train=True)
+  loader = experiment.data.loader(split, table, config.train.batch_size, train=True)
   return _Planned(
     plan,
     loader,
@@ -124,11 +124,11 @@ def _examples(experiment: Experiment, split: str) -> _Planned:
 
 def _running_text(experiment: Experiment, split: str) -> _Planned:
   config = experiment.config
-  text = experiment.running_text(split)
+  text = experiment.data.running_text(split)
   plan = PLANS[config.data.stream](
     text, config.data.max_length, config.train.batch_size, config.seed
   )
-  loader = StreamLoader(text, plan, experiment.apart, experiment.parallel.part)
+  loader = StreamLoader(text, plan, experiment.data.documents_apart, experiment.parallel.part)
   return _Planned(
     plan, loader, loader.ids, f'{len(text.tokens):,} tokens in {len(text.ids):,} documents'
   )
@@ -138,7 +138,7 @@ def text_validation(experiment: Experiment):
   """params on the host -> {'loss': nats a token, and the metrics that the tokenizer allows} of running text."""
   config = experiment.config
   evaluator = experiment.text_evaluator()
-  splits = experiment.splits('valid')
+  splits = experiment.data.splits('valid')
   names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
   metrics = config.evaluate.metrics or experiment.task.metrics
   one_of(
@@ -148,7 +148,7 @@ def text_validation(experiment: Experiment):
   )
   texts = {}
   for prefix, split in names.items():
-    texts[prefix] = experiment.running_text(split).first(config.data.max_valid_examples)
+    texts[prefix] = experiment.data.running_text(split).first(config.data.max_valid_examples)
 
   def validate(params) -> dict:
     params = experiment.parallel.place(experiment.weights(params))
@@ -201,7 +201,7 @@ def step_options(experiment: Experiment, config, rate, params) -> StepOptions:
 
 def abstract_step(experiment: Experiment) -> tuple:
   """(step options, shapes of the state before the first step, a batch of the longest bucket); no parameters are made."""
-  config, (split,) = experiment.config, experiment.splits('train')
+  config, (split,) = experiment.config, experiment.data.splits('train')
   plan, loader, _, _ = _planned(experiment, split)
   longest = max(
     range(plan.steps_per_epoch), key=lambda number: plan[number].length * plan[number].size
@@ -223,19 +223,20 @@ def validation(experiment: Experiment):
   evaluator = experiment.evaluator(**GREEDY)
   size = config.evaluate.batch_size
   limit = config.data.max_valid_examples
-  splits = experiment.splits('valid')
+  splits = experiment.data.splits('valid')
   names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
   scores = [prefix + name for prefix in names for name in ('loss', 'perplexity', *METRICS)]
   metric = one_of('train.monitor', config.train.monitor, scores).rpartition('/')[2]
   loaders = {
-    split: experiment.loader(split, experiment.table(split, True, limit), size) for split in splits
+    split: experiment.data.loader(split, experiment.data.table(split, True, limit), size)
+    for split in splits
   }
 
   def validate(params) -> dict:
     params = experiment.parallel.place(experiment.weights(params))
     values = {}
     for prefix, split in names.items():
-      found = evaluator.loss(params, loaders[split], experiment.buckets, config.data.workers)
+      found = evaluator.loss(params, loaders[split], experiment.data.buckets, config.data.workers)
       if metric in METRICS:
         rows = decode(experiment, evaluator, params, split, limit)
         found |= {

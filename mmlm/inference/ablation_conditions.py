@@ -26,11 +26,11 @@ def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
 
 def _maskable_words(experiment: Experiment, split: str) -> list[str]:
   """Returns the kinds of words that stand in the texts of a split, if they are English texts."""
-  if 'text' not in experiment.modalities or 'text' in experiment.widths:
+  if 'text' not in experiment.modalities or 'text' in experiment.data.widths:
     return []
   if experiment.config.data.languages.text not in ('', 'en'):
     return []
-  source = experiment.source(split)
+  source = experiment.data.source(split)
   texts = [source[i].get('text', '') for i in range(len(source))]
   return [kind for kind in WORDS if any(mask_words(text, kind) != text for text in texts)]
 

@@ -3,81 +3,14 @@
 Axes: C tokens that the model reads at once, V vocabulary.
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmlm.decoding.search import SearchOptions, draw
-from mmlm.evaluation.score_predictions import Predictions, score_predictions
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import file_name
 from mmlm.tasks.text_generation import begin_decoder
-from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
-
-NO_BATCH = {'weight': np.ones(1, np.float32)}  # gives the shapes of a model without encoders
-
-
-def language_params(experiment: Experiment):
-  """Parameters of the chosen checkpoint of a language model, and its step."""
-  params, step = experiment.trained_params(
-    experiment.parallel.abstract(experiment.abstract_params(NO_BATCH))
-  )
-  return experiment.weights(params), step
-
-
-def evaluate_text(experiment: Experiment, splits: tuple) -> list[dict]:
-  """Scores the running text of splits, writes its stretches and scores, prints them; returns the score files."""
-  config = experiment.config
-  evaluator = experiment.text_evaluator()
-  written = []
-  params, step = language_params(experiment)
-  params = experiment.parallel.place(params)
-  for split in splits or experiment.splits('test'):
-    began = time.monotonic()
-    text = experiment.running_text(split)
-    rows = evaluator.rows(params, text)
-    scores = score_predictions(
-      Predictions(rows),
-      config.evaluate.metrics or experiment.task.metrics,
-      config.evaluate.bootstrap_samples,
-    )
-    nats, tokens = (sum(row[key] for row in rows) for key in ('nats', 'tokens'))
-    if config.data.stream == 'continuous':
-      context = {'lanes': config.evaluate.batch_size}
-    else:
-      context = {'stride': config.evaluate.stride or config.data.max_length}
-    result = {
-      'split': split,
-      'step': step,
-      'decoding': context,
-      'shuffled': False,
-      'n': len(rows),
-      'scores': scores,
-      'nats_per_token': nats / tokens,
-      'tokens': tokens,
-      'unknown': sum(row['unknown'] for row in rows),
-      'checkpoint': config.evaluate.checkpoint,
-      'average': config.evaluate.average,
-      'seconds': round(time.monotonic() - began, 1),
-    }
-    usual = (
-      runs.read_json(experiment.folder / 'config.json')['evaluate'].get('stride', 0)
-      == config.evaluate.stride
-    )
-    tag = f'{file_name(split)}-{step}' + ('' if usual else f'-stride_{config.evaluate.stride}')
-    runs.write_jsonl(experiment.folder / 'predictions' / f'{tag}.jsonl', rows)
-    runs.write_json(experiment.folder / 'scores' / f'{tag}.json', result)
-    written.append(result)
-    told = ', '.join(f'{name} {value}' for name, value in context.items())
-    print(
-      f'{split} ({told}), {tokens:,} tokens, {nats / tokens:.4f} nats a token, step {step}; {len(rows)} stretches of text:'
-    )
-    for metric, s in scores.items():
-      print(f'  {metric:<18} {s["value"]:.4f}   95 % [{s["low"]:.4f}, {s["high"]:.4f}]')
-  return written
 
 
 class Writer:
@@ -195,7 +128,7 @@ def search_options(
   # A text whose ends were never learned has none: it is cut by --max_length alone.
   endless = not experiment.config.data.ends
   most = 1 << 30
-  tokenizer = experiment.tokenizer
+  tokenizer = experiment.data.tokenizer
   return SearchOptions(
     **drawn,
     max_length=most,
@@ -208,7 +141,7 @@ def search_options(
 
 def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
   """What the model reads first: the start, where documents have one, and the prompt."""
-  tokenizer = experiment.tokenizer
+  tokenizer = experiment.data.tokenizer
   tokens = tokenizer.encode(prompt)
   unk_id = tokenizer.unk_id
   if unk_id in tokens:

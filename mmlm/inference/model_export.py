@@ -16,7 +16,7 @@ from mmlm.data.pipeline import stream
 from mmlm.data.running_text import StreamLoader, evaluation_plan
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import params_of
-from mmlm.inference.generation import language_params
+from mmlm.inference.scoring import language_params
 from mmlm.training.exported_weights import ABOUT, WEIGHTS, is_export, read_weights, write_weights
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
@@ -48,10 +48,10 @@ def export(
   folder = pathlib.Path(output or f'{workdir}/export')
   _check_free(folder, workdir)
   batches = batches_of(experiment)
-  (split,) = experiment.splits('valid')[:1]
+  (split,) = experiment.data.splits('valid')[:1]
   if experiment.modalities:
     params, step = params_of(
-      experiment, experiment.loader(split, experiment.table(split, False), 1)
+      experiment, experiment.data.loader(split, experiment.data.table(split, False), 1)
     )
   else:
     params, step = language_params(experiment)
@@ -118,7 +118,7 @@ def functions_of(experiment: Experiment) -> dict:
   functions = {'forward': lambda params, batch: task.forward(model, params, batch)}
   if task.writes_text:
     options, fused = experiment.search_options()
-    fusion = experiment.fusion(options, fused)
+    fusion = experiment.score_fusion(options, fused)
     key = jax.random.key(experiment.config.seed)
     functions['decode'] = lambda params, batch: task.answer(
       model, params, batch, options, key, fusion
@@ -128,14 +128,14 @@ def functions_of(experiment: Experiment) -> dict:
 
 def batches_of(experiment: Experiment) -> dict:
   """{name of a function: a batch of the validation data}, with evaluate.batch_size rows and the longest lengths."""
-  split = experiment.splits('valid')[0]
+  split = experiment.data.splits('valid')[0]
   size = experiment.config.evaluate.batch_size
   if experiment.config.data.stream:
     batch = _running_text(experiment, split)
   else:
-    table = experiment.table(split, True, size)
-    plan = [batching.Batch(np.arange(len(table.ids)), experiment.buckets[-1], size)]
-    with stream(plan, experiment.loader(split, table, size), 0, 1) as found:
+    table = experiment.data.table(split, True, size)
+    plan = [batching.Batch(np.arange(len(table.ids)), experiment.data.buckets[-1], size)]
+    with stream(plan, experiment.data.loader(split, table, size), 0, 1) as found:
       batch = {key: np.asarray(value) for key, value in next(found).items()}
   inputs = {f'{m}{end}' for m in experiment.modalities for end in ('', '_mask')} | {'weight'}
   return {'forward': batch, 'decode': {key: value for key, value in batch.items() if key in inputs}}
@@ -143,7 +143,7 @@ def batches_of(experiment: Experiment) -> dict:
 
 def _running_text(experiment: Experiment, split: str) -> dict:
   """Rows of the text of a split, as they are read when it is scored; a state that lanes carry is none of the inputs."""
-  text = experiment.running_text(split)
+  text = experiment.data.running_text(split)
   reading = experiment.text_evaluator().reading
   plan = evaluation_plan(text, *reading)
   result = {}

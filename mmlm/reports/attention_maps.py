@@ -11,7 +11,7 @@ import numpy as np
 
 from mmlm.data.transforms.ops import apply_ops, parse_ops
 from mmlm.decoding.score_fusion import NO_FUSION
-from mmlm.experiment.prediction import Predictor
+from mmlm.inference.predictor import Predictor
 from mmlm.models.fusion import FUSIONS
 from mmlm.reports.speech_view import words_of
 
@@ -161,7 +161,7 @@ def looking_evaluator(experiment, align: bool = False, **changes):
   if kept and decodes:
 
     def around(task):
-      return Looking(task, experiment.sides[0], tuple(kept))
+      return Looking(task, experiment.data.texts.inputs, tuple(kept))
   else:
     around = None
   return experiment.evaluator(align, around, **changes)

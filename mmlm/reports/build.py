@@ -84,8 +84,8 @@ class Asked:
     try:
       sources = []
       for part in ('valid', 'test'):
-        for split in experiment.splits(part):
-          sources.append(experiment.source(split))
+        for split in experiment.data.splits(part):
+          sources.append(experiment.data.source(split))
     except UserError as error:
       print(
         f'{experiment.folder}: the page is without pictures, sounds and attention, its data cannot be read: {error}'

@@ -104,7 +104,7 @@ def train_group(trials: list[Trial], should_stop: ShouldStop | None = None) -> N
 def _train_members(members: list[Member], should_stop: ShouldStop | None) -> None:
   """Trains members until all have ended."""
   first = members[0]
-  several_shapes = len(first.experiment.buckets) > 1
+  several_shapes = len(first.experiment.data.buckets) > 1
   numbers = _numbers_of_members(members)
 
   def options_of(numbers: Numbers, params: Any) -> StepOptions:

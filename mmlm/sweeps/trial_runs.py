@@ -107,9 +107,9 @@ def members_of(trials: list[Trial]) -> list[Member]:
       continue
     try:
       if first is None:
-        experiment = first = Experiment(trial.config, trial.folder)
+        experiment = first = Experiment(trial.config, trial.folder, share_data=True)
       else:
-        experiment = first.beside(trial.config, trial.folder)
+        experiment = Experiment(trial.config, trial.folder, like=first)
       member = _member_of(trial, experiment, validate, len(trials))
     except UserError as error:
       state = getattr(error, 'state', 'failed')
@@ -147,7 +147,7 @@ def _member_of(
     validate: the validation of another member, which serves this one too.
     among: how many trials share a step, for its progress.
   """
-  (split,) = experiment.splits('train')
+  (split,) = experiment.data.splits('train')
   parts, state = training_parts(experiment, split, validate)
   checkpoints = experiment.checkpoints(writing=True)
   abstract = jax.eval_shape(lambda: state)

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from mmlm.data.text import check_language
 from mmlm.evaluation.metrics import higher_is_better
-from mmlm.experiment.experiment import config_of_run, open_split
+from mmlm.experiment.data import split_names
+from mmlm.experiment.open_split import open_split
+from mmlm.experiment.run import config_of_run
 from mmlm.parallel import Parallel
 from mmlm.pretrained.formats.subwords import piece_hashes
 from mmlm.pretrained.formats.vector_files import Vectors
@@ -83,10 +85,9 @@ class VectorExperiment:
 
   def splits(self, part: str) -> tuple[str, ...]:
     """Returns the data set's names of 'train', 'valid' or 'test'."""
-    names = self.config.data.splits[part]
-    return (names,) if isinstance(names, str) else tuple(names)
+    return split_names(self.config, part)
 
-  def check_data(self) -> None:
+  def check(self) -> None:
     """Reads the texts of training and validation, so that what is wrong with them is an error."""
     for split in (*self.splits('train'), *self.splits('valid')):
       self.sentences(split)

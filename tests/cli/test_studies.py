@@ -68,7 +68,9 @@ def copy(run, tmp_path):
 @pytest.fixture(scope='module')
 def parts(run):
   experiment = Experiment.of_run(run, {})
-  params, _ = params_of(experiment, experiment.loader('test', experiment.table('test', False), 16))
+  params, _ = params_of(
+    experiment, experiment.data.loader('test', experiment.data.table('test', False), 16)
+  )
   return experiment, experiment.evaluator(), params
 
 
@@ -339,7 +341,7 @@ def test_lines_that_cannot_be_translated_are_named(text_run, monkeypatch):
 
 
 def test_a_picture_goes_with_every_line(run, text_run, place, tmp_path, monkeypatch):
-  source = Experiment.of_run(run, {}).source('test')
+  source = Experiment.of_run(run, {}).data.source('test')
   pictures = [tmp_path / f'{i}.png' for i in range(2)]
   for i, path in enumerate(pictures):
     path.write_bytes(source[i]['image'])

@@ -302,7 +302,7 @@ def untrained():
     return experiment.parallel.place(experiment._random_params(batch)), 0
 
   def one(experiment):
-    return inference.batching.Batch(np.arange(1), experiment.buckets[-1], 1)
+    return inference.batching.Batch(np.arange(1), experiment.data.buckets[-1], 1)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(inference, 'params_of', random)

@@ -202,13 +202,15 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
     experiment = Experiment(
       configs.override(smoke, settings | {'model.encoders.image.cache': cache}), tmp_path
     )
-    loader = experiment.loader('train[:70]', experiment.table('train[:70]', True), 8, train)
+    loader = experiment.data.loader(
+      'train[:70]', experiment.data.table('train[:70]', True), 8, train
+    )
     grids = []
     for n in range(8):
       grids.append(np.asarray(loader(n, Batch(np.arange(8) + 8 * n, 40, 8))['image'], np.float32))
     if cache == 'True':
       return np.concatenate(grids)
-    return np.asarray(experiment.backbone.grid(np.concatenate(grids)), np.float32)
+    return np.asarray(experiment.data.backbone.grid(np.concatenate(grids)), np.float32)
 
   wanted = batches('False', False)
   turned = batches('True', True)

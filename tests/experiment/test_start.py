@@ -56,7 +56,7 @@ def test_what_the_rules_take_is_the_other_run_s_and_the_rest_is_random(base, tmp
   assert f'start from {base / "text"}, step 6' in said
   experiment = Experiment.of_run(tmp_path / 'run', {})
   other = Experiment.of_run(base / 'text', {})
-  assert experiment.tokenizer.fingerprint == other.tokenizer.fingerprint
+  assert experiment.data.tokenizer.fingerprint == other.data.tokenizer.fingerprint
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
   _, state = training_parts(experiment, 'train')
   theirs, _ = other.checkpoints().params(None, other.config.evaluate.checkpoint)

@@ -107,13 +107,14 @@ def test_the_functions_are_the_run_s_without_its_code(place):
   real = batch['weight'] > 0
   rows = []
   for tokens in np.asarray(found['tokens'])[real]:
-    rows.append(experiment.sides[1].decode_batch(tokens)[0])
+    rows.append(experiment.data.texts.outputs.decode_batch(tokens)[0])
   params, _ = experiment.trained_params()
   wanted = jax.jit(exporting.functions_of(experiment)['decode'])(params, batch)
   assert (
     rows
     == [
-      experiment.sides[1].decode_batch(tokens)[0] for tokens in np.asarray(wanted['tokens'])[real]
+      experiment.data.texts.outputs.decode_batch(tokens)[0]
+      for tokens in np.asarray(wanted['tokens'])[real]
     ]
     and len(rows) > 1
   )

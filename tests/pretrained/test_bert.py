@@ -183,7 +183,7 @@ def test_a_pooler_starts_the_hidden_layer(tmp_path):
     'data.buckets': '(16,)',
   }
   experiment = Experiment(configs.override(configs.load_config(spec), settings), tmp_path / 'run')
-  loader = experiment.loader(str(mine), experiment.table(str(mine), True), 8)
+  loader = experiment.data.loader(str(mine), experiment.data.table(str(mine), True), 8)
   params = experiment.initial_params(loader(0, Batch(np.arange(8), 16, 8)))
   assert (params['head']['hidden']['kernel'] == loaded['kernel']).all()
 

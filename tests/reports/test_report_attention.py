@@ -96,7 +96,7 @@ def test_grids_have_the_shape_of_pictures():
 @pytest.fixture(scope='module')
 def look(run):  # noqa: F811
   experiment = Experiment.of_run(run, {})
-  source = experiment.source('test')
+  source = experiment.data.source('test')
   return experiment, [source[i] for i in range(8)], CloserLook(experiment)
 
 
@@ -162,10 +162,10 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
   experiment, examples, _ = look
   config = configs.override(experiment.config, {'model.fusion.name': fusion})
   other = Experiment(config, experiment.folder)
-  table = experiment.table('test', False)
+  table = experiment.data.table('test', False)
   with stream(
-    [batching.Batch(np.arange(2), experiment.buckets[-1], 2)],
-    experiment.loader('test', table, 2),
+    [batching.Batch(np.arange(2), experiment.data.buckets[-1], 2)],
+    experiment.data.loader('test', table, 2),
     0,
     1,
   ) as batches:

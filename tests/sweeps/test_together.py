@@ -45,7 +45,7 @@ def flags_of(settings):
 def parameters_of(folder):
   """Returns {name: values} of the newest checkpoint of a run."""
   experiment = Experiment.of_run(folder, {'evaluate.checkpoint': 'latest'})
-  loader = experiment.loader('test', experiment.table('test', False), 4)
+  loader = experiment.data.loader('test', experiment.data.table('test', False), 4)
   return flat(params_of(experiment, loader)[0])
 
 

@@ -186,7 +186,7 @@ def test_its_decoder_starts_that_of_a_translation(place, tmp_path):
     settings,
   )
   experiment = Experiment(config, tmp_path / 'run')
-  loader = experiment.loader(str(mine), experiment.table(str(mine), True), 4)
+  loader = experiment.data.loader(str(mine), experiment.data.table(str(mine), True), 4)
   params = flat(experiment.initial_params(loader(0, Batch(np.arange(4), 80, 4))))
   theirs = flat(Experiment.of_run(place / 'lm', {}).checkpoints().params(None)[0])
   np.testing.assert_array_equal(
@@ -278,7 +278,7 @@ def test_an_encoder_that_found_masked_tokens_starts_a_classifier(masked, tmp_pat
     configs.load_config(f'configs/sentiment/low_data.py:start={masked},layers=1,dim=16'), settings
   )
   experiment = Experiment(config, tmp_path / 'run')
-  loader = experiment.loader(str(mine), experiment.table(str(mine), True), 4)
+  loader = experiment.data.loader(str(mine), experiment.data.table(str(mine), True), 4)
   params = flat(experiment.initial_params(loader(0, Batch(np.arange(4), 32, 4))))
   theirs = flat(Experiment.of_run(masked, {}).checkpoints().params(None)[0])
   for name in (name for name in params if name.startswith('encoders_text')):

@@ -109,7 +109,7 @@ def test_a_run_keeps_its_base_and_is_asked_like_any_other(tmp_path):
   assert ' of them trained' in said
   assert 'accuracy' in done('evaluate', folder)
   experiment = Experiment.of_run(folder, {'parallel.strategy': 'jit'})
-  loader = experiment.loader('test', experiment.table('test', False), 16)
+  loader = experiment.data.loader('test', experiment.data.table('test', False), 16)
   merged, step = params_of(experiment, loader)
   assert step == 6 and 'lora' not in merged
   kept, _ = experiment.checkpoints().params(
@@ -132,4 +132,4 @@ def test_a_run_keeps_its_base_and_is_asked_like_any_other(tmp_path):
 def loader_batch(experiment, loader):
   from mmlm.data.batching import eval_plan
 
-  return loader(0, eval_plan(loader.table.lengths, 16, experiment.buckets)[0])
+  return loader(0, eval_plan(loader.table.lengths, 16, experiment.data.buckets)[0])

@@ -338,7 +338,7 @@ def test_an_encoder_of_a_task_starts_from_the_weights_and_learns(tmp_path, folde
     configs.override(config, settings | {'data.buckets': '(50, 100)', 'train.batch_size': '8'}),
     tmp_path / 'run',
   )
-  batch = experiment.loader(str(mine), experiment.table(str(mine), True), 8)(
+  batch = experiment.data.loader(str(mine), experiment.data.table(str(mine), True), 8)(
     0, Batch(np.arange(8), 50, 8)
   )
   params = experiment.initial_params(batch)
