@@ -31,7 +31,7 @@ def sweep(options: flags.Sweep) -> None:
   with contextlib.closing(run_dir.lock(folder)):
     state = Sweep(folder, plan)
     seeds = f'{plan.seeds} seed{"s" * (plan.seeds > 1)} each'
-    print(f'{state.wanted} trials ({plan.sampler}), {seeds}; {folder}', flush=True)
+    print(f'{state.trial_count} trials ({plan.sampler}), {seeds}; {folder}', flush=True)
     try:
       execute(state, options.jobs, _parse_slurm(options.slurm))
     except Interrupted as stopped:

@@ -186,8 +186,8 @@ class SlurmArray:
       log = ''
     if f'exit status {INTERRUPTED}' in log:
       return None
-    _, found, last = log.rpartition(MESSAGE)
-    if found:
+    _, separator, last = log.rpartition(MESSAGE)
+    if separator:
       return last.partition('\n')[0]
     return f'its job {job.job_id} ended as {job.state}'
 

@@ -138,10 +138,10 @@ class Sweep:
     check_space(plan, grid)
     _claim_folder(folder, plan)
     self.study = open_study(folder / JOURNAL, plan)
-    self.wanted = plan.trials
+    self.trial_count = plan.trials
     if grid:
-      self.wanted = min(plan.trials or len(grid), len(grid))
-    self._enqueue(grid[: self.wanted])
+      self.trial_count = min(plan.trials or len(grid), len(grid))
+    self._enqueue(grid[: self.trial_count])
     self._unfinished = self._trials(TrialState.RUNNING)  # of an earlier process
     self._waiting: list[Run] = []
 
@@ -206,7 +206,7 @@ class Sweep:
     else:
       waiting = self._trials(TrialState.WAITING)
       begun = len(self._trials()) - len(waiting)
-      if begun >= self.wanted:
+      if begun >= self.trial_count:
         return None
       trial = self.study.ask()
       reported = 0
@@ -284,7 +284,7 @@ class Sweep:
     """Returns what results.json holds: the trials that have begun, in their order."""
     results = []
     for trial in self._trials():
-      if trial.state != TrialState.WAITING and trial.number < self.wanted:
+      if trial.state != TrialState.WAITING and trial.number < self.trial_count:
         results.append(self._result_of(trial))
     return results
 

@@ -39,5 +39,5 @@ class WordVectors(Task):
     config.model.head.unlock()['micro_batch'] = 64
     config.train.duration = '6 steps'
     config.train.log_every = '2 steps'
-    config.train.eval_every = '3 steps'
+    config.train.eval_every = '50 %'
     return config

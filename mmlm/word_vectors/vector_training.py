@@ -33,9 +33,9 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
   plan, loader = experiment.plan_and_loader(split, train.batch_size)
   validate = _validation(experiment)
 
-  def steps(key: str) -> int:
+  def steps(key: str, total: int | None = None) -> int:
     return configs.to_steps(
-      train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch
+      train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch, total
     )
 
   def batches(start: int, stop: int):
@@ -60,7 +60,10 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
     stream=batches,
     ids=names_of_batch,
     schedule=loop.Schedule(
-      total, max(1, steps('log_every')), max(1, steps('eval_every')), train.patience
+      total,
+      max(1, steps('log_every', total)),
+      max(1, steps('eval_every', total)),
+      train.patience,
     ),
     watch=watch_of(config),
     skips=config.watch.skips_in_a_row,
