@@ -1,4 +1,4 @@
-"""Durations in configs: '500 steps', '10 epochs', '90000 examples', or a share of the run, '5 %'."""
+"""Durations in configs: '500 steps', '10 epochs', '90000 examples', '5 %' (of the run)."""
 
 import math
 import re

@@ -245,7 +245,8 @@ class Evaluate:
   )
   similarity: str = option(
     '',
-    "of word vectors: folder or file of similarity sets and analogies; '' = $MMLM_DATA/text/wordsim",
+    'of word vectors: folder or file of similarity sets and analogies; '
+    "'' = $MMLM_DATA/text/wordsim",
   )
 
 

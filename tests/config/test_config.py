@@ -13,6 +13,7 @@ import mmlm.word_vectors  # noqa: F401 registers its task
 from mmlm import config as configs
 from mmlm.decoding.score_fusion import FusionOptions
 from mmlm.decoding.search import SearchOptions
+from mmlm.experiment.experiment import Experiment
 from mmlm.training.optimizers import make_schedule
 from mmlm.utils.errors import UserError
 
@@ -291,6 +292,12 @@ def test_a_wrong_config_is_refused_with_the_key_and_the_nearest_right_one(change
   with pytest.raises(UserError) as caught:
     configs.complete(replaced(**changes))
   assert says in str(caught.value)
+
+
+def test_a_task_that_reads_something_needs_encoders(tmp_path):
+  config = configs.complete(configs.default_config())
+  with pytest.raises(UserError, match='model.encoders is empty'):
+    Experiment(config, tmp_path)
 
 
 # Overrides
