@@ -40,7 +40,7 @@ from mmlm.data.pipeline import Loader, Table
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.experiment.experiment import Experiment
 from mmlm.parallel import Parallel, run_concurrently
-from mmlm.pretrained.bert import find
+from mmlm.pretrained.bert import find_bert
 
 SST2 = f'{ROOT}/configs/sentiment/bert_sst2.py'
 # One rate on both sides; the speed does not depend on it.
@@ -148,7 +148,7 @@ def for_peer(experiment: Experiment, params):
   """The weights that the peer starts from: those of the folder and mmlm's head."""
   import peer_bert
 
-  folder = find(experiment.config.model.encoders.text.pretrained)
+  folder = find_bert(experiment.config.model.encoders.text.pretrained)
   head = params['head']['classes']
   kernel, bias = (
     np.array(head[name]) for name in ('kernel', 'bias')

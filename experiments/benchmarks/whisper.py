@@ -29,7 +29,7 @@ from common import in_turns, main, row
 from safetensors.numpy import save_file
 
 from mmlm.data.transforms.audio import RATE, decode_audio
-from mmlm.pretrained.whisper import Sizes, find, read_state
+from mmlm.pretrained.whisper import Sizes, find_whisper, read_state
 from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
@@ -131,7 +131,7 @@ def long_windows(options) -> list[np.ndarray]:
 
 def write_folders(name: str, folder: pathlib.Path) -> dict[str, str]:
   """The weights of a package as CTranslate2's folder and as Hugging Face's."""
-  files = find(name)
+  files = find_whisper(name)
   places = {kind: folder / kind for kind in ('ctranslate2', 'transformers')}
   for place in places.values():
     shutil.copytree(files.folder, place, ignore=shutil.ignore_patterns('model.bin*', '__pycache__'))

@@ -335,7 +335,7 @@ class ExperimentData:
       return None
     # A process computes the grids of its own examples, without the others.
     alone = self.parallel if jax.process_count() == 1 else local_mesh()
-    return FrozenBackbone(options.name, alone)
+    return FrozenBackbone(ENCODERS[options.name], alone)
 
   @property
   def blank(self) -> dict:

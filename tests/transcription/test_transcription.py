@@ -15,7 +15,7 @@ from whispers import write_hugging_face
 from mmlm.cli.flags import Transcribe
 from mmlm.data.tokenizers.whisper_tokenizer import WhisperTokenizer
 from mmlm.data.transforms.audio import RATE, decode_audio
-from mmlm.pretrained.whisper import find
+from mmlm.pretrained.whisper import find_whisper
 from mmlm.transcription.subtitles import FORMATS, clock
 from mmlm.transcription.transcriber import Transcriber
 from mmlm.transcription.transcript import Segment, Transcript
@@ -210,7 +210,7 @@ def test_a_trained_run_writes_the_same_files(tmp_path):
 @pytest.fixture(scope='module')
 def tiny():
   try:
-    find('whisper-tiny.en')
+    find_whisper('whisper-tiny.en')
   except UserError as error:
     pytest.skip(str(error))
   return Whisper('whisper-tiny.en', TranscriptionOptions(beam_size=1))
@@ -257,7 +257,7 @@ def test_a_real_recording_is_transcribed_and_noise_is_not(tiny, digits, tmp_path
 
 
 def test_suppressed_tokens_are_those_of_the_package(tiny):
-  folder = find('whisper-tiny.en').folder
+  folder = find_whisper('whisper-tiny.en').folder
   expected = json.loads((folder / 'config.json').read_text())
   tokenizer = WhisperTokenizer.from_folder(folder)
   assert set(tokenizer.non_speech_tokens) == set(expected['suppress_ids'])
@@ -271,7 +271,7 @@ def test_tokens_are_those_of_ctranslate2(tiny, digits, peer):
   ctranslate2 = peer('ctranslate2')
   samples = soundfile.read(digits, dtype='float32')[0]
   features = [tiny.features(samples[start:]) for start in (0, 16000, 40000)]
-  folder = str(find('whisper-tiny.en').folder)
+  folder = str(find_whisper('whisper-tiny.en').folder)
   model = ctranslate2.models.Whisper(folder, compute_type='float32')
   prompt = tiny.prompt('en')
   for frames, window in zip(features, tiny.encode(features)):
