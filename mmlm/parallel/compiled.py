@@ -1,16 +1,18 @@
-"""A compiled train step, and what it costs: memory, floating-point operations, their share of what the device can do."""
+"""A compiled train step, and its cost: memory, operations, and their share of the device's peak."""
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 from mmlm.parallel.hosts import meet
 
-# Dense products a second of one device in bfloat16 (float16 where there is none), as the vendors' data sheets give them; of a TPU one
-# device of jax, which is a core up to v3. The first that `device_kind` contains.
+# Dense products a second of one device in bfloat16 (float16 where there is none), from the vendors'
+# data sheets; of a TPU for one device of jax, which is a core up to v3. The first name that
+# `device_kind` contains applies.
 PEAKS = (
   ('B200', 2250e12),
   ('H200', 989e12),
@@ -43,64 +45,79 @@ PEAKS = (
 )
 
 
-def peak_flops(device=None) -> float | None:
-  """Floating-point operations a second that a device can do at most; None where nobody has said (a CPU)."""
+def peak_flops(device: jax.Device | None = None) -> float | None:
+  """Returns the peak floating-point operations a second of a device; None if unknown (a CPU)."""
   device = device or jax.devices()[0]
   if device.platform == 'cpu':
     return None
-  return next(
-    (peak for kind, peak in PEAKS if re.search(rf'\b{re.escape(kind)}(?!\d)', device.device_kind)),
-    None,
-  )
+  for kind, peak in PEAKS:
+    if re.search(rf'\b{re.escape(kind)}(?!\d)', device.device_kind):
+      return peak
+  return None
 
 
 class Cost(NamedTuple):
-  """Of one call of a program; bytes are those of one device."""
+  """The cost of one call of a program; bytes are those of one device."""
 
-  flops: float  # of its matrix products and convolutions on all devices, as often as loops run; 0 = not counted
-  xla_flops: float  # all operations of one device as XLA counts them: what is in a loop once
+  flops: float  # matrix products and convolutions on all devices, loops included; 0 = not counted
+  xla_flops: float  # all operations of one device by XLA, which counts the body of a loop once
   arguments: int
   outputs: int
-  donated: int  # of the outputs, what lies where arguments were
+  donated: int  # outputs in the memory of arguments
   temporaries: int
 
   @property
   def memory(self) -> int:
+    """Bytes of one device."""
     return self.arguments + self.outputs - self.donated + self.temporaries
 
-  def __str__(self):
+  def __str__(self) -> str:
+    products = ''
     if self.flops:
       products = f', {format_number(self.flops, 1000)}FLOP in matrix products'
-    else:
-      products = ''
     return (
-      f'{format_number(self.memory)}B a device (arguments {format_number(self.arguments)}B, temporaries {format_number(self.temporaries)}B, '
-      f'outputs {format_number(self.outputs)}B, of which {format_number(self.donated)}B in place){products}; XLA counts '
-      f'{format_number(self.xla_flops, 1000)}FLOP a device, loops once'
+      f'{format_number(self.memory)}B a device (arguments {format_number(self.arguments)}B, '
+      f'temporaries {format_number(self.temporaries)}B, outputs {format_number(self.outputs)}B, '
+      f'of which {format_number(self.donated)}B in place){products}; '
+      f'XLA counts {format_number(self.xla_flops, 1000)}FLOP a device, loops once'
     )
 
 
 def format_number(number: float, base: int = 1024) -> str:
-  """12345678 -> '11.8 Mi', or with base 1000 '12.3 M'."""
-  if number < base:
-    power = 0
-  else:
+  """Formats 12345678 as '11.8 Mi', or with base 1000 as '12.3 M'."""
+  power = 0
+  if number >= base:
     power = min(int(math.log(number, base)), 5)
-  unit = ['', 'k', 'M', 'G', 'T', 'P'][power] + ('i' if base == 1024 and power else '')
-  return f'{number / base**power:.{1 if power else 0}f} {unit}'
+  prefix = ['', 'k', 'M', 'G', 'T', 'P'][power]
+  if base == 1024 and power:
+    prefix += 'i'
+  digits = 1 if power else 0
+  return f'{number / base**power:.{digits}f} {prefix}'
+
+
+def _unchanged(metrics: Any) -> Any:
+  return metrics
 
 
 class Step:
-  """(state, batch) -> (state, metrics), compiled once for each shape of batch and kept; the old state is donated.
+  """(state, batch) -> (state, metrics), compiled once for each shape of batch.
+
+  The old state is donated.
 
   Args:
     program: state -> the jitted function.
-    prepare: batch on the host -> what the function takes.
-    finish: its metrics -> one copy of them.
-    ahead: compile by hand, so that `cost` is known without compiling twice.
+    prepare: batch on the host -> the batch that the function takes.
+    finish: metrics of the function -> one copy of them.
+    ahead: compile ahead of time, so that `cost` is known without compiling twice.
   """
 
-  def __init__(self, program, prepare, finish=lambda metrics: metrics, ahead: bool = True):
+  def __init__(
+    self,
+    program: Callable[[Any], Callable],
+    prepare: Callable[[dict], dict],
+    finish: Callable[[Any], Any] = _unchanged,
+    ahead: bool = True,
+  ):
     self._program = program
     self._prepare = prepare
     self._finish = finish
@@ -109,39 +126,48 @@ class Step:
     self._jitted = None
     self.cost: Cost | None = None  # of the program that ran last
 
-  def __call__(self, state, batch):
+  def __call__(self, state: Any, batch: dict) -> tuple[Any, Any]:
     batch = self._prepare(batch)
     key = tuple((name, x.shape, x.dtype) for name, x in sorted(batch.items()))
     if key not in self._compiled:
-      self._compiled[key] = self.compile(state, batch) if self._ahead else (self._run(state), None)
+      if self._ahead:
+        self._compiled[key] = self.compile(state, batch)
+      else:
+        self._compiled[key] = (self._function(state), None)
     run, self.cost = self._compiled[key]
     state, metrics = run(state, batch)
     return state, self._finish(metrics)
 
-  def _run(self, state):
-    self._jitted = self._jitted or self._program(state)
+  def _function(self, state: Any) -> Any:
+    if self._jitted is None:
+      self._jitted = self._program(state)
     return self._jitted
 
-  def compile(self, state, batch) -> tuple:
-    """(the compiled program, its cost) for arrays or their shapes, as `prepare` gives them."""
-    run = self._run(state)
-    if hasattr(run, 'trace'):
-      traced = run.trace(state, batch)
-    else:
-      traced = None
-    compiled = (traced or run).lower(*() if traced else (state, batch)).compile()
-    meet('a step is compiled')  # not all of them compile at the same speed
-    # pmap would trace twice
-    if traced:
+  def compile(self, state: Any, batch: dict) -> tuple[Any, Cost]:
+    """Compiles the program for arrays or their shapes, as `prepare` returns them.
+
+    Returns the compiled program and its cost.
+    """
+    function = self._function(state)
+    jaxpr = None
+    if hasattr(function, 'trace'):
+      traced = function.trace(state, batch)
+      lowered = traced.lower()
       jaxpr = traced.jaxpr
-    elif peak_flops():
-      jaxpr = jax.make_jaxpr(run)(state, batch)
-    else:
-      jaxpr = None
-    return compiled, cost_of(compiled, flops_of(jaxpr.jaxpr) if jaxpr else 0)
+    else:  # of pmap, which traces again
+      lowered = function.lower(state, batch)
+    compiled = lowered.compile()
+    meet('a step is compiled')  # processes compile at different speeds
+    if jaxpr is None and peak_flops():
+      jaxpr = jax.make_jaxpr(function)(state, batch)
+    flops = 0
+    if jaxpr is not None:
+      flops = flops_of(jaxpr.jaxpr)
+    return compiled, cost_of(compiled, flops)
 
 
-def cost_of(compiled, flops: float = 0) -> Cost:
+def cost_of(compiled: Any, flops: float = 0) -> Cost:
+  """Returns the cost of a compiled program with `flops` operations in matrix products."""
   memory = compiled.memory_analysis()
   counted = compiled.cost_analysis() or {}
   sizes = []
@@ -150,41 +176,44 @@ def cost_of(compiled, flops: float = 0) -> Cost:
   return Cost(flops, counted.get('flops', 0), *sizes)
 
 
-def flops_of(jaxpr) -> float:
-  """Two for each multiplication of its matrix products and convolutions; the body of a while loop, whose length is not known, counts once."""
-  total = 0.0
-  for equation in jaxpr.eqns:
-    name = equation.primitive.name
-    inputs = [x.aval for x in equation.invars]
-    outputs = [x.aval for x in equation.outvars]
-    if name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      total += 2 * outputs[0].size * math.prod(inputs[0].shape[i] for i in contracted)
-    elif name == 'conv_general_dilated':
-      kernel = inputs[1].shape
-      total += (
-        2
-        * outputs[0].size
-        * math.prod(kernel)
-        // kernel[equation.params['dimension_numbers'].rhs_spec[0]]
-      )
-    else:
-      if name == 'scan':
-        times = equation.params['length']
-      elif name == 'shard_map':
-        times = equation.params['mesh'].size
-      else:
-        times = 1
-      inner = [flops_of(each) for each in _inside(equation.params)]
-      total += times * (max(inner, default=0) if name == 'cond' else sum(inner))
-  return total
+def flops_of(jaxpr: core.Jaxpr) -> float:
+  """Counts two operations for each multiplication of matrix products and convolutions.
+
+  The body of a while loop, whose length is unknown, counts once.
+  """
+  return sum(_flops_of_equation(equation) for equation in jaxpr.eqns)
 
 
-def _inside(params: dict):
-  """The programs among the parameters of an operation."""
+def _flops_of_equation(equation: core.JaxprEqn) -> float:
+  params = equation.params
+  shapes = [x.aval.shape for x in equation.invars]
+  outputs = [x.aval.size for x in equation.outvars]
+  match equation.primitive.name:
+    case 'dot_general':
+      (contracted, _), _ = params['dimension_numbers']
+      return 2 * outputs[0] * math.prod(shapes[0][i] for i in contracted)
+    case 'conv_general_dilated':
+      kernel = shapes[1]
+      output_channels = kernel[params['dimension_numbers'].rhs_spec[0]]
+      return 2 * outputs[0] * math.prod(kernel) // output_channels
+    case 'cond':
+      branches = [flops_of(inner) for inner in _inner_programs(params)]
+      return max(branches, default=0)
+    case 'scan':
+      repeats = params['length']
+    case 'shard_map':
+      repeats = params['mesh'].size
+    case _:
+      repeats = 1
+  return repeats * sum(flops_of(inner) for inner in _inner_programs(params))
+
+
+def _inner_programs(params: dict) -> Iterator[core.Jaxpr]:
+  """Yields the programs among the parameters of an operation."""
   for value in params.values():
-    for each in value if isinstance(value, tuple | list) else (value,):
-      if isinstance(each, core.ClosedJaxpr):
-        yield each.jaxpr
-      elif isinstance(each, core.Jaxpr):
-        yield each
+    candidates = value if isinstance(value, tuple | list) else (value,)
+    for candidate in candidates:
+      if isinstance(candidate, core.ClosedJaxpr):
+        yield candidate.jaxpr
+      elif isinstance(candidate, core.Jaxpr):
+        yield candidate

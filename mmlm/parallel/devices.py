@@ -2,24 +2,24 @@
 
 import collections
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 
 
-def run_concurrently(fn, batches):
-  """fn(batch), on the host, for each batch in order.
+def run_concurrently(fn: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
+  """Yields fn(batch), on the host, for each batch in order.
 
-  On one CPU device several batches run at once: the many small products of decoding leave its cores waiting for each other.
-  Several processes must meet in the same order, one batch after another.
+  On one CPU device several batches run at once: the many small products of decoding leave its cores
+  idle. Several processes compute one batch after another, since they must meet in the same order.
   """
-  several = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  if several:
+  at_once = 1
+  if jax.default_backend() == 'cpu' and jax.device_count() == 1:
     at_once = min(4, os.cpu_count() or 1)
-  else:
-    at_once = 1
 
-  def compute(batch):
+  def compute(batch: Any) -> Any:
     return jax.device_get(fn(batch))
 
   running = collections.deque()
@@ -34,22 +34,21 @@ def run_concurrently(fn, batches):
       yield future.result()
 
 
-def describe_devices() -> dict:
-  """Platform, kind, count and memory of the local devices, for people and for environment.json."""
+def describe_devices() -> dict[str, Any]:
+  """Returns platform, kind, count and memory of the local devices."""
   device = jax.local_devices()[0]
-  memory = (device.memory_stats() or {}).get('bytes_limit')
-  memory = memory or os.sysconf('SC_PAGE_SIZE') * os.sysconf(
-    'SC_PHYS_PAGES'
-  )  # a CPU device has the machine's
-  count = jax.local_device_count()
-  if jax.process_count() > 1:
-    processes = {'processes': jax.process_count()}
-  else:
-    processes = {}
-  return {
+  memory = (device.memory_stats() or {}).get('bytes_limit') or _host_memory()
+  description = {
     'platform': device.platform,
     'kind': device.device_kind,
-    'count': count,
+    'count': jax.local_device_count(),
     'memory_bytes': memory,
-    **processes,
   }
+  if jax.process_count() > 1:
+    description['processes'] = jax.process_count()
+  return description
+
+
+def _host_memory() -> int:
+  """Returns the memory of the machine, which a CPU device has, in bytes."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -1,7 +1,7 @@
-"""Several processes, on one host or on many: how they find each other, and which of them writes.
+"""Several processes, on one host or many: how they connect, and which of them writes.
 
-Every process runs the same command and loads its own rows of the same batches; process 0 alone prints and writes the run folder,
-checkpoints are written by all.
+Every process runs the same command and loads its part of the same batches. Process 0 alone prints
+and writes the run folder; checkpoints are written by all.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,19 +20,22 @@ from mmlm.utils.errors import UserError
 
 
 def join(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
-  """Connects this process with the others, if there are any; before anything is computed.
+  """Connects this process with the others, if there are any; call it before any computation.
 
   Args:
-    coordinator: 'host:port' where process 0 listens; '' = found from Slurm (`srun` with several tasks) or Cloud TPU, or alone.
-    processes: how many there are; process: the number of this one, from 0. Both go with the coordinator.
+    coordinator: 'host:port' where process 0 listens; '' = from Slurm (`srun` with several tasks) or
+      Cloud TPU, or a single process.
+    processes: how many there are, with a coordinator.
+    process: the number of this one, from 0, with a coordinator.
 
   Raises:
-    UserError: flags that do not go together, or the others are not found.
+    UserError: flags that do not go together, or the other processes cannot be reached.
   """
   if coordinator:
     if ':' not in coordinator or not 0 <= process < processes:
       raise UserError(
-        f'--coordinator={coordinator} --processes={processes} --process={process}: expected host:port, how many processes there are, and the number of this one, from 0.'
+        f'--coordinator={coordinator} --processes={processes} --process={process}: expected '
+        'host:port, how many processes there are, and the number of this one, from 0.'
       )
     _initialize(
       coordinator, coordinator_address=coordinator, num_processes=processes, process_id=process
@@ -41,21 +46,24 @@ def join(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
     )
   elif int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     _initialize(f'Slurm job {os.environ.get("SLURM_JOB_ID")}')
-  elif importlib.util.find_spec('libtpu') and (
-    pathlib.Path('/dev/accel0').exists() or pathlib.Path('/dev/vfio/0').exists()
-  ):
+  elif _on_cloud_tpu():
     _initialize('Cloud TPU')
   if not writes():
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 it lives as long as the process
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 open as long as the process lives
 
 
-def _initialize(where: str, **how):
+def _on_cloud_tpu() -> bool:
+  if importlib.util.find_spec('libtpu') is None:
+    return False
+  return pathlib.Path('/dev/accel0').exists() or pathlib.Path('/dev/vfio/0').exists()
+
+
+def _initialize(where: str, **options: Any) -> None:
   try:
-    jax.distributed.initialize(**how)
+    jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
-    raise UserError(
-      f'{where}: the other processes were not found ({str(error).splitlines()[0]}).'
-    ) from None
+    reason = str(error).splitlines()[0]
+    raise UserError(f'{where}: the other processes were not found ({reason}).') from None
 
 
 def writes() -> bool:
@@ -64,24 +72,28 @@ def writes() -> bool:
 
 
 @contextlib.contextmanager
-def writer_first():
-  """The block is run by the writer, then by the others, who find what it has left on the disk; all leave it together."""
+def writer_first() -> Iterator[None]:
+  """Runs the block in the writer, then in the other processes, which find its files on the disk.
+
+  All processes leave it together.
+  """
   if not writes():
-    meet('the writer is through')
+    meet('the writer has finished')
   yield
   if writes():
-    meet('the writer is through')
-  meet('the others are through')
+    meet('the writer has finished')
+  meet('the others have finished')
 
 
 def meet(where: str, hours: float = 24) -> None:
-  """Waits until all processes are here; they ask the coordinator, since a collective of devices gives up after half a minute on a CPU.
+  """Waits until all processes are here.
 
-  One that has died ends the others before, by the coordinator's heartbeat.
+  They ask the coordinator, since a collective of devices times out after half a minute on a CPU. If
+  one dies, the coordinator's heartbeat ends the others.
   """
   multihost.get_barrier_sync_fn()(key=where, timeout_ms=int(hours * 3_600_000))
 
 
 def preempted(step: int) -> bool:
-  """Whether SIGTERM reached any of several processes: the same answer in all of them at the same step."""
+  """Whether SIGTERM reached any of several processes; all of them agree at the same step."""
   return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

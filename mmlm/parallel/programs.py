@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO: kinds and bytes, loops counted as often as they run."""
+"""Communication of a compiled program, read from its HLO: kinds and bytes of collectives."""
 
 import collections
 import re
@@ -12,79 +12,97 @@ KINDS = (
   'collective-permute',
   'collective-broadcast',
 )
-WIDTHS = {
-  'pred': 8,
-  's4': 4,
-  'u4': 4,
-  'bf16': 16,
-  'c64': 64,
-  'c128': 128,
-}  # bits, of names that do not end with them
+# Bits of the types whose names do not end with them.
+WIDTHS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'c64': 64, 'c128': 128}
 _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
+_COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(')
 _CALLED = re.compile(
-  r'(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?'
+  r'(?:calls|to_apply|body|branch_computations|true_computation|false_computation)'
+  r'=\{?((?:%?[\w.\-]+(?:, )?)+)\}?'
 )
 _TRIPS = re.compile(r'known_trip_count[^}]*?"?n"?[^\d]*(\d+)')
 
 
 class Sent(NamedTuple):
-  """Of one kind of collective on one device in one call of the program."""
+  """The collectives of one kind, on one device, in one call of the program."""
 
   times: int
-  bytes: int  # of what it gives
+  bytes: int  # of their results
 
 
 def collectives(hlo: str) -> dict[str, Sent]:
-  """{kind: Sent} of a program's text (`compiled.as_text()`); the body of a loop whose length XLA does not know counts once."""
-  lines, entry = _computations(hlo)
-  total = collections.defaultdict(lambda: [0, 0])
+  """Returns {kind: Sent} of a program's text (`compiled.as_text()`).
 
-  def visit(name, times):
-    for line in lines.get(name, ()):
-      operation = re.search(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(', line)
-      if operation:
-        total[operation[2]][0] += times
-        total[operation[2]][1] += times * _bytes(operation[1], '-start(' in line)
-      if ' while(' in line:
-        inside = re.search(_TRIPS, line)
-      else:
-        inside = None
-      for called in re.findall(_CALLED, line):
-        for each in called.replace('%', '').split(', '):
-          visit(each, times * int(inside[1] if inside else 1))
+  Loops count as often as they run; one whose length XLA does not know counts once.
+  """
+  computations, entry = _computations(hlo)
+  times = collections.Counter()
+  sizes = collections.Counter()
+
+  def visit(name: str, repeats: int) -> None:
+    for line in computations.get(name, ()):
+      collective = _COLLECTIVE.search(line)
+      if collective:
+        shapes, kind = collective.groups()
+        times[kind] += repeats
+        sizes[kind] += repeats * _bytes(shapes, '-start(' in line)
+      trips = _trip_count(line)
+      for called in _called(line):
+        visit(called, repeats * trips)
 
   visit(entry, 1)
-  return {kind: Sent(*total[kind]) for kind in KINDS if kind in total}
+  return {kind: Sent(times[kind], sizes[kind]) for kind in KINDS if kind in times}
 
 
-def _computations(hlo: str) -> tuple[dict, str]:
-  """{name of a computation: its lines}, and the name of the one that is called first."""
-  found = {}
+def _trip_count(line: str) -> int:
+  if ' while(' not in line:
+    return 1
+  match = _TRIPS.search(line)
+  if match is None:
+    return 1
+  return int(match[1])
+
+
+def _called(line: str) -> list[str]:
+  """Returns the names of the computations that an operation calls."""
+  names = []
+  for group in _CALLED.findall(line):
+    names += group.replace('%', '').split(', ')
+  return names
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+  """Returns {name of a computation: its lines}, and the name of the entry computation."""
+  computations = {}
   name = ''
   entry = ''
   for line in hlo.splitlines():
-    if line and not line.startswith(' ') and (match := re.match(_COMPUTATION, line)):
+    match = None
+    if line and not line.startswith(' '):
+      match = _COMPUTATION.match(line)
+    if match:
       name = match[1]
-      found[name] = []
+      computations[name] = []
       if line.startswith('ENTRY'):
         entry = name
-      else:
-        entry = entry
     elif name:
-      found[name].append(line)
-  return found, entry
+      computations[name].append(line)
+  return computations, entry
 
 
-def _bytes(shapes: str, started: bool) -> int:
-  """Of a shape such as 'f32[16,32]{1,0}' or a tuple of them; what an asynchronous start gives names its inputs too."""
+def _bytes(shapes: str, asynchronous: bool) -> int:
+  """Returns the bytes of a shape such as 'f32[16,32]{1,0}' or of a tuple of them.
+
+  The result of an asynchronous start also names its inputs.
+  """
   sizes = []
-  for kind, dimensions in re.findall(_SHAPE, shapes):
+  for kind, dimensions in _SHAPE.findall(shapes):
     bits = WIDTHS.get(kind) or int(re.search(r'\d+', kind)[0])
     count = 1
     for size in filter(None, dimensions.split(',')):
       count *= int(size)
     sizes.append(count * bits // 8)
-  if started and len(sizes) > 1:
+  if asynchronous and len(sizes) > 1:
     return max(sizes)
   return sum(sizes)

@@ -1,14 +1,16 @@
-"""How a program runs on the devices: `STRATEGIES` maps the names of configs to classes with the same methods.
+"""How a program runs on the devices: `STRATEGIES` maps the names of configs to classes.
 
-`devices` parts have the rows of a batch, of which this process loads those of `part` (its number, how many there are). Rows that do not
-divide are filled up with zeros, whose weight is 0. All give the same numbers, but for dropout: 'pmap' draws for the rows of each device by
-its own key, 'jit' and 'mesh' for the whole batch by one, so these two also agree with dropout on where nothing was filled up.
-What a training state carries from step to step (`TrainState.carry`) has a row for each row of a batch, and lies where that row is.
+All have the methods of `Strategy`. All give the same numbers, but for dropout: 'pmap' draws by a
+key for each device, 'jit' and 'mesh' by one for the whole batch, so these two also agree with
+dropout on, if no example was added to fill the batch.
+
 Axes: B batch.
 """
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -21,34 +23,87 @@ from mmlm.parallel.rules import shardings
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 
-NO_MESH = f'expected sizes of {", ".join(AXES)} such as data=2,fsdp=4, of which one may be -1: the devices that are left'
+MESH_FORMAT = (
+  f'expected sizes of {", ".join(AXES)} such as data=2,fsdp=4, of which one may be -1: the '
+  'remaining devices'
+)
+
+
+class Strategy(Protocol):
+  """Places arrays on the devices and compiles functions for them.
+
+  A batch that does not divide is filled with zeros, whose weight is 0. `TrainState.carry`, what a
+  model carries from step to step, has an entry for each example of a batch, on the device of that
+  example.
+  """
+
+  devices: int  # parts that a batch is divided into
+  part: tuple[int, int]  # the number of the part that this process loads, and how many there are
+
+  def replicate(self, tree: Any) -> Any:
+    """Places arrays of the host or of one device on every device."""
+    ...
+
+  def place(self, tree: Any) -> Any:
+    """Places parameters or a training state; on a mesh divided by the rules."""
+    ...
+
+  def abstract(self, tree: Any) -> Any:
+    """Returns shapes, types and, where reading from disk needs them, shardings of such a tree."""
+    ...
+
+  def unreplicate(self, tree: Any) -> Any:
+    """Returns one copy of the result of a compiled function, to be saved or read."""
+    ...
+
+  def step(self, fn: Callable, accumulate: int = 1) -> Step:
+    """Compiles (state, batch) -> (state, metrics); metrics are equal on all devices."""
+    ...
+
+  def per_example(self, fn: Callable) -> Callable:
+    """Compiles (replicated, batch) -> tree of arrays with a leading batch axis."""
+    ...
 
 
 def filled(batch: dict, multiple: int) -> dict:
-  """A batch [B, ...] with zeros behind it, up to a multiple of rows."""
-  missing = -_rows(batch) % multiple
+  """Returns a batch with zeros appended, up to a multiple of examples."""
+  missing = -_batch_size(batch) % multiple
+  if not missing:
+    return batch
 
-  def fill(x):
+  def fill(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
 
-  if missing:
-    return jax.tree.map(fill, batch)
-  return batch
+  return jax.tree.map(fill, batch)
 
 
-def _rows(batch) -> int:
+def unfilled(outputs: Any, batch_size: int, parts: int) -> Any:
+  """Removes the examples that were appended to each part of a batch."""
+
+  def cut(x: Any) -> Any:
+    if len(x) == batch_size * parts:
+      return x
+    by_part = x.reshape(parts, -1, *x.shape[1:])
+    return by_part[:, :batch_size].reshape(-1, *x.shape[1:])
+
+  return jax.tree.map(cut, outputs)
+
+
+def _batch_size(batch: dict) -> int:
   return len(jax.tree.leaves(batch)[0])
 
 
-def _merged(x):
+def _merge_devices(x: Any) -> Any:
   """[devices, B / devices, ...] -> [B, ...]"""
   return x.reshape(-1, *x.shape[2:])
 
 
-def _carry(tree):
-  """What a training state carries, () of one that carries nothing and of parameters."""
+def _carry(tree: Any) -> Any:
+  """Returns what a training state carries; () if it carries nothing, and for parameters."""
   carry = getattr(tree, 'carry', ())
-  return carry if jax.tree.leaves(carry) else ()
+  if jax.tree.leaves(carry):
+    return carry
+  return ()
 
 
 class OneDevice:
@@ -60,124 +115,129 @@ class OneDevice:
   def __init__(self):
     if jax.process_count() > 1:
       raise UserError(
-        "parallel.strategy='jit' is one device, and there are several processes: choose 'pmap' or 'mesh'."
+        "parallel.strategy='jit' is one device, and there are several processes: choose 'pmap' or "
+        "'mesh'."
       )
 
-  def replicate(self, tree):
-    """Host or single-device tree -> what compiled functions take: all of it on every device."""
+  def replicate(self, tree: Any) -> Any:
     return jax.device_put(tree, jax.local_devices()[0])
 
-  place = replicate  # parameters or a training state; on a mesh divided by the rules
+  place = replicate
 
-  def abstract(self, tree):
-    """Shapes, types and, where they are needed to read it from disk, places of such a tree."""
+  def abstract(self, tree: Any) -> Any:
     return jax.eval_shape(lambda: tree)
 
-  def unreplicate(self, tree):
-    """What compiled functions give -> one copy of it, to be saved or read."""
+  def unreplicate(self, tree: Any) -> Any:
     return tree
 
-  def step(self, fn, accumulate: int = 1) -> Step:
-    """Compiles (state, batch) -> (state, metrics); the old state is donated. Metrics are equal on all devices."""
-    return Step(
-      lambda state: jax.jit(fn, donate_argnums=0), lambda batch: filled(batch, accumulate)
-    )
+  def step(self, fn: Callable, accumulate: int = 1) -> Step:
+    def program(state: Any) -> Callable:
+      return jax.jit(fn, donate_argnums=0)
 
-  def per_example(self, fn):
-    """Compiles (replicated, batch) -> tree of arrays with a leading batch axis."""
+    return Step(program, lambda batch: filled(batch, accumulate))
+
+  def per_example(self, fn: Callable) -> Callable:
     return jax.jit(fn)
 
 
 class Replicas:
-  """pmap: every device has all parameters and its rows of the batch, gradients are summed."""
+  """pmap: every device has all parameters and its part of the batch; gradients are summed."""
 
   def __init__(self):
     self.devices = jax.device_count()
     self.part = (jax.process_index(), jax.process_count())
-    self._local = jax.local_device_count()
-    self._alone = jax.process_count() == 1
+    self._local_devices = jax.local_device_count()
+    self._single_process = jax.process_count() == 1
+    self._divided = _over(jax.local_devices(), P(DEVICES))
+    self._whole = _over(jax.devices(), P())
 
-    def over(devices, spec):
-      return NamedSharding(jax.sharding.Mesh(np.array(devices), DEVICES), spec)
+  def replicate(self, tree: Any) -> Any:
+    if not jax.tree.leaves(tree):
+      return tree
 
-    self._divided = over(jax.local_devices(), P(DEVICES))
-    self._whole = over(jax.devices(), P())
+    def stack(x: Any) -> np.ndarray:
+      x = _on_host(x)
+      return np.broadcast_to(x, (self._local_devices, *np.shape(x)))
 
-  def replicate(self, tree):
-    stacked = jax.tree.map(
-      lambda x: np.broadcast_to(x := _on_host(x), (self._local, *np.shape(x))), tree
-    )
-    if jax.tree.leaves(tree):
-      return jax.pmap(lambda x: x)(stacked)
-    return tree
+    return jax.pmap(lambda x: x)(jax.tree.map(stack, tree))
 
-  def place(self, tree):
+  def place(self, tree: Any) -> Any:
     carry = _carry(tree)
     if carry:
       return self.replicate(tree._replace(carry=()))._replace(carry=self.shard(carry))
     return self.replicate(tree)
 
-  def abstract(self, tree):
-    if self._alone:
+  def abstract(self, tree: Any) -> Any:
+    if self._single_process:
       return jax.eval_shape(lambda: tree)
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), tree
-    )
 
-  def unreplicate(self, tree):
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole)
+
+    return jax.tree.map(shape, tree)
+
+  def unreplicate(self, tree: Any) -> Any:
     first = jax.tree.map(lambda x: x[0], tree)
-    if carry := _carry(tree):
-      first = first._replace(carry=jax.tree.map(_merged, carry))
-    # Processes save together what is an array of all of them.
-    if self._alone:
+    carry = _carry(tree)
+    if carry:
+      first = first._replace(carry=jax.tree.map(_merge_devices, carry))
+    if self._single_process:
       return first
+    # Processes save together an array that all of them have.
     return jax.tree.map(lambda x: put(x, self._whole), first)
 
   def shard(self, batch: dict, accumulate: int = 1) -> dict:
     """[B, ...] -> [devices of this process, B / devices, ...]"""
+    full = filled(batch, self._local_devices * accumulate)
 
-    def divide(x):
-      return x.reshape(self._local, -1, *x.shape[1:])
+    def divide(x: np.ndarray) -> np.ndarray:
+      return x.reshape(self._local_devices, -1, *x.shape[1:])
 
-    return jax.device_put(
-      jax.tree.map(divide, filled(batch, self._local * accumulate)), self._divided
-    )
+    return jax.device_put(jax.tree.map(divide, full), self._divided)
 
-  def step(self, fn, accumulate: int = 1) -> Step:
+  def step(self, fn: Callable, accumulate: int = 1) -> Step:
     run = jax.pmap(fn, DEVICES, donate_argnums=0)
 
-    def first(metrics):
+    def first(metrics: Any) -> Any:
       return jax.tree.map(lambda x: x[0], metrics)
 
-    return Step(
-      lambda state: run, lambda batch: self.shard(batch, accumulate), first, ahead=self._alone
-    )
+    def prepare(batch: dict) -> dict:
+      return self.shard(batch, accumulate)
 
-  def per_example(self, fn):
-    if self._alone:
+    return Step(lambda state: run, prepare, first, ahead=self._single_process)
+
+  def per_example(self, fn: Callable) -> Callable:
+    def gathered(arrays: Any, batch: dict) -> Any:
+      outputs = fn(arrays, batch)
+      return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES), outputs)
+
+    if self._single_process:
       run = jax.pmap(fn, DEVICES)
-    else:  # every process reads the answers of all
+    else:  # every process reads the outputs of all
+      run = jax.pmap(gathered, DEVICES, out_axes=None)
 
-      def gather(x):
-        return jax.lax.all_gather(x, DEVICES)
+    def apply(arrays: Any, batch: dict) -> Any:
+      outputs = jax.tree.map(_merge_devices, run(arrays, self.shard(batch)))
+      return unfilled(outputs, _batch_size(batch), self.part[1])
 
-      run = jax.pmap(
-        lambda given, batch: jax.tree.map(gather, fn(given, batch)), DEVICES, out_axes=None
-      )
-    return lambda given, batch: unfilled(
-      jax.tree.map(_merged, run(given, self.shard(batch))), _rows(batch), self.part[1]
-    )
+    return apply
+
+
+def _over(devices: list, spec: P) -> NamedSharding:
+  return NamedSharding(jax.sharding.Mesh(np.array(devices), DEVICES), spec)
 
 
 class Sharded:
-  """A mesh with the axes data, fsdp and tensor: parameters and what follows them are divided by rules, examples over data and fsdp.
+  """A mesh with the axes data, fsdp and tensor.
+
+  Parameters and what follows them are divided by rules, examples over data and fsdp.
 
   Args:
-    mesh: sizes of the axes, such as 'data=-1,fsdp=4'. Processes have neighbouring devices, and the last axis changes fastest: tensor and
-      then fsdp stay inside a host where its devices suffice.
+    mesh: sizes of the axes, such as 'data=-1,fsdp=4'. Devices of a process are neighbours, and the
+      last axis changes fastest: tensor, then fsdp stay inside a host if its devices suffice.
     rules: see parallel/rules.py.
     sequence: activations between the blocks of a Transformer are divided in time over tensor.
-    devices: those of all processes.
+    devices: of all processes.
   """
 
   def __init__(
@@ -185,75 +245,73 @@ class Sharded:
     mesh: str = 'data=-1',
     rules: tuple = ('transformer',),
     sequence: bool = False,
-    devices=None,
+    devices: list | None = None,
   ):
     if devices is None:
       devices = jax.devices()
-    else:
-      devices = devices
     self.mesh = jax.sharding.Mesh(np.reshape(devices, sizes_of(mesh, len(devices))), AXES)
-    self.rules, self._spread, self.devices = rules, Spread(self.mesh, sequence), shards(self.mesh)
-    self._divided, self._whole = NamedSharding(self.mesh, P(BATCH)), NamedSharding(self.mesh, P())
-    mine = {
-      rows[0].start or 0
-      for rows in self._divided.addressable_devices_indices_map((self.devices,)).values()
-    }
-    self._local, self.part = (
-      len(mine),
-      (
-        min(mine) // len(mine),
-        self.devices // len(mine),
-      ),
-    )
+    self.rules = rules
+    self.devices = shards(self.mesh)
+    self._spread = Spread(self.mesh, sequence)
+    self._divided = NamedSharding(self.mesh, P(BATCH))
+    self._whole = NamedSharding(self.mesh, P())
+    indices = self._divided.addressable_devices_indices_map((self.devices,)).values()
+    local_parts = {slices[0].start or 0 for slices in indices}
+    self._local_parts = len(local_parts)
+    number = min(local_parts) // self._local_parts
+    self.part = (number, self.devices // self._local_parts)
 
-  def replicate(self, tree):
+  def replicate(self, tree: Any) -> Any:
     return jax.tree.map(lambda x: put(x, self._whole), tree)
 
-  def shardings(self, tree):
-    """Those of parameters or of a training state."""
+  def shardings(self, tree: Any) -> Any:
+    """Returns the shardings of parameters or of a training state."""
     return shardings(self.mesh, self.rules, tree)
 
-  def place(self, tree):
+  def place(self, tree: Any) -> Any:
     return jax.tree.map(put, tree, self.shardings(tree))
 
-  def abstract(self, tree):
-    def shape(x, sharding):
+  def abstract(self, tree: Any) -> Any:
+    def shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(shape, tree, self.shardings(tree))
 
-  def unreplicate(self, tree):
+  def unreplicate(self, tree: Any) -> Any:
     return tree
 
   def shard(self, batch: dict, accumulate: int = 1) -> dict:
-    """[B, ...], divided over the devices."""
-    return put_rows(filled(batch, self._local * accumulate), self._divided, self.part[1])
+    """Divides [B, ...] over the devices."""
+    full = filled(batch, self._local_parts * accumulate)
+    return put_examples(full, self._divided, self.part[1])
 
   def abstract_batch(self, batch: dict, accumulate: int = 1) -> dict:
-    """Shapes, types and places of what `shard` gives."""
+    """Returns shapes, types and shardings of the result of `shard`."""
 
-    def shape(x):
-      return jax.ShapeDtypeStruct(
-        (len(x) * self.part[1], *x.shape[1:]), x.dtype, sharding=self._divided
-      )
+    def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
+      global_shape = (len(x) * self.part[1], *x.shape[1:])
+      return jax.ShapeDtypeStruct(global_shape, x.dtype, sharding=self._divided)
 
-    return jax.tree.map(shape, filled(batch, self._local * accumulate))
+    return jax.tree.map(shape, filled(batch, self._local_parts * accumulate))
 
-  def step(self, fn, accumulate: int = 1) -> Step:
-    def program(state):
+  def step(self, fn: Callable, accumulate: int = 1) -> Step:
+    def program(state: Any) -> Callable:
       placed = jax.tree.map(lambda x: x.sharding, state)
+      spread = self._spread._replace(params=placed.params)
 
-      def traced(state, batch):
-        with tracing_for(self._spread._replace(params=placed.params)):
+      def traced(state: Any, batch: dict) -> tuple[Any, Any]:
+        with tracing_for(spread):
           return fn(state, batch)
 
       return jax.jit(traced, donate_argnums=0, out_shardings=(placed, self._whole))
 
     return Step(program, lambda batch: self.shard(batch, accumulate))
 
-  def per_example(self, fn):
-    """As under pmap every part of the batch is a program by itself, with all parameters but what 'tensor' divides: a search ends where
-    its own rows have ended, and its cache never moves between devices.
+  def per_example(self, fn: Callable) -> Callable:
+    """Compiles (replicated, batch) -> tree of arrays with a leading batch axis.
+
+    As under pmap every part of the batch is a program by itself, with all parameters but what
+    'tensor' divides: a search ends where its own examples end, and its cache is never moved.
     """
     one = jax.shard_map(
       fn,
@@ -263,90 +321,98 @@ class Sharded:
       axis_names={*BATCH},
       check_vma=False,
     )
-    run = jax.jit(
-      one, out_shardings=None if self._whole.is_fully_addressable else self._whole
-    )  # every process reads all answers
-    return lambda given, batch: unfilled(run(given, self.shard(batch)), _rows(batch), self.part[1])
+    # Of several processes every one reads all outputs.
+    out_shardings = None if self._whole.is_fully_addressable else self._whole
+    run = jax.jit(one, out_shardings=out_shardings)
+
+    def apply(arrays: Any, batch: dict) -> Any:
+      outputs = run(arrays, self.shard(batch))
+      return unfilled(outputs, _batch_size(batch), self.part[1])
+
+    return apply
 
 
-def sizes_of(text: str, devices: int) -> tuple:
-  """'data=2,fsdp=4' -> (2, 4, 1), the sizes of `AXES`; -1 is what is left of the devices."""
+def sizes_of(text: str, devices: int) -> tuple[int, ...]:
+  """Returns the sizes of `AXES`: 'data=2,fsdp=4' -> (2, 4, 1); -1 = the remaining devices."""
   sizes = dict.fromkeys(AXES, 1)
   for part in filter(None, text.replace(' ', '').split(',')):
-    match = re.fullmatch(r'(\w+)=(-1|[1-9]\d*)', part)
-    if not match or match[1] not in AXES:
-      if match:
-        hint = f' Nearest: {nearest(match[1], AXES)!r}.'
-      else:
-        hint = ''
-      raise UserError(f'parallel.mesh={text!r}: {NO_MESH}, not {part!r}.{hint}')
-    sizes[match[1]] = int(match[2])
-  left = [axis for axis, size in sizes.items() if size == -1]
-  given = math.prod(size for size in sizes.values() if size > 0)
-  if len(left) > 1:
-    raise UserError(f'parallel.mesh={text!r}: {NO_MESH}.')
-  if devices % given or (not left and given != devices):
+    axis, size = _axis_size(text, part)
+    sizes[axis] = size
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1:
+    raise UserError(f'parallel.mesh={text!r}: {MESH_FORMAT}.')
+  product = math.prod(size for size in sizes.values() if size > 0)
+  if devices % product or (not open_axes and product != devices):
+    multiples = 'multiples of ' if open_axes else ''
     raise UserError(
-      f'parallel.mesh={text!r} is for {"multiples of " * bool(left)}{given} devices, and there are {devices}.'
+      f'parallel.mesh={text!r} is for {multiples}{product} devices, and there are {devices}.'
     )
-  return tuple(devices // given if size == -1 else size for size in sizes.values())
+  for axis in open_axes:
+    sizes[axis] = devices // product
+  return tuple(sizes.values())
 
 
-def put(x, sharding):
-  """An array, on the host or on devices, with another sharding; every process gives the same values."""
-  if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+def _axis_size(text: str, part: str) -> tuple[str, int]:
+  """Parses a part such as 'fsdp=4' of the sizes `text`."""
+  match = re.fullmatch(r'(\w+)=(-1|[1-9]\d*)', part)
+  if match is None:
+    raise UserError(f'parallel.mesh={text!r}: {MESH_FORMAT}, not {part!r}.')
+  axis, size = match.groups()
+  if axis not in AXES:
+    hint = f'Nearest: {nearest(axis, AXES)!r}.'
+    raise UserError(f'parallel.mesh={text!r}: {MESH_FORMAT}, not {part!r}. {hint}')
+  return axis, int(size)
+
+
+def put(x: Any, sharding: NamedSharding) -> jax.Array:
+  """Places an array of the host or of devices; every process passes the same values."""
+  is_distributed = isinstance(x, jax.Array) and not x.is_fully_addressable
+  if sharding.is_fully_addressable or is_distributed:
     return jax.device_put(x, sharding)
   host = np.asarray(x)
-  return jax.make_array_from_callback(host.shape, sharding, lambda place: host[place])
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def put_rows(batch: dict, sharding, parts: int):
-  """The rows of this process, [B / parts, ...], as rows of arrays [B, ...] of all processes."""
+def put_examples(batch: dict, sharding: NamedSharding, parts: int) -> dict:
+  """Makes arrays [B, ...] of all processes from the examples of each, [B / parts, ...]."""
   if sharding.is_fully_addressable:
     return jax.device_put(batch, sharding)
 
-  def whole(x):
-    return jax.make_array_from_process_local_data(
-      sharding, np.asarray(x), (len(x) * parts, *x.shape[1:])
-    )
+  def whole(x: np.ndarray) -> jax.Array:
+    shape = (len(x) * parts, *x.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
 
   return jax.tree.map(whole, batch)
 
 
-def unfilled(found, rows: int, parts: int):
-  """Without the rows that were filled up at the end of each part."""
-
-  def cut(x):
-    if len(x) == rows * parts:
-      return x
-    return x.reshape(parts, -1, *x.shape[1:])[:, :rows].reshape(
-      -1,
-      *x.shape[1:],
-    )
-
-  return jax.tree.map(cut, found)
-
-
-def _on_host(x):
-  """An array of this process, or one that every process has all of."""
-  return np.asarray(
-    x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x
-  )
+def _on_host(x: Any) -> np.ndarray:
+  """Copies an array of this process, or one that every process has whole."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return np.asarray(x.addressable_data(0))
+  return np.asarray(x)
 
 
 STRATEGIES = {'jit': OneDevice, 'pmap': Replicas, 'mesh': Sharded}
 
 
-def Parallel(strategy: str = 'auto', **options):
-  """strategy 'jit' (one device), 'pmap' (all devices), 'mesh' (all, with the options of `Sharded`), or 'auto' (pmap when there are several)."""
+def Parallel(strategy: str = 'auto', **options: Any) -> Strategy:
+  """Builds a strategy by name; 'auto' is 'pmap' with several devices, else 'jit'.
+
+  Args:
+    options: of `Sharded`, for 'mesh'.
+  """
   if strategy not in ('auto', *STRATEGIES):
     raise UserError(
-      f"parallel.strategy={strategy!r}: choose 'auto', 'jit' or 'pmap', or 'mesh' for parameters that are divided."
+      f"parallel.strategy={strategy!r}: choose 'auto', 'jit' or 'pmap', or 'mesh' for parameters "
+      'that are divided.'
     )
-  name = {'auto': 'pmap' if jax.device_count() > 1 else 'jit'}.get(strategy, strategy)
-  return STRATEGIES[name](**options if name == 'mesh' else {})
+  if strategy == 'mesh':
+    return Sharded(**options)
+  if strategy == 'auto':
+    strategy = 'pmap' if jax.device_count() > 1 else 'jit'
+  return STRATEGIES[strategy]()
 
 
 def local_mesh() -> Sharded:
-  """All devices of this process alone, for what it computes by itself."""
+  """Returns a mesh of the devices of this process, for what it computes by itself."""
   return Sharded(devices=jax.local_devices())
