@@ -182,7 +182,7 @@ class _Stretch:
     self.should_stop = should_stop
     self.pending: _Pending | None = None
     for member in members:
-      member.keeper.progress.among = len(members)
+      member.keeper.progress.divide_among(len(members))
 
   def run(self, stopped: list) -> None:
     """Trains; `stopped` holds the signals that have arrived."""
@@ -273,11 +273,10 @@ class _Stretch:
     """Keeps the validation of a member out of the speeds of the others."""
     for other in self.members:
       if other is not member:
-        other.keeper.progress.since += seconds
+        other.keeper.progress.exclude(seconds)
 
   def _after_step_of(self, member: Member, step: int, state: GetState) -> None:
     keeper = member.keeper
-    keeper.values = {}
     if keeper.after(step, state):
       member.end()
       return

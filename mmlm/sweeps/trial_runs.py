@@ -87,7 +87,7 @@ class Member:
     except UserError as disk_is_full:
       state = 'failed'
       error = error or disk_is_full
-    self.keeper.log.close()
+    self.keeper.metric_writer.close()
     run_dir.write_status(self.trial.folder, state, self.total, str(error or ''))
     _announce(f'{self.keeper.name}{state}', error)
 
@@ -157,9 +157,9 @@ def _member_of(
     checkpoints.close()
     return None
   run_dir.write_status(trial.folder, 'running', parts.schedule.total)
-  log = loop.Log(trial.folder, start)
+  metric_writer = loop.MetricWriter(trial.folder, start)
   prefix = f'{trial.folder.name}: '
-  keeper = loop.Keeper(parts, checkpoints, log, meta, start, prefix, among)
+  keeper = loop.Keeper(parts, checkpoints, metric_writer, meta, start, prefix, among)
   return Member(trial, experiment, parts, state, keeper, start)
 
 

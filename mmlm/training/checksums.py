@@ -1,12 +1,13 @@
-"""Checksums of what a checkpoint is made of: CRC-32 of every file of its items, so of every byte of every array.
+"""Checksums of a checkpoint: CRC-32 of every file of its items.
 
-They are computed from what lies on disk, by the thread that writes, just before a step gets its name. A step without
-them is older than they are, and is read unchecked.
+They are computed from the files on disk, by the thread that writes, just before a step gets its
+name. A step without them was written by an older version, and is read unchecked.
 """
 
 import json
 import pathlib
 import zlib
+from collections.abc import Collection
 
 from orbax.checkpoint.path import atomicity
 
@@ -14,8 +15,8 @@ FILE = 'checksums.json'
 CHUNK = 1 << 22  # bytes read at once
 
 
-def crc(path) -> int:
-  """CRC-32 of a file."""
+def crc(path: str | pathlib.Path) -> int:
+  """Returns the CRC-32 of a file."""
   value = 0
   with open(path, 'rb') as file:
     while chunk := file.read(CHUNK):
@@ -23,46 +24,55 @@ def crc(path) -> int:
   return value
 
 
-def write_checksums(folder) -> None:
-  """Writes `folder`/checksums.json over the files of the items in it; the files beside the items are the library's own notes."""
+def write_checksums(folder: str | pathlib.Path) -> None:
+  """Writes checksums.json of the items in a folder; files beside the items are orbax's notes."""
   folder = pathlib.Path(folder)
   files = {}
   for path in sorted(folder.glob('*/**/*')):
     if path.is_file():
       files[str(path.relative_to(folder))] = crc(path)
-  (folder / FILE).write_text(json.dumps({'files': files, 'own': _own(files)}))
+  (folder / FILE).write_text(json.dumps({'files': files, 'own': _crc_of_list(files)}))
 
 
-def damage(folder, items) -> str:
-  """What is wrong with the files of some items of a step, '' when nothing is, or nothing is known."""
-  path = pathlib.Path(folder) / FILE
-  if not path.exists():
+def damage(folder: str | pathlib.Path, items: Collection[str]) -> str:
+  """Describes damage to the files of some items of a step; '' if there is none, or no checksums."""
+  folder = pathlib.Path(folder)
+  if not (folder / FILE).exists():
     return ''
-  try:
-    written = json.loads(path.read_bytes())
-    files = written['files']
-    if written['own'] != _own(files):
-      return f'{FILE} is damaged'
-  except (ValueError, KeyError, TypeError):
+  files = _read_checksums(folder / FILE)
+  if files is None:
     return f'{FILE} is damaged'
-  for name, wanted in files.items():
-    if name.split('/')[0] in items:
-      file = pathlib.Path(folder) / name
-      if not file.is_file():
-        return f'{name} is missing'
-      if crc(file) != wanted:
-        return f'{name} has other bytes than were written (checksum)'
+  for name, checksum in files.items():
+    if name.split('/')[0] not in items:
+      continue
+    path = folder / name
+    if not path.is_file():
+      return f'{name} is missing'
+    if crc(path) != checksum:
+      return f'{name} has other bytes than were written (checksum)'
   return ''
 
 
-def _own(files: dict) -> int:
+def _read_checksums(path: pathlib.Path) -> dict[str, int] | None:
+  """Returns {file: checksum}; None if the list itself is damaged."""
+  try:
+    content = json.loads(path.read_bytes())
+    files = content['files']
+    if content['own'] == _crc_of_list(files):
+      return files
+  except (ValueError, KeyError, TypeError):
+    pass
+  return None
+
+
+def _crc_of_list(files: dict[str, int]) -> int:
   return zlib.crc32(json.dumps(files).encode())
 
 
 class SummedPath(atomicity.AtomicRenameTemporaryPath):
-  """The folder in which orbax writes a step, or an item of one, until it is whole."""
+  """The folder in which orbax writes a step, or an item of one, until it is complete."""
 
-  async def finalize(self):
+  async def finalize(self) -> None:
     if self.get_final().name.isdigit():
       write_checksums(self.get())
     await super().finalize()

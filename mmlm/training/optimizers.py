@@ -1,83 +1,161 @@
-"""Optimizers and schedules by name (optax), with path rules for decay, rates and freezing."""
+"""Optimizers and schedules by name (optax), with path rules for decay, learning rates and freezing.
+
+A new one is a function and one line in `OPTIMIZERS` or `SCHEDULES`.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from mmlm.config import to_steps
 from mmlm.training.lora import adapted
 from mmlm.utils.choices import one_of
 from mmlm.utils.pytree import by_rules, name_of
 
-OPTIMIZERS = {
-  'adamw': lambda c: optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
-  'adafactor': lambda c: optax.chain(
-    optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(c.beta1, debias=False)
-  ),
-  'sgd': lambda c: optax.identity(),
-  'lion': lambda c: optax.scale_by_lion(b1=c.beta1, b2=c.beta2),
-}
-
-SCHEDULES = {
-  'constant': lambda rate, warmup, total, end: optax.constant_schedule(rate),
-  'cosine': lambda rate, warmup, total, end: optax.cosine_decay_schedule(
-    rate, max(total - warmup, 1), end
-  ),
-  'linear': lambda rate, warmup, total, end: optax.linear_schedule(
-    rate, rate * end, max(total - warmup, 1)
-  ),
-  # Vaswani et al. 2017, eq. 3: the peak is reached when the warm-up ends.
-  'inverse_sqrt': lambda rate, warmup, total, end: (
-    lambda step: rate * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5
-  ),
-}
+Optimizer = Callable[[ConfigDict], optax.GradientTransformation]
+# (peak, warmup steps, total steps, final fraction of the peak) -> learning rate after the warm-up
+Schedule = Callable[[float, int, int, float], optax.Schedule]
 
 
-def make_schedule(config, total_steps: int, batch_size: int, steps_per_epoch: int):
-  """Learning rate of a step: linear warm-up, then the named schedule."""
-  warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch, total_steps)
-  named = SCHEDULES[one_of('optimizer.schedule', config.schedule, SCHEDULES)]
-  rate = config.learning_rate
-  after = named(rate, warmup, total_steps, config.final_fraction)
-  if warmup:
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
-  return after
+def adamw(config: ConfigDict) -> optax.GradientTransformation:
+  """Adam; the decoupled weight decay is added by `make_optimizer`, as for all optimizers."""
+  return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
 
-def rates_of(config, params):
-  """The tree of multipliers of the learning rate: those of the rules, and 0 for what LoRA holds and for statistics of features."""
-  held = adapted(params)
-  rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
-  return jax.tree_util.tree_map_with_path(
-    lambda path, rate: 0.0 if name_of(path) in held or '/normalization/' in name_of(path) else rate,
-    rates,
+def adafactor(config: ConfigDict) -> optax.GradientTransformation:
+  """Adafactor with clipping of updates by block."""
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(1.0),
+    optax.ema(config.beta1, debias=False),
   )
 
 
-def make_optimizer(config, schedule, params) -> optax.GradientTransformation:
-  """Clipping, the named optimizer, decoupled weight decay and the schedule.
+def sgd(config: ConfigDict) -> optax.GradientTransformation:
+  """Plain gradient descent."""
+  return optax.identity()
 
-  Leaves with rate 0 are frozen: they keep no state and do not count in the norm that is clipped.
+
+def lion(config: ConfigDict) -> optax.GradientTransformation:
+  """Lion."""
+  return optax.scale_by_lion(b1=config.beta1, b2=config.beta2)
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+  'adamw': adamw,
+  'adafactor': adafactor,
+  'sgd': sgd,
+  'lion': lion,
+}
+
+
+def constant(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+  """The peak at all steps."""
+  return optax.constant_schedule(peak)
+
+
+def cosine(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+  """Cosine decay to the final fraction."""
+  return optax.cosine_decay_schedule(peak, max(total - warmup, 1), final_fraction)
+
+
+def linear(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+  """Linear decay to the final fraction."""
+  return optax.linear_schedule(peak, peak * final_fraction, max(total - warmup, 1))
+
+
+def inverse_sqrt(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+  """Decay by the square root of the step (Vaswani et al. 2017, eq. 3)."""
+
+  def schedule(step: Any) -> Any:
+    return peak * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5
+
+  return schedule
+
+
+SCHEDULES: dict[str, Schedule] = {
+  'constant': constant,
+  'cosine': cosine,
+  'linear': linear,
+  'inverse_sqrt': inverse_sqrt,
+}
+
+
+def make_schedule(
+  config: ConfigDict, total_steps: int, batch_size: int, steps_per_epoch: int
+) -> optax.Schedule:
+  """Returns the learning rate of a step: linear warm-up, then the named schedule.
+
+  Args:
+    config: the section `optimizer`.
+  """
+  warmup = to_steps(config.warmup, 'optimizer.warmup', batch_size, steps_per_epoch, total_steps)
+  named = SCHEDULES[one_of('optimizer.schedule', config.schedule, SCHEDULES)]
+  peak = config.learning_rate
+  schedule = named(peak, warmup, total_steps, config.final_fraction)
+  if warmup:
+    warm_up = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([warm_up, schedule], [warmup])
+  return schedule
+
+
+def rates_of(config: ConfigDict, params: Any) -> Any:
+  """Returns the tree of multipliers of the learning rate, by optimizer.rate_rules.
+
+  It is 0 for matrices that LoRA adapts and for statistics of features.
+  """
+  frozen = adapted(params)
+  rates = by_rules(params, config.rate_rules, 'optimizer.rate_rules')
+
+  def rate_of(path: tuple, rate: float) -> float:
+    name = name_of(path)
+    if name in frozen or '/normalization/' in name:
+      return 0.0
+    return rate
+
+  return jax.tree_util.tree_map_with_path(rate_of, rates)
+
+
+def make_optimizer(
+  config: ConfigDict, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+  """Builds clipping, the named optimizer, decoupled weight decay and the schedule.
+
+  Parameters with rate 0 are frozen: they have no state, and the norm that is clipped leaves them
+  out.
+
+  Args:
+    config: the section `optimizer`.
   """
   rates = rates_of(config, params)
   decays = by_rules(params, config.decay_rules, 'optimizer.decay_rules')
 
-  def clip(updates, params):
-    updates = jax.tree.map(lambda u, r: u if r else jnp.zeros_like(u), updates, rates)
-    return optax.clip_by_global_norm(config.clip_norm).update(updates, optax.EmptyState())[0]
+  def clip(updates: Any, params: Any) -> Any:
+    trained = jax.tree.map(lambda u, rate: u if rate else jnp.zeros_like(u), updates, rates)
+    return optax.clip_by_global_norm(config.clip_norm).update(trained, optax.EmptyState())[0]
 
-  def decay(u, p, d):
-    return u + config.weight_decay * d * p if d else u
+  def decay(updates: Any, params: Any) -> Any:
+    return jax.tree.map(_decayed, updates, params, decays)
 
-  def scale(u, r):
-    return u * r if r != 1 else u
+  def _decayed(update: jax.Array, value: jax.Array, factor: float) -> jax.Array:
+    if factor:
+      return update + config.weight_decay * factor * value
+    return update
 
-  core = OPTIMIZERS[one_of('optimizer.name', config.name, OPTIMIZERS)](config)
+  def scale(updates: Any, params: Any) -> Any:
+    return jax.tree.map(lambda u, rate: u * rate if rate != 1 else u, updates, rates)
+
+  optimizer = OPTIMIZERS[one_of('optimizer.name', config.name, OPTIMIZERS)](config)
   labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
+  transforms = {'train': optimizer, 'freeze': optax.set_to_zero()}
   return optax.chain(
     optax.stateless(clip) if config.clip_norm else optax.identity(),
-    optax.multi_transform({'train': core, 'freeze': optax.set_to_zero()}, labels),
-    optax.stateless(lambda updates, params: jax.tree.map(decay, updates, params, decays)),
-    optax.stateless(lambda updates, params: jax.tree.map(scale, updates, rates)),
+    optax.multi_transform(transforms, labels),
+    optax.stateless(decay),
+    optax.stateless(scale),
     optax.scale_by_learning_rate(schedule),
   )

@@ -1,4 +1,4 @@
-"""The one train step: pure, the same on one device and on many.
+"""The train step: pure, the same on one device and on many.
 
 Axes: B batch.
 """
@@ -14,80 +14,107 @@ from mmlm import parallel
 
 
 class TrainState(NamedTuple):
+  """Everything that a step changes; trees of arrays."""
+
   step: jax.Array  # steps done, int32
   params: Any
   opt_state: Any
-  ema: Any  # moving average of the parameters, or ()
+  ema: Any  # average of the parameters, or ()
   rng: jax.Array  # key data of the run, uint32; folded with the step, never changed
-  carry: Any = ()  # what a model hands from one step to the next, or (): a row for each row of the batch, on the device that has it
-  averaged: Any = ()  # in place of a moving average: iterates whose plain mean `ema` is (0: it follows the parameters), or ()
+  carry: Any = ()  # state of the model, carried from step to step for each example; or ()
+  # For a plain mean of iterates instead of a moving average: how many `ema` is the mean of (0: it
+  # equals the parameters), or ().
+  averaged: Any = ()
 
 
 class StepOptions(NamedTuple):
+  """The static options of a step."""
+
   optimizer: optax.GradientTransformation
-  # (params, batch, rng) -> (sum of the losses, sum of the weights); with a carry, which then stands in the batch as 'carry', the second
-  # is (sum of the weights, new carry)
+  # (params, batch, rng) -> (sum of the losses, sum of the weights). With a carry, which is then in
+  # the batch as 'carry', the second is (sum of the weights, new carry).
   loss: Callable
   accumulate: int = 1
   ema_decay: float = 0.0
-  skip: bool = False  # leave the state as it is, but for the count of steps, where the loss or the gradient is not finite
+  skip: bool = False  # skip updates whose loss or gradient is not finite
 
 
 def initial_state(
-  params, options: StepOptions, seed: int, carry=(), averages: bool = False
+  params: Any, options: StepOptions, seed: int, carry: Any = (), averages: bool = False
 ) -> TrainState:
-  """`averages`: the mean of iterates may begin some time (`TrainState.averaged`)."""
+  """Returns the state before the first step.
+
+  Args:
+    averages: a plain mean of iterates may begin later (`TrainState.averaged`).
+  """
+  ema = ()
   if options.ema_decay or averages:
     ema = jax.tree.map(jnp.copy, params)
-  else:
-    ema = ()
-  rng = jax.random.key_data(jax.random.key(seed, impl='threefry2x32'))
+  averaged = ()
   if averages:
     averaged = jnp.zeros((), jnp.int32)
-  else:
-    averaged = ()
   return TrainState(
-    jnp.zeros((), jnp.int32), params, options.optimizer.init(params), ema, rng, carry, averaged
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=options.optimizer.init(params),
+    ema=ema,
+    rng=jax.random.key_data(jax.random.key(seed, impl='threefry2x32')),
+    carry=carry,
+    averaged=averaged,
   )
 
 
-def gradient(params, batch, rng, options: StepOptions):
-  """Sums over the batch of one device, micro-batch by micro-batch: ((loss, weight), gradient of the loss sum), and the new carry."""
+def gradient(
+  params: Any, batch: dict, rng: jax.Array, options: StepOptions
+) -> tuple[tuple[tuple[jax.Array, jax.Array], Any], Any]:
+  """Computes the gradient of the summed loss over the batch of one device.
 
-  def sums(params, batch, rng):
-    (loss, other), grads = jax.value_and_grad(options.loss, has_aux=True)(params, batch, rng)
-    weight, carry = other if 'carry' in batch else (other, ())
+  Returns:
+    ((loss sum, weight sum), gradient), added up over micro-batches, and the new carry.
+  """
+
+  def sums(params: Any, batch: dict, rng: jax.Array) -> tuple:
+    (loss, aux), grads = jax.value_and_grad(options.loss, has_aux=True)(params, batch, rng)
+    weight, carry = aux if 'carry' in batch else (aux, ())
     return ((loss, weight), parallel.shard_gradients(grads)), carry
 
   if options.accumulate == 1:
     return sums(params, batch, rng)
-  # [B, ...] -> [A, B/A, ...] with interleaved rows, so that padding at the end of a batch is spread evenly.
-  micro = jax.tree.map(
-    lambda x: x.reshape(-1, options.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-  )
 
-  def add(total, inputs):
-    index, part = inputs
-    found, carry = sums(params, part, jax.random.fold_in(rng, index))
-    return jax.tree.map(jnp.add, total, found), carry
+  def add(total: Any, inputs: tuple) -> tuple:
+    index, micro_batch = inputs
+    new, carry = sums(params, micro_batch, jax.random.fold_in(rng, index))
+    return jax.tree.map(jnp.add, total, new), carry
 
-  zero = ((0.0, 0.0), jax.tree.map(jnp.zeros_like, params))
-  total, carry = jax.lax.scan(add, zero, (jnp.arange(options.accumulate), micro))
-  return total, jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]),
-    carry,
-  )
+  zeros = ((0.0, 0.0), jax.tree.map(jnp.zeros_like, params))
+  micro_batches = _micro_batches(batch, options.accumulate)
+  total, carry = jax.lax.scan(add, zeros, (jnp.arange(options.accumulate), micro_batches))
+  return total, jax.tree.map(_merge_micro_batches, carry)
+
+
+def _micro_batches(batch: dict, count: int) -> dict:
+  """[B, ...] -> [A, B/A, ...], interleaved, so that padding at the end of a batch is spread."""
+
+  def split(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(split, batch)
+
+
+def _merge_micro_batches(x: jax.Array) -> jax.Array:
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
 def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[TrainState, dict]:
-  """One update. The gradient is the global sum of the losses' gradients over the global weight.
+  """Does one update by the global sum of the losses' gradients over the global weight.
 
   Args:
-    batch: the rows of this device. What a model carries from step to step goes with its rows: it is neither summed nor copied
-      between devices, and a gradient ends where it comes in (truncated back-propagation).
+    batch: the examples of this device. What a model carries from step to step belongs to its
+      example: it is neither summed nor copied between devices, and a gradient ends where it enters
+      (truncated back-propagation).
 
   Returns:
-    The new state, and loss (mean over the global weight), gradient norm (before clipping) and weight.
+    The new state, and loss (mean over the global weight), gradient norm (before clipping), weight.
   """
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if jax.tree.leaves(state.carry):
@@ -102,32 +129,41 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
   ema = _average(state, params, averaged, options)
   metrics = {'loss': loss * scale, 'gradient_norm': optax.global_norm(grads), 'weight': weight}
   new = TrainState(state.step + 1, params, opt_state, ema, state.rng, carry, averaged)
-  return where_finite(state, new, metrics) if options.skip else new, metrics
+  if options.skip:
+    new = where_finite(state, new, metrics)
+  return new, metrics
 
 
-def _average(state: TrainState, params, averaged, options: StepOptions):
-  """The average of parameters after a step that gave `params`."""
+def _average(state: TrainState, params: Any, averaged: Any, options: StepOptions) -> Any:
+  """Returns the average of the parameters after a step that made `params`."""
   if options.ema_decay:
-    # The average forgets its random start: the decay grows with the step (as in TensorFlow's moving averages).
+    # The average forgets its random start: the decay grows with the step (as in TensorFlow's
+    # moving averages).
     decay = jnp.minimum(options.ema_decay, (1 + state.step) / (10 + state.step))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
   if not jax.tree.leaves(averaged):
     return state.ema
   share = 1 / jnp.maximum(averaged, 1)
-  return jax.tree.map(
-    lambda old, new: jnp.where(averaged > 0, old + share * (new - old), new), state.ema, params
-  )
+
+  def update(old: jax.Array, new: jax.Array) -> jax.Array:
+    return jnp.where(averaged > 0, old + share * (new - old), new)
+
+  return jax.tree.map(update, state.ema, params)
 
 
-def where_finite(state, new, metrics: dict):
-  """The state `new` after a step, or where the loss or the gradient is not finite the one before, with one step more counted."""
+def where_finite(state: Any, new: Any, metrics: dict) -> Any:
+  """Returns `new`, or if the loss or gradient is not finite the old state with the step counted."""
   finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
 
-  # A loop of no turn or one, not a `where`: the compiler would fuse that with the update, which is then rounded in another way.
-  def again(loop):
+  # A loop of no iteration or one, not a `where`: the compiler would fuse that with the update,
+  # whose rounding would change.
+  def condition(loop: tuple) -> jax.Array:
     return loop[0]
 
-  def back(loop):
-    return (jnp.zeros((), bool), loop[2], loop[2])
+  def restore(loop: tuple) -> tuple:
+    _, _, old = loop
+    return jnp.zeros((), bool), old, old
 
-  return jax.lax.while_loop(again, back, (~finite, new, state._replace(step=new.step)))[1]
+  old = state._replace(step=new.step)
+  _, result, _ = jax.lax.while_loop(condition, restore, (~finite, new, old))
+  return result

@@ -299,7 +299,7 @@ def test_a_run_that_was_killed_ends_as_if_it_was_not(place, run, tmp_path):
   code, output = interrupt((*argv, loader), folder, signal.SIGINT, steps)
   assert code == 130, output
   assert 'Interrupted' in output
-  assert 'The same command goes on' in output
+  assert 'The same command resumes' in output
   assert 'RuntimeError' not in output
   saved = last_step(folder)
   assert saved < 30

@@ -66,7 +66,7 @@ def test_a_loader_that_dies_of_the_same_signal(whole, tmp_path):
       os.kill(os.getpid(), signal.SIGINT)
       raise RuntimeError('Worker process was terminated unexpectedly')
 
-  with pytest.raises(loop.Interrupted, match='goes on from the last checkpoint'):
+  with pytest.raises(loop.Interrupted, match='resumes from the last checkpoint'):
     Toy(tmp_path, at=dies).train()
   run = Toy(tmp_path)
   assert run.steps() == [3]

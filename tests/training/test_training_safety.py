@@ -11,7 +11,7 @@ import pytest
 from toy_run import TOTAL, Toy, close, equal, killed_at
 
 from mmlm.training import loop
-from mmlm.training.metric_writer import Log
+from mmlm.training.metric_writer import MetricWriter
 from mmlm.training.step import train_step
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
@@ -176,9 +176,9 @@ def test_no_space_for_a_line_stops_and_the_run_can_be_resumed(whole, tmp_path, m
 
 
 def test_a_line_of_skipped_steps_alone_has_no_loss(tmp_path):
-  log = Log(tmp_path, 0)
-  progress = loop.Progress(0, 4)
-  log.write('train', 2, progress.line(2))
-  log.close()
+  writer = MetricWriter(tmp_path, 0)
+  progress = loop.ProgressLine(0, 4)
+  writer.write('train', 2, progress.print(2))
+  writer.close()
   (line,) = run_dir.read_jsonl(tmp_path / 'metrics.jsonl')
   assert line.keys() == {'step', 'kind', 'seconds', 'examples_per_second'}
