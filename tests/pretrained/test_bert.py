@@ -156,7 +156,7 @@ def test_a_text_longer_than_its_positions_is_refused(tmp_path):
     tmp_path / 'run',
     '--config.data.max_length=17',
   )
-  assert 'data.max_length=17: model.encoders.text (bert) has 16 positions' in said
+  assert 'data.max_length=17: model.encoders.text (bert) has only 16 positions' in said
 
 
 def test_a_pooler_starts_the_hidden_layer(tmp_path):
