@@ -1,16 +1,19 @@
-"""Running text as rows of a fixed length: random windows, lanes that are read on from step to step, packed documents; sliding windows.
+"""Running text as sequences of a fixed length: random windows, continuous lanes, packed documents, sliding windows.
 
-Axes: N tokens of the text, B rows of a batch, T tokens of a row.
+A document is learned as a sentence is: its first token is predicted from the begin token, and its last token is
+the end token where ends are learned. The text is all documents, one after another.
 
-A document is learned as a sentence is: its first token is read off <bos>, and its last is <eos> where ends are learned. The text is all of
-them, one after another. Each way of cutting it is a plan: number -> Batch of row numbers, and row number -> the spans of the text that
-stand in it; both are pure, so that the position in the data is one number.
+Each way of cutting it is a plan: the number of a batch -> `Batch` of sequence numbers, and the number of a
+sequence -> the spans of the text in it. Both are pure, so that the position in the data is one number.
+
+Axes: N tokens of the text, B sequences of a batch, T tokens of a sequence.
 """
 
 import bisect
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,360 +26,476 @@ from mmlm.utils.errors import UserError
 
 
 class Span(NamedTuple):
-  """Tokens start..stop of the text, read in this order; those from `first` on are predicted."""
+  """Tokens start..stop of the text in their order; those from `first` on are predicted."""
 
   start: int
   first: int
   stop: int
 
+  @property
+  def size(self) -> int:
+    return self.stop - self.start
+
 
 @dataclasses.dataclass(frozen=True)
 class RunningText:
-  """The documents of a split."""
+  """The documents of a split.
 
-  name: str  # of the split
+  Attributes:
+    name: of the split.
+    ids: of the documents.
+    texts: of the documents.
+    starts: [documents + 1], the first token of each document, and N.
+    tokens: [N] int32.
+    places: [N] int32, after how many characters of its document each token ends; an end token is at the end.
+    special_tokens: of the vocabulary.
+  """
+
+  name: str
   ids: list[str]
   texts: list[str]
-  starts: np.ndarray  # [documents + 1] where each begins, and N
-  tokens: np.ndarray  # [N] int32
-  places: np.ndarray  # [N] int32: where in its document each token ends, in characters; an end of document lies behind them
+  starts: np.ndarray
+  tokens: np.ndarray
+  places: np.ndarray
   special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS
 
   @functools.cached_property
   def inputs(self) -> np.ndarray:
-    """[N]: what is read before each token."""
+    """Returns [N] int32: the token that each token is predicted from."""
     bos_id = self.special_tokens.bos_id
     inputs = np.concatenate([[bos_id], self.tokens[:-1]]).astype(np.int32)
     inputs[self.starts[:-1]] = bos_id
     return inputs
 
   def first(self, documents: int) -> 'RunningText':
-    """The first documents alone; all for 0."""
+    """Returns the first documents; all for 0."""
     if not 0 < documents < len(self.ids):
       return self
     stop = int(self.starts[documents])
-    return RunningText(
-      self.name,
-      self.ids[:documents],
-      self.texts[:documents],
-      self.starts[: documents + 1],
-      self.tokens[:stop],
-      self.places[:stop],
-      self.special_tokens,
+    return dataclasses.replace(
+      self,
+      ids=self.ids[:documents],
+      texts=self.texts[:documents],
+      starts=self.starts[: documents + 1],
+      tokens=self.tokens[:stop],
+      places=self.places[:stop],
     )
 
-  def document(self, place: int) -> int:
-    """The number of the document that holds a token."""
-    return int(np.searchsorted(self.starts, place, side='right')) - 1
+  def document(self, token: int) -> int:
+    """Returns the number of the document that holds the token at a place of the text."""
+    return int(np.searchsorted(self.starts, token, side='right')) - 1
 
 
-def texts_of(example: dict) -> tuple[str, ...]:
-  """What a language model learns of an example: its targets, or the text of one that has none."""
-  found = example.get('targets') or tuple(filter(None, [example.get('text')]))
-  if not found:
-    raise UserError(f'{example["id"]} has neither a target nor a text.')
-  return tuple(found)
+def texts_of(example: dict[str, Any]) -> tuple[str, ...]:
+  """Returns what a language model learns of an example: its targets or, without any, its text."""
+  if example.get('targets'):
+    return tuple(example['targets'])
+  if example.get('text'):
+    return (example['text'],)
+  raise UserError(f'{example["id"]} has neither a target nor a text.')
 
 
 def read_running_text(
-  source, tokenizer: Tokenizer, ends: bool, name: str, language: str = ''
+  source: Sequence[dict[str, Any]],
+  tokenizer: Tokenizer,
+  ends: bool,
+  name: str,
+  language: str = '',
 ) -> RunningText:
-  """All texts of a source as one; `ends`: the end of a document is a token; `language`: of Moses' rules."""
+  """Reads all texts of a source as one.
+
+  Args:
+    ends: the end of a document is a token.
+    language: of Moses' rules; '' for none.
+  """
   ids = []
   texts = []
-  rows = []
+  tokens = []
   places = []
-  end = [tokenizer.eos_id] * ends
-  for example in (source[i] for i in range(len(source))):
-    for text in (words(text, language) for text in texts_of(example)):
-      row, ended = tokenizer.encode_with_ends(text)
+  for number in range(len(source)):
+    example = source[number]
+    for raw_text in texts_of(example):
+      text = words(raw_text, language)
+      token_ids, token_ends = tokenizer.encode_with_ends(text)
+      if ends:
+        token_ids = [*token_ids, tokenizer.eos_id]
+        token_ends = [*token_ends, len(text)]
       ids.append(example['id'])
       texts.append(text)
-      rows.append(np.array(row + end, np.int32))
-      places.append(np.array(ended + [len(text)] * ends, np.int32))
-  if not sum(map(len, rows)):
+      tokens.append(np.array(token_ids, np.int32))
+      places.append(np.array(token_ends, np.int32))
+  sizes = [len(token_ids) for token_ids in tokens]
+  if not sum(sizes):
     raise UserError(f'{name}: no token in it.')
-  starts = np.cumsum([0, *map(len, rows)])
   return RunningText(
     name,
     ids,
     texts,
-    starts,
-    np.concatenate(rows),
-    np.concatenate(places),
-    tokenizer.special_tokens,
+    starts=np.cumsum([0, *sizes]),
+    tokens=np.concatenate(tokens),
+    places=np.concatenate(places),
+    special_tokens=tokenizer.special_tokens,
   )
 
 
+# Plans
+
+
+class Plan(Protocol):
+  """Which spans of the text are in which batch."""
+
+  steps_per_epoch: int
+  examples_per_step: float
+  carries_state: bool  # a model carries its state from a batch to the next one
+
+  def __getitem__(self, number: int) -> Batch:
+    """Returns the numbers of the sequences of a batch."""
+    ...
+
+  def spans(self, sequence: int) -> list[Span]:
+    """Returns the spans of a sequence, T tokens at most."""
+    ...
+
+  def fresh(self, number: int) -> bool:
+    """Returns whether the sequences of a batch begin anew: no state is carried into them."""
+    ...
+
+
 class RandomWindows:
-  """Rows that begin anywhere in the text; an epoch has as many tokens as the text."""
+  """Sequences that begin anywhere in the text; an epoch has as many tokens as the text."""
+
+  carries_state = False
 
   def __init__(self, text: RunningText, length: int, batch_size: int, seed: int):
-    self.last = len(text.tokens) - length
+    total = len(text.tokens)
     self.length = length
     self.batch_size = batch_size
     self.seed = seed
-    if self.last < 0:
+    self.last_start = total - length
+    if self.last_start < 0:
       raise UserError(
-        f'{text.name}: the whole text has {len(text.tokens)} tokens, and a window data.max_length={length}. Choose a shorter one, or give more text.'
+        f'{text.name}: the whole text has {total} tokens, and a window data.max_length={length}. '
+        'Choose a shorter one, or give more text.'
       )
-    self.steps_per_epoch = max(1, len(text.tokens) // (length * batch_size))
+    self.steps_per_epoch = max(1, total // (length * batch_size))
     self.examples_per_step = batch_size
 
   def __getitem__(self, number: int) -> Batch:
-    starts = np.random.default_rng((self.seed, number)).integers(
-      self.last + 1, size=self.batch_size
-    )
+    rng = np.random.default_rng((self.seed, number))
+    starts = rng.integers(self.last_start + 1, size=self.batch_size)
     return Batch(starts, self.length, self.batch_size)
 
-  def spans(self, row: int) -> list[Span]:
-    return [Span(row, row, row + self.length)]
+  def spans(self, sequence: int) -> list[Span]:
+    return [Span(sequence, sequence, sequence + self.length)]
+
+  def fresh(self, number: int) -> bool:
+    return True
 
 
 class Lanes:
-  """B lanes through the text, read on from batch to batch; row n B + b is what lane b reads in batch n.
+  """B lanes through the text, each continued from batch to batch; sequence n B + b is batch n of lane b.
 
-  In each epoch lanes begin elsewhere: the text is turned by a random amount, so that its tokens stand at other places of a row; `turned`
-  False leaves it as it is. Every token is read once in an epoch; where lanes begin, `fresh`, nothing is carried on.
+  In each epoch the text is rotated by a random amount, so that lanes begin elsewhere and tokens have
+  other places in their sequences; without `rotate` it is not. Each token is read once in an epoch.
   """
 
+  carries_state = True
+
   def __init__(
-    self, text: RunningText, length: int, batch_size: int, seed: int, turned: bool = True
+    self, text: RunningText, length: int, batch_size: int, seed: int, rotate: bool = True
   ):
     self.total = len(text.tokens)
     self.length = length
     self.batch_size = batch_size
     self.seed = seed
-    self.turned = turned
-    if turned and self.total < batch_size:
+    self.rotate = rotate
+    if rotate and self.total < batch_size:
       raise UserError(
-        f'{text.name}: the text has {self.total} tokens for train.batch_size={batch_size} lanes. Choose a smaller one, or give more text.'
+        f'{text.name}: the text has {self.total} tokens for train.batch_size={batch_size} lanes. '
+        'Choose a smaller one, or give more text.'
       )
-    self.lane = -(-self.total // batch_size)
-    self.steps_per_epoch = -(-self.lane // length)
+    self.lane_length = -(-self.total // batch_size)
+    self.steps_per_epoch = -(-self.lane_length // length)
     self.examples_per_step = batch_size
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self.steps_per_epoch
 
   def __getitem__(self, number: int) -> Batch:
-    return Batch(
-      number * self.batch_size + np.arange(self.batch_size), self.length, self.batch_size
-    )
+    sequences = number * self.batch_size + np.arange(self.batch_size)
+    return Batch(sequences, self.length, self.batch_size)
 
   def fresh(self, number: int) -> bool:
     return number % self.steps_per_epoch == 0
 
-  def spans(self, row: int) -> list[Span]:
-    (epoch, step), lane = (
-      divmod(row // self.batch_size, self.steps_per_epoch),
-      row % self.batch_size,
-    )
-    if self.turned:
-      turn = int(np.random.default_rng((self.seed, epoch)).integers(self.total))
-    else:
-      turn = 0
-    low = lane * self.lane + step * self.length
-    high = min((lane + 1) * self.lane, self.total)
-    low, high = low + turn, min(low + self.length, high) + turn
-    pieces = [
-      (low, min(high, self.total)),
-      (max(low, self.total) - self.total, high - self.total),
-    ]
-    return [Span(start, start, stop) for start, stop in pieces if start < stop]
+  def spans(self, sequence: int) -> list[Span]:
+    number, lane = divmod(sequence, self.batch_size)
+    epoch, step = divmod(number, self.steps_per_epoch)
+    offset = 0
+    if self.rotate:
+      rng = np.random.default_rng((self.seed, epoch))
+      offset = int(rng.integers(self.total))
+    start = lane * self.lane_length + step * self.length
+    stop_of_lane = min((lane + 1) * self.lane_length, self.total)
+    stop = min(start + self.length, stop_of_lane)
+    start += offset
+    stop += offset
+    # What lies behind the end of the rotated text is at its beginning.
+    spans = []
+    if start < min(stop, self.total):
+      spans.append(Span(start, start, min(stop, self.total)))
+    wrapped = max(start, self.total) - self.total
+    if wrapped < stop - self.total:
+      spans.append(Span(wrapped, wrapped, stop - self.total))
+    return spans
 
 
-class Rows:
-  """Rows that are given by their spans, each once in an epoch, shuffled where there is a seed."""
+class ListedSequences:
+  """Sequences that are given by their spans, each once in an epoch, shuffled if there is a seed."""
 
-  def __init__(self, rows: list[list[Span]], length: int, batch_size: int, seed: int | None = None):
-    self.rows = rows
+  carries_state = False
+
+  def __init__(
+    self, sequences: list[list[Span]], length: int, batch_size: int, seed: int | None = None
+  ):
+    self.sequences = sequences
     self.length = length
     self.batch_size = batch_size
     self.seed = seed
-    self.steps_per_epoch = -(-len(rows) // batch_size)
-    self.examples_per_step = len(rows) / self.steps_per_epoch
+    self.steps_per_epoch = -(-len(sequences) // batch_size)
+    self.examples_per_step = len(sequences) / self.steps_per_epoch
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self.steps_per_epoch
 
   @functools.lru_cache(2)  # noqa: B019 a plan lives as long as the process; threads may be in two epochs at once
   def _order(self, epoch: int) -> np.ndarray:
-    number = len(self.rows)
     if self.seed is None:
-      return np.arange(number)
-    return np.random.default_rng((self.seed, epoch)).permutation(number)
+      return np.arange(len(self.sequences))
+    rng = np.random.default_rng((self.seed, epoch))
+    return rng.permutation(len(self.sequences))
 
   def __getitem__(self, number: int) -> Batch:
     epoch, position = divmod(number, self.steps_per_epoch)
-    return Batch(
-      self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size],
-      self.length,
-      self.batch_size,
-    )
+    start = position * self.batch_size
+    sequences = self._order(epoch)[start : start + self.batch_size]
+    return Batch(sequences, self.length, self.batch_size)
 
-  def spans(self, row: int) -> list[Span]:
-    return self.rows[row]
+  def spans(self, sequence: int) -> list[Span]:
+    return self.sequences[sequence]
+
+  def fresh(self, number: int) -> bool:
+    return True
 
 
-def packed(text: RunningText, length: int, seed: int) -> list[list[Span]]:
-  """Documents in rows of at most `length` tokens, longer ones cut, each in the row that it fills best."""
+def pack_documents(text: RunningText, length: int, seed: int) -> list[list[Span]]:
+  """Returns documents in sequences of at most `length` tokens; longer ones are cut."""
   pieces = []
-  for begin, stop in zip(
-    text.starts[:-1].tolist(),
-    text.starts[1:].tolist(),
-  ):
-    for start in range(begin, stop, length):
-      pieces.append(Span(start, start, min(start + length, stop)))
-  return fill([pieces[i] for i in np.random.default_rng(seed).permutation(len(pieces))], length)
+  for begin, end in zip(text.starts[:-1].tolist(), text.starts[1:].tolist()):
+    for start in range(begin, end, length):
+      pieces.append(Span(start, start, min(start + length, end)))
+  order = np.random.default_rng(seed).permutation(len(pieces))
+  return best_fit([pieces[i] for i in order], length)
 
 
-def fill(spans: list[Span], length: int) -> list[list[Span]]:
-  """Spans of at most `length` tokens in rows: each goes where the least room is left that holds it (best fit)."""
-  # free: sorted (room, row)
-  rows = []
-  free = []
+def best_fit(spans: list[Span], length: int) -> list[list[Span]]:
+  """Packs spans of at most `length` tokens: each goes where it leaves the least room (best fit)."""
+  sequences: list[list[Span]] = []
+  free: list[tuple[int, int]] = []  # sorted (room, sequence)
   for span in spans:
-    size = span.stop - span.start
-    place = bisect.bisect_left(free, (size, -1))
-    room, row = free.pop(place) if place < len(free) else (length, len(rows))
-    if row == len(rows):
-      rows.append([])
-    rows[row].append(span)
-    if room > size:
-      bisect.insort(free, (room - size, row))
-  return rows
+    place = bisect.bisect_left(free, (span.size, -1))
+    if place < len(free):
+      room, sequence = free.pop(place)
+    else:
+      room, sequence = length, len(sequences)
+      sequences.append([])
+    sequences[sequence].append(span)
+    if room > span.size:
+      bisect.insort(free, (room - span.size, sequence))
+  return sequences
 
 
-def sliding(begin: int, end: int, length: int, stride: int) -> list[Span]:
-  """Windows over the tokens begin..end, of which each is predicted once: from `length - stride` tokens before it or more, but at the start.
+def sliding_windows(begin: int, end: int, length: int, stride: int) -> list[Span]:
+  """Returns windows over the tokens begin..end, in which each token is predicted once.
 
-  With stride = length windows lie side by side.
+  Except at the beginning, a token is predicted from at least `length - stride` tokens before it. With
+  stride = length windows do not overlap.
   """
   spans = [Span(begin, begin, min(begin + length, end))]
-  while (first := spans[-1].stop) < end:
+  while spans[-1].stop < end:
+    first = spans[-1].stop
     stop = min(first + stride, end)
     spans.append(Span(max(begin, stop - length), first, stop))
   return spans
 
 
+def _packed_plan(text: RunningText, length: int, batch_size: int, seed: int) -> ListedSequences:
+  return ListedSequences(pack_documents(text, length, seed), length, batch_size, seed)
+
+
+# data.stream: (text, length, batch_size, seed) -> plan
 PLANS = {
   'windows': RandomWindows,
   'continuous': Lanes,
-  'packed': lambda text, length, batch_size, seed: Rows(
-    packed(text, length, seed), length, batch_size, seed
-  ),
+  'packed': _packed_plan,
 }
 
 
 def evaluation_plan(
   text: RunningText, stream: str, apart: bool, length: int, batch_size: int, stride: int = 0
-):
-  """Every token of a text once: lanes for 'continuous', else windows that slide by `stride` (0 = length), over all documents as one, or over
-  each by itself: `apart`, several in a row, and without a stream, where rows are sentences.
+) -> Lanes | ListedSequences:
+  """Returns a plan in which each token of a text is predicted once.
+
+  Lanes for 'continuous', otherwise windows that slide by `stride` (0 is `length`).
+
+  Args:
+    apart: windows do not reach into other documents, and several share a sequence. Without a stream,
+      when examples are sentences, windows do not reach into others either.
   """
   if stream == 'continuous':
-    return Lanes(text, length, batch_size, 0, turned=False)
+    return Lanes(text, length, batch_size, 0, rotate=False)
   if apart or not stream:
     borders = text.starts.tolist()
   else:
     borders = [0, len(text.tokens)]
   spans = []
   for begin, end in zip(borders, borders[1:]):
-    for span in sliding(begin, end, length, stride or length):
-      if begin < end:
-        spans.append(span)
-  return Rows(fill(spans, length) if apart else [[span] for span in spans], length, batch_size)
+    if begin < end:
+      spans += sliding_windows(begin, end, length, stride or length)
+  if apart:
+    sequences = best_fit(spans, length)
+  else:
+    sequences = [[span] for span in spans]
+  return ListedSequences(sequences, length, batch_size)
 
 
 class StreamLoader:
-  """Loads the rows of a plan as flat dicts: inputs, target, target_mask [B, T], weight [B], and
+  """Loads the sequences of a plan as flat dicts of arrays.
 
-  segments and positions [B, T] where documents that share a row do not see each other (0 where there is nothing, 1, 2, ...); fresh [B]
-  where lanes say that they begin. `part`: as that of `pipeline.Loader`.
+  inputs, target, target_mask [B, T] and weight [B]; where documents share a sequence without seeing each
+  other also segments (0 for padding, then 1, 2, ...) and positions [B, T]; where a state is carried, fresh
+  [B].
+
+  Args:
+    apart: documents that share a sequence do not see each other.
+    part: see `pipeline.Loader`.
   """
 
   finish = None
 
-  def __init__(self, text: RunningText, plan, apart: bool = False, part: tuple = (0, 1)):
+  def __init__(
+    self, text: RunningText, plan: Plan, apart: bool = False, part: tuple[int, int] = (0, 1)
+  ):
     self.text = text
     self.plan = plan
     self.apart = apart
     self.part = part
 
-  def __call__(self, number: int, batch: Batch) -> dict:
+  def __call__(self, number: int, batch: Batch) -> dict[str, np.ndarray]:
     batch, _ = part_of(batch, *self.part)
-    shape = batch.size, batch.length
-    pad_id = self.text.special_tokens.pad_id
-    out = {'inputs': np.full(shape, pad_id, np.int32), 'target': np.full(shape, pad_id, np.int32)}
-    if self.apart:
-      out |= {'segments': np.zeros(shape, np.int32), 'positions': np.zeros(shape, np.int32)}
-    out['target_mask'] = np.zeros(shape, bool)
-    for place, row in enumerate(batch.indices):
+    arrays = self._empty(batch.size, batch.length)
+    for i, sequence in enumerate(batch.indices):
       column = 0
-      for segment, (start, first, stop) in enumerate(self.plan.spans(int(row)), 1):
-        here = place, slice(column, column + stop - start)
-        out['inputs'][here], out['target'][here] = (
-          self.text.inputs[start:stop],
-          self.text.tokens[start:stop],
-        )
-        out['target_mask'][here] = np.arange(start, stop) >= first
-        if self.apart:
-          out['segments'][here], out['positions'][here] = segment, np.arange(stop - start)
-        column += stop - start
-    out['weight'] = out['target_mask'].any(1).astype(np.float32)
-    if hasattr(self.plan, 'fresh'):
-      out['fresh'] = np.full(batch.size, self.plan.fresh(number))
-    return out
+      for segment, span in enumerate(self.plan.spans(int(sequence)), 1):
+        place = i, slice(column, column + span.size)
+        self._fill(arrays, place, segment, span)
+        column += span.size
+    arrays['weight'] = arrays['target_mask'].any(1).astype(np.float32)
+    if self.plan.carries_state:
+      arrays['fresh'] = np.full(batch.size, self.plan.fresh(number))
+    return arrays
+
+  def _empty(self, size: int, length: int) -> dict[str, np.ndarray]:
+    shape = size, length
+    pad_id = self.text.special_tokens.pad_id
+    arrays = {
+      'inputs': np.full(shape, pad_id, np.int32),
+      'target': np.full(shape, pad_id, np.int32),
+    }
+    if self.apart:
+      arrays['segments'] = np.zeros(shape, np.int32)
+      arrays['positions'] = np.zeros(shape, np.int32)
+    arrays['target_mask'] = np.zeros(shape, bool)
+    return arrays
+
+  def _fill(
+    self, arrays: dict[str, np.ndarray], place: tuple[int, slice], segment: int, span: Span
+  ) -> None:
+    arrays['inputs'][place] = self.text.inputs[span.start : span.stop]
+    arrays['target'][place] = self.text.tokens[span.start : span.stop]
+    arrays['target_mask'][place] = np.arange(span.start, span.stop) >= span.first
+    if self.apart:
+      arrays['segments'][place] = segment
+      arrays['positions'][place] = np.arange(span.size)
 
   def ids(self, number: int) -> list[str]:
-    """The documents of a batch."""
-    spans = [span for row in self.plan[number].indices for span in self.plan.spans(int(row))]
-    return list(dict.fromkeys(self.text.ids[self.text.document(span.start)] for span in spans))
+    """Returns the documents of a batch."""
+    ids = {}
+    for sequence in self.plan[number].indices:
+      for span in self.plan.spans(int(sequence)):
+        ids[self.text.ids[self.text.document(span.start)]] = None
+    return list(ids)
 
 
-def check_stream(config, is_language_model: bool, devices: int, processes: int) -> None:
-  """UserError where running text cannot be read as data.stream says.
+# Checks
 
-  `is_language_model`: the model reads no other input.
+
+def check_stream(config: Any, is_language_model: bool, devices: int, processes: int) -> None:
+  """Raises UserError where running text cannot be read as data.stream names.
+
+  Args:
+    is_language_model: the model reads no other input.
   """
+  one_of('data.stream', config.data.stream, PLANS)
+  for problem in _stream_problems(config, is_language_model, devices, processes):
+    raise UserError(problem)
+
+
+def _stream_problems(
+  config: Any, is_language_model: bool, devices: int, processes: int
+) -> Iterator[str]:
   data = config.data
+  stream = data.stream
   head = config.model.head.name
-  parts = devices * config.train.accumulate
-  stream = one_of('data.stream', data.stream, PLANS)
-  for ok, wrong in (
-    (
-      is_language_model,
-      f'data.stream={stream!r}: running text is for the task language_model without encoders.',
-    ),
-    (
-      (stream == 'continuous') == (head == 'lstm'),
-      f"data.stream={stream!r} with model.head.name={head!r}: 'continuous' is for the head 'lstm', and it for that.",
-    ),
-    (
-      stream != 'continuous' or not config.train.batch_size % parts,
-      f'train.batch_size={config.train.batch_size}: the lanes of data.stream={stream!r} keep their states on their devices, choose a multiple of {parts} ({devices} devices times train.accumulate={config.train.accumulate}).',
-    ),
-    (
-      stream != 'continuous' or processes == 1,
-      f'data.stream={stream!r}: lanes are read by one process, and there are {processes}. Choose another stream, or one host.',
-    ),
-    (
-      stream != 'packed' or data.across or head == 'transformer_decoder',
-      f"data.across=False: the head {head!r} cannot keep packed documents apart, 'transformer_decoder' can.",
-    ),
-    (
-      not any(data.languages.values()),
-      f"data.languages={data.languages.to_dict()}: running text is read as it is, set both to ''.",
-    ),
-    (
-      not config.train.batch_tokens,
-      'train.batch_tokens: rows of running text have one length, set it to 0 and choose train.batch_size.',
-    ),
-    (
-      0 <= config.evaluate.stride <= data.max_length,
-      f'evaluate.stride={config.evaluate.stride}: expected 0 to data.max_length={data.max_length}.',
-    ),
-  ):
-    if not ok:
-      raise UserError(wrong)
+  if not is_language_model:
+    yield f'data.stream={stream!r}: running text is for the task language_model without encoders.'
+  if (stream == 'continuous') != (head == 'lstm'):
+    yield (
+      f"data.stream={stream!r} with model.head.name={head!r}: 'continuous' is for the head 'lstm', and "
+      'it for that.'
+    )
+  if stream == 'continuous':
+    yield from _lane_problems(config, devices, processes)
+  if stream == 'packed' and not data.across and head != 'transformer_decoder':
+    yield (
+      f"data.across=False: the head {head!r} cannot keep packed documents apart, 'transformer_decoder' "
+      'can.'
+    )
+  if any(data.languages.values()):
+    yield (
+      f"data.languages={data.languages.to_dict()}: running text is read as it is, set both to ''."
+    )
+  if config.train.batch_tokens:
+    yield (
+      'train.batch_tokens: sequences of running text have one length, set it to 0 and choose '
+      'train.batch_size.'
+    )
+  stride = config.evaluate.stride
+  if not 0 <= stride <= data.max_length:
+    yield f'evaluate.stride={stride}: expected 0 to data.max_length={data.max_length}.'
+
+
+def _lane_problems(config: Any, devices: int, processes: int) -> Iterator[str]:
+  batch_size = config.train.batch_size
+  accumulate = config.train.accumulate
+  parts = devices * accumulate
+  if batch_size % parts:
+    yield (
+      f"train.batch_size={batch_size}: the lanes of data.stream='continuous' keep their states on their "
+      f'devices, choose a multiple of {parts} ({devices} devices times train.accumulate={accumulate}).'
+    )
+  if processes > 1:
+    yield (
+      f"data.stream='continuous': lanes are read by one process, and there are {processes}. "
+      'Choose another stream, or one host.'
+    )

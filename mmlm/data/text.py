@@ -1,10 +1,12 @@
-"""What stands between the texts of a data set and a tokenizer: Moses' rules of a language, and back.
+"""Texts of a data set to token ids and back: Moses' rules of a language around a tokenizer.
 
-Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation normalised, then words and punctuation apart.
+Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation is normalised, then words and punctuation
+are separated.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 
@@ -12,114 +14,137 @@ from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.utils.choices import one_of
 
 MASK = '\ufffc'  # stands for a masked word
-LANGUAGES = (
-  'as',
-  'bn',
-  'ca',
-  'cs',
-  'de',
-  'el',
-  'en',
-  'es',
-  'et',
-  'fi',
-  'fr',
-  'ga',
-  'gu',
-  'hi',
-  'hu',
-  'is',
-  'it',
-  'kn',
-  'lt',
-  'lv',
-  'ml',
-  'mni',
-  'mr',
-  'nl',
-  'or',
-  'pa',
-  'pl',
-  'pt',
-  'ro',
-  'ru',
-  'sk',
-  'sl',
-  'sv',
-  'ta',
-  'te',
-  'tdt',
-  'yue',
-  'zh',
+REPLACEMENT = '\N{REPLACEMENT CHARACTER}'  # decoded from bytes that are no whole character
+LANGUAGES = tuple(
+  [
+    'as',
+    'bn',
+    'ca',
+    'cs',
+    'de',
+    'el',
+    'en',
+    'es',
+    'et',
+    'fi',
+    'fr',
+    'ga',
+    'gu',
+    'hi',
+    'hu',
+    'is',
+    'it',
+    'kn',
+    'lt',
+    'lv',
+    'ml',
+    'mni',
+    'mr',
+    'nl',
+    'or',
+    'pa',
+    'pl',
+    'pt',
+    'ro',
+    'ru',
+    'sk',
+    'sl',
+    'sv',
+    'ta',
+    'te',
+    'tdt',
+    'yue',
+    'zh',
+  ]
 )
 
 
+class MosesRules(NamedTuple):
+  normalizer: MosesPunctNormalizer
+  tokenizer: MosesTokenizer
+  detokenizer: MosesDetokenizer
+
+
 def check_language(language: str) -> None:
+  """Raises UserError for a code that Moses' rules do not know."""
   one_of('language code', language, LANGUAGES)
 
 
 @functools.cache
-def _rules(language: str):
-  """The normaliser, tokenizer and detokenizer of a language code."""
+def _rules(language: str) -> MosesRules:
   check_language(language)
-  return MosesPunctNormalizer(language), MosesTokenizer(language), MosesDetokenizer(language)
+  return MosesRules(
+    MosesPunctNormalizer(language), MosesTokenizer(language), MosesDetokenizer(language)
+  )
 
 
 def moses_tokenize(text: str, language: str) -> str:
-  """Normalised, words and punctuation separated by one space; the case stays, nothing is escaped."""
-  normalizer, tokenizer, _ = _rules(language)
-  return ' '.join(tokenizer.tokenize(normalizer.normalize(text), escape=False))
+  """Returns words and punctuation separated by one space; case is kept, nothing is escaped."""
+  rules = _rules(language)
+  normalized = rules.normalizer.normalize(text)
+  return ' '.join(rules.tokenizer.tokenize(normalized, escape=False))
 
 
 def moses_detokenize(text: str, language: str) -> str:
-  return _rules(language)[2].detokenize(text.split())
+  """Returns the text of separated words and punctuation."""
+  return _rules(language).detokenizer.detokenize(text.split())
+
+
+def words(text: str, language: str) -> str:
+  """Returns `moses_tokenize` of a text; without a language the text as it is."""
+  if language:
+    return moses_tokenize(text, language)
+  return text
 
 
 class Texts:
-  """One side of the texts of a task: a tokenizer, with Moses' rules of `language` around it ('' for none)."""
+  """The input texts of a task, or its answers: a tokenizer, with Moses' rules of `language` around it.
+
+  '' for no rules.
+  """
 
   def __init__(self, tokenizer: Tokenizer, language: str = ''):
     self.tokenizer = tokenizer
     self.language = language
 
-  def encode_batch(self, texts) -> list[list[int]]:
+  def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+    """Returns the ids of each text."""
     return self.tokenizer.encode_batch(words(text, self.language) for text in texts)
 
-  def encode_inputs(self, texts) -> list[list[int]]:
-    """What an encoder reads: with the end and, where the tokenizer has one, the start; [] for an empty text."""
+  def encode_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+    """Returns what an encoder reads: ids with the end and, for BERT, the begin token; [] for an empty text."""
     if not any(texts):
       return [[] for _ in texts]
     begin = [self.tokenizer.bos_id] * self.tokenizer.encoder_starts_with_bos
-    end = self.tokenizer.eos_id
-    return [[*begin, *ids, end] if ids else [] for ids in self.encode_batch(texts)]
+    sequences = []
+    for ids in self.encode_batch(texts):
+      sequences.append([*begin, *ids, self.tokenizer.eos_id] if ids else [])
+    return sequences
 
   def encode_targets(self, texts: Iterable[str]) -> list[list[int]]:
     """Returns ids with the end token."""
-    end = self.tokenizer.eos_id
-    return [[*ids, end] for ids in self.encode_batch(texts)]
+    return [[*ids, self.tokenizer.eos_id] for ids in self.encode_batch(texts)]
 
-  def decode_batch(self, rows) -> list[str]:
-    """Token ids -> what the model wrote: with a language, separated words."""
-    return self.tokenizer.decode_batch(rows)
+  def decode_batch(self, sequences: Iterable[Iterable[int]]) -> list[str]:
+    """Returns the texts of token ids; with a language, words are separated."""
+    return self.tokenizer.decode_batch(sequences)
 
-  def decode_pieces(self, tokens) -> list[str]:
-    """What each token adds to the text of those before it; the last of several that make one character adds it, the others ''."""
+  def decode_pieces(self, tokens: Sequence[int]) -> list[str]:
+    """Returns what each token adds to the text of the tokens before it.
+
+    Of several tokens that make one character the last adds it, the others add ''.
+    """
+    prefixes = [tokens[: i + 1] for i in range(len(tokens))]
     pieces = []
-    told = ''
-    for text in self.decode_batch([tokens[: i + 1] for i in range(len(tokens))]):
-      text = text.rstrip('\N{REPLACEMENT CHARACTER}')  # of bytes that are no character yet
-      pieces.append(text[len(told) :])
-      told = text
+    previous = ''
+    for text in self.decode_batch(prefixes):
+      text = text.rstrip(REPLACEMENT)
+      pieces.append(text[len(previous) :])
+      previous = text
     return pieces
 
   def surface(self, text: str) -> str:
-    """What the model wrote -> what a person reads: words in their usual case and joined."""
-    if self.language:
-      return moses_detokenize(self.tokenizer.truecase(text), self.language)
-    return text
-
-
-def words(text: str, language: str) -> str:
-  if language:
-    return moses_tokenize(text, language)
-  return text
+    """Returns a decoded text as people write it: words in their usual case, punctuation attached."""
+    if not self.language:
+      return text
+    return moses_detokenize(self.tokenizer.truecase(text), self.language)

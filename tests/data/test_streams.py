@@ -8,15 +8,15 @@ import pytest
 from mmlm.data.datasets import preparation
 from mmlm.data.running_text import (
   Lanes,
+  ListedSequences,
   RandomWindows,
-  Rows,
   Span,
   StreamLoader,
+  best_fit,
   evaluation_plan,
-  fill,
-  packed,
+  pack_documents,
   read_running_text,
-  sliding,
+  sliding_windows,
 )
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.data.sources.tfds_source import TfdsSource
@@ -239,15 +239,15 @@ def test_windows_lie_anywhere_within_the_text_and_are_drawn_by_number():
 def test_packed_rows_hold_every_token_once_and_little_air():
   rng = np.random.default_rng(0)
   text = text_of(['a' * size for size in rng.integers(1, 40, 200)])
-  rows = packed(text, 16, seed=0)
+  rows = pack_documents(text, 16, seed=0)
   read = sorted(place for row in rows for span in row for place in range(span.start, span.stop))
   assert read == list(range(len(text.tokens)))
   assert all(sum(span.stop - span.start for span in row) <= 16 for row in rows)
   assert len(text.tokens) / (16 * len(rows)) > 0.9
-  plan = Rows(rows, 16, 8, seed=3)
+  plan = ListedSequences(rows, 16, 8, seed=3)
   order = [row for number in range(len(plan)) for row in plan[number].indices]
   assert sorted(order) == list(range(len(rows))) != order
-  assert fill([Span(0, 0, 3), Span(3, 3, 5), Span(5, 5, 6)], 3) == [
+  assert best_fit([Span(0, 0, 3), Span(3, 3, 5), Span(5, 5, 6)], 3) == [
     [Span(0, 0, 3)],
     [Span(3, 3, 5), Span(5, 5, 6)],
   ]
@@ -256,7 +256,7 @@ def test_packed_rows_hold_every_token_once_and_little_air():
 @pytest.mark.parametrize('begin, end', [(0, 1), (0, 8), (3, 30), (0, 9)])
 @pytest.mark.parametrize('stride', [1, 3, 8])
 def test_sliding_windows_predict_every_token_once_with_enough_before_it(begin, end, stride):
-  spans = sliding(begin, end, 8, stride)
+  spans = sliding_windows(begin, end, 8, stride)
   assert [place for span in spans for place in range(span.first, span.stop)] == list(
     range(begin, end)
   )
@@ -288,7 +288,9 @@ def test_evaluation_reads_every_token_once_for_any_number_of_rows(stream, apart)
 
 def test_a_batch_holds_its_spans():
   text = text_of()
-  plan = Rows([[Span(0, 0, 3), Span(6, 7, 8)], [Span(8, 8, 12)], [Span(12, 12, 13)]], 6, 2)
+  plan = ListedSequences(
+    [[Span(0, 0, 3), Span(6, 7, 8)], [Span(8, 8, 12)], [Span(12, 12, 13)]], 6, 2
+  )
   batch = StreamLoader(text, plan, apart=True)(0, plan[0])
   assert (
     batch['target'][0].tolist() == [*text.tokens[:3], *text.tokens[6:8], 0]

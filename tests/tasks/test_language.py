@@ -13,7 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from mmlm.data.running_text import Lanes, Rows, StreamLoader, fill, read_running_text, sliding
+from mmlm.data.running_text import (
+  Lanes,
+  ListedSequences,
+  StreamLoader,
+  best_fit,
+  read_running_text,
+  sliding_windows,
+)
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding.search import SearchOptions, search
@@ -304,15 +311,15 @@ def test_packed_documents_are_read_as_if_alone(kind):
 
 def test_a_loss_is_the_mean_of_the_predicted_tokens():
   model, params = built('rotary')
-  rows = fill(
+  rows = best_fit(
     [
       span
       for a, b in zip(text().starts, text().starts[1:])
-      for span in sliding(int(a), int(b), 6, 2)
+      for span in sliding_windows(int(a), int(b), 6, 2)
     ],
     12,
   )
-  plan = Rows(rows, 12, len(rows))
+  plan = ListedSequences(rows, 12, len(rows))
   batch = StreamLoader(text(), plan, apart=True)(0, plan[0])
   (total, weight), found = jax.jit(
     lambda: (TASK.loss(model, params, batch), TASK.token_nats(model, params, batch))
@@ -325,7 +332,7 @@ def test_a_loss_is_the_mean_of_the_predicted_tokens():
 def test_sliding_windows_see_what_stands_before():
   run, params = evaluator('learned', length=8, stride=3, batch_size=3)
   found = run.nats(params, text())
-  spans = sliding(0, len(text().tokens), 8, 3)
+  spans = sliding_windows(0, len(text().tokens), 8, 3)
   for start, first, stop in spans:
     close(found[first:stop], nats_in_one_row('learned', start, stop)[first - start :])
 
