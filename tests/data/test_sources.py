@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmlm.data.datasets import preparation
+from mmlm.data.datasets.unicode_pictures import UnicodePictures
 from mmlm.data.sources.parallel_text import ParallelTexts
 from mmlm.data.sources.tfds_source import TfdsSource
 from mmlm.utils.errors import UserError
@@ -128,7 +129,7 @@ def test_a_folder_that_is_no_array_record_data_set(folder, tmp_path):
 def test_a_catalogue_set_is_found_by_name(folder):
   data_dir = folder.parent.parent
   assert len(preparation.open_source('catalogue', data_dir, 'test', {'targets': 'title'})) == 2
-  with pytest.raises(UserError, match='which fields'):
+  with pytest.raises(UserError, match='name the fields'):
     preparation.open_source('catalogue', data_dir, 'test')
   with pytest.raises(UserError, match="'catalogue'"):
     preparation.open_source('catalog', data_dir, 'test', {'targets': 'title'})
@@ -149,7 +150,7 @@ def test_a_full_disk_is_an_answer_and_leaves_nothing(tmp_path, monkeypatch):
     yield from ()
     raise RuntimeError('write() failed: No space left on device; writing x')
 
-  monkeypatch.setattr(preparation.UnicodePictures, '_generate_examples', full)
+  monkeypatch.setattr(UnicodePictures, '_generate_examples', full)
   with pytest.raises(UserError, match='disk is full'):
     preparation.prepare('unicode_pictures/tiny', None, tmp_path)
   assert list(tmp_path.glob('unicode_pictures/tiny/*')) == []
@@ -157,7 +158,7 @@ def test_a_full_disk_is_an_answer_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_two_processes_build_once(tmp_path):
   code = (
-    'import sys; from mmlm.data.prepare import prepare\n'
+    'import sys; from mmlm.data.datasets.preparation import prepare\n'
     'prepare("unicode_pictures/tiny", None, sys.argv[1])'
   )
   command = [sys.executable, '-c', code, str(tmp_path)]

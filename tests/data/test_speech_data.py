@@ -11,7 +11,7 @@ import soundfile
 from num2words import num2words
 from test_audio import encoded, noise
 
-from mmlm.data.datasets import keypad_tones, prepare, sounds
+from mmlm.data.datasets import DATASETS, keypad_tones, preparation, sounds
 from mmlm.data.datasets.sounds import Mboshi
 from mmlm.data.transforms.audio import decode_audio
 from mmlm.data.transforms.features import count_rows
@@ -38,7 +38,7 @@ def table(path, columns, *rows):
 
 
 def opened(name, root, split, fields=None, **options):
-  return prepare.open_source(name, root.parent / 'data', split, fields, root, **options)
+  return preparation.open_source(name, root.parent / 'data', split, fields, root, **options)
 
 
 def examples(*args, **options) -> list[dict]:
@@ -95,7 +95,7 @@ def test_other_names_and_an_empty_folder_are_refused(root):
   sound(root / 'recordings' / 'seven.wav')
   refused('fsdd', root, r'seven\.wav: expected a name such as')
   with pytest.raises(UserError, match='git clone'):
-    prepare.prepare('fsdd', root / 'nowhere', root.parent / 'data')
+    preparation.prepare('fsdd', root / 'nowhere', root.parent / 'data')
 
 
 # AN4
@@ -333,7 +333,7 @@ def keypad(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   sources = {}
   for split in ('train', 'valid', 'test'):
-    sources[split] = prepare.open_source('keypad_tones/tiny', folder, split, fields)
+    sources[split] = preparation.open_source('keypad_tones/tiny', folder, split, fields)
   return {split: [source[i] for i in range(len(source))] for split, source in sources.items()}
 
 
@@ -389,10 +389,10 @@ def heard_key(samples) -> str:
 
 
 def real(shared_data, tmp_path, name, split, fields=None):
-  folder = shared_data / getattr(prepare.DATASETS[name], 'FOLDER', name)
+  folder = shared_data / (DATASETS[name].FOLDER or name)
   if not folder.is_dir():
     pytest.skip(f'no {folder}')
-  return prepare.open_source(name, tmp_path, split, fields, folder)
+  return preparation.open_source(name, tmp_path, split, fields, folder)
 
 
 def test_real_digits(shared_data, tmp_path):

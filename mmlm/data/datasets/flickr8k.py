@@ -5,13 +5,13 @@ Official split: train 6,000, dev 1,000, test 1,000. The source folder may be lai
 """
 
 import collections
-import pathlib
 import re
 import sys
 import zipfile
 
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.transforms.image import decode_picture
 from mmlm.utils.errors import UserError
 from mmlm.utils.progress import progress
@@ -20,7 +20,7 @@ SPLITS = ('train', 'dev', 'test')
 F = tfds.features
 
 
-class Flickr8k(tfds.core.GeneratorBasedBuilder):
+class Flickr8k(SourceDatasetBuilder):
   """Features: id (file name), image (the JPEG's bytes as they are), captions_en, captions_zh (may be empty).
 
   Every picture is decoded once while building: a broken one raises UserError or, with skip_broken, is left
@@ -28,7 +28,6 @@ class Flickr8k(tfds.core.GeneratorBasedBuilder):
   """
 
   name = 'flickr8k'
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'image': 'image', 'targets': 'captions_en'}
   HOW = """\
 Get Flickr8k_Dataset.zip and Flickr8k_text.zip (a form at the University of Illinois, or the copy at
@@ -37,12 +36,6 @@ https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k), unpack both into o
 FOLDER may hold the captions as Flickr8k.token.txt and Flickr_8k.{train,dev,test}Images.txt, or as captions_en.tsv (split, image,
 index, caption), the pictures as *.jpg or in images_<split>.zip, and Chinese captions, made from
 https://github.com/li-xirong/flickr8kcn, as captions_zh.tsv (split, image, index, kind, caption)"""
-
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    self.skip_broken = skip_broken
-    self.skipped = []
-    super().__init__(**kwargs)
 
   def _info(self):
     image = F.Image(shape=(None, None, 3), encoding_format='jpeg')

@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import DatasetBuilder
 from mmlm.data.datasets.sounds import DIGITS
 from mmlm.utils.progress import progress
 
@@ -26,13 +27,11 @@ KEYS = ('123', '456', '789', '*0#')
 LENGTHS = (4, 8)  # digits of a sequence, from and to
 
 
-class KeypadTones(tfds.core.GeneratorBasedBuilder):
+class KeypadTones(DatasetBuilder):
   """Features: id (split and number), audio (FLAC, 8 kHz, 0.5 to 3 seconds), digits ('5205'), words ('five two zero five')."""
 
   name = 'keypad_tones'
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'words'}
-  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
   def _info(self):
@@ -45,7 +44,7 @@ class KeypadTones(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    sizes = SIZES[self.builder_config.name]
+    sizes = SIZES[self.form]
     rng = random.Random(0)
     found = {}
     while len(found) < sum(sizes.values()):

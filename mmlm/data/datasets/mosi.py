@@ -5,12 +5,13 @@ utterance features of text and video that are in use were learned on the trainin
 of the standard split are among them. They can be had with the split of bc-LSTM only.
 """
 
-import pathlib
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.utils.errors import UserError
 
@@ -34,7 +35,7 @@ LEAK = (
 )
 
 
-class Mosi(tfds.core.GeneratorBasedBuilder):
+class Mosi(SourceDatasetBuilder):
   """Features of the forms:
 
   'standard': id, text (the transcript), audio [73] (openSMILE), label (the score), binary (negative, positive).
@@ -45,7 +46,6 @@ class Mosi(tfds.core.GeneratorBasedBuilder):
   """
 
   name = 'mosi'
-  VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FORMS]
   FIELDS = {'id': 'id', 'text': 'text', 'label': 'label'}
   HOW = """\
@@ -54,20 +54,17 @@ FOLDER holds utterances.tsv (id, video, segment, split, bclstm_split, label, lab
 labels of CMU-MultimodalSDK (https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), and features.npz (text, audio, video, a row an
 utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-learning."""
 
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    super().__init__(**kwargs)
-
-  @staticmethod
-  def refuse(form: str, features) -> None:
-    """UserError for a feature that this form leaves out on purpose."""
-    if leaking := [
-      name for name in features if form in ('', 'standard') and name in ('video', 'text_features')
-    ]:
-      raise UserError(LEAK.format(leaking[0]))
+  @classmethod
+  def check_features(cls, form: str, features: Iterable[str]) -> None:
+    """Raises UserError for a feature that the standard form leaves out on purpose."""
+    if form not in ('', 'standard'):
+      return
+    for name in features:
+      if name in ('video', 'text_features'):
+        raise UserError(LEAK.format(name))
 
   def _info(self):
-    form = self.builder_config.name
+    form = self.form
     several = form == 'bclstm_videos'
 
     def wrap(feature):
@@ -92,7 +89,7 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
   def _split_generators(self, dl_manager):
     rows = self._read()
     features = self._features()
-    form = self.builder_config.name
+    form = self.form
     if wrong := [name for name, values in features.items() if len(values) != len(rows)]:
       raise UserError(
         f'{self.source}: features.npz has {len(features[wrong[0]])} rows of {wrong[0]}, utterances.tsv {len(rows)}.'
@@ -158,7 +155,7 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
     return found
 
   def _generate_examples(self, examples):
-    if self.builder_config.name != 'bclstm_videos':
+    if self.form != 'bclstm_videos':
       for example in examples:
         yield (
           example['id'],

@@ -11,6 +11,7 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.datasets.flickr8k import read_source
 from mmlm.data.sources.parallel_text import read_table
 from mmlm.data.transforms.image import decode_picture
@@ -35,7 +36,7 @@ DESCRIPTIONS = {
 FORMS = ('text', 'photos', 'descriptions')
 
 
-class Multi30k(tfds.core.GeneratorBasedBuilder):
+class Multi30k(SourceDatasetBuilder):
   """Forms: 'text' (all pairs, no photo), 'photos' (pairs with their photo: 6,993 / 242 / 243), 'descriptions' (those photos with
   five English and five German descriptions each, written independently).
 
@@ -44,7 +45,6 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
   """
 
   name = 'multi30k'
-  VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FORMS]
   FIELDS = {'id': 'id', 'text': 'en', 'targets': 'de'}
   HOW = """\
@@ -55,14 +55,8 @@ with the columns image, flickr8k_image (the photo's name in Flickr8k, or empty) 
 Photos (multi30k/photos, multi30k/descriptions): Flickr8k in FOLDER/../flickr8k or $MMLM_DATA/flickr8k; descriptions also need
 task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)."""
 
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    self.skip_broken = skip_broken
-    self.skipped = []
-    super().__init__(**kwargs)
-
   def _info(self):
-    form = self.builder_config.name
+    form = self.form
     if form == 'descriptions':
       text = F.Sequence(F.Text())
     else:
@@ -75,7 +69,7 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    form = self.builder_config.name
+    form = self.form
     splits = {
       split: list(self._examples(form, split))
       for split in (FILES if form == 'text' else PHOTO_SPLITS)

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from num2words import num2words
 from PIL import Image, ImageDraw, ImageFont
 
+from mmlm.data.datasets.builder import DatasetBuilder
 from mmlm.data.text import MASK
 from mmlm.utils.progress import progress
 
@@ -29,13 +30,11 @@ SIZES = {
 FRAME = {'hundred', 'thousand', 'and'}
 
 
-class Numerals(tfds.core.GeneratorBasedBuilder):
+class Numerals(DatasetBuilder):
   """Features: id (the number), image (PNG, [16, 80, 1]), en ('twenty-three'), masked ('twenty-\ufffc'), de ('dreiundzwanzig')."""
 
   name = 'numerals'
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'image': 'image', 'text': 'masked', 'targets': 'de'}
-  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
   def _info(self):
@@ -46,7 +45,7 @@ class Numerals(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    sizes = SIZES[self.builder_config.name]
+    sizes = SIZES[self.form]
     numbers = iter(
       random.Random(0).sample(
         range(1, 10**DIGITS),

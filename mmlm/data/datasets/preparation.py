@@ -8,146 +8,174 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mmlm.data.datasets.flickr8k import Flickr8k
-from mmlm.data.datasets.keypad_tones import KeypadTones
-from mmlm.data.datasets.mosi import Mosi
-from mmlm.data.datasets.multi30k import Multi30k
-from mmlm.data.datasets.numerals import Numerals
-from mmlm.data.datasets.sentences import Mr, Sst2, Vader
-from mmlm.data.datasets.sounds import An4, Fsdd, Mboshi
-from mmlm.data.datasets.speech_folders import Covost, LibriSpeech
-from mmlm.data.datasets.texts import Brown, TinyShakespeare
-from mmlm.data.datasets.three_modalities import ThreeModalities
-from mmlm.data.datasets.unicode_pictures import UnicodePictures
+from mmlm.data.datasets import DATASETS
+from mmlm.data.datasets.builder import DatasetBuilder
 from mmlm.data.sources.tfds_source import TfdsSource
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 
-# Our builders. FIELDS: what an example is made of if the caller does not say; HOW: how a person gets the source, empty
-# where there is none because the set is generated; FOLDER: where in $MMLM_DATA the source is, if not under the set's name.
-BUILDERS = (
-  UnicodePictures,
-  Flickr8k,
-  Multi30k,
-  Numerals,
-  Sst2,
-  Mr,
-  Vader,
-  Mosi,
-  ThreeModalities,
-  KeypadTones,
-  Fsdd,
-  An4,
-  Mboshi,
-  LibriSpeech,
-  Covost,
-  TinyShakespeare,
-  Brown,
-)
-DATASETS = {builder.name: builder for builder in BUILDERS}
+Path = str | pathlib.Path
 
 
 def open_source(
-  name, data_dir, split, fields=None, source_dir=None, skip_broken=False
+  name: str,
+  data_dir: Path,
+  split: str,
+  fields: dict[str, str] | None = None,
+  source_dir: Path | None = None,
+  skip_broken: bool = False,
 ) -> TfdsSource:
-  """A split of one of DATASETS (built now if it is not there and can be), or of any TFDS folder under
-  data_dir ('mnist', 'x/config').
+  """Opens a split of one of DATASETS, built first if needed, or of any TFDS folder in data_dir.
+
+  Args:
+    name: such as 'mnist' or 'multi30k/photos'.
+    fields: {our field: feature}; by default those of the data set.
+    source_dir: folder of the original files.
+    skip_broken: leave out examples whose files cannot be read.
+
+  Raises:
+    UserError: no such data set or feature.
   """
   short, _, form = name.partition('/')
-  if fields and hasattr(DATASETS.get(short), 'refuse'):
-    DATASETS[short].refuse(form, fields.values())
+  builder = DATASETS.get(short)
+  if builder and fields:
+    builder.check_features(form, fields.values())
   folder = prepare(name, source_dir, data_dir, skip_broken)
-  if not (fields := fields or getattr(DATASETS.get(short), 'FIELDS', None)):
+  if builder and not fields:
+    fields = builder.FIELDS
+  if not fields:
     raise UserError(
-      f"{folder}: say which fields to read, as in data.fields={{'image': 'image', 'targets': 'captions/text'}}."
+      f'{folder}: name the fields to read, as in '
+      "data.fields={'image': 'image', 'targets': 'captions/text'}."
     )
   return TfdsSource(folder, split, fields)
 
 
-def prepare(name: str, source_dir, data_dir, skip_broken=False) -> pathlib.Path:
-  """The folder of the data set `name` ('flickr8k', 'unicode_pictures/tiny'), built when it is not there and is ours.
+def prepare(
+  name: str, source_dir: Path | None, data_dir: Path, skip_broken: bool = False
+) -> pathlib.Path:
+  """Returns the folder of a data set, which is built if it is ours and not there yet.
 
-  Without `source_dir`, `$MMLM_DATA/<name>` is the source. One process builds at a time, others wait for it.
-  Raises UserError when there is no such set, no source, the source is bad, or the disk is full; nothing is left
-  behind then.
+  One process builds at a time, others wait for it.
+
+  Args:
+    name: such as 'flickr8k' or 'unicode_pictures/tiny'.
+    source_dir: folder of the original files; by default `$MMLM_DATA/<name>`.
+
+  Raises:
+    UserError: no such set, no source, a bad source, or a full disk; nothing is left behind then.
   """
   data_dir = pathlib.Path(data_dir).expanduser()
-  short, _, config = name.partition('/')
+  short, _, form = name.partition('/')
   if short not in DATASETS:
-    return _newest(name, data_dir)
+    return _newest_version(name, data_dir)
   builder = DATASETS[short]
-  config = config or next(iter(builder.builder_configs), '')
-  if config and config not in builder.builder_configs:
-    raise UserError(
-      f'{short} has no form {config!r}; there are: {", ".join(builder.builder_configs) or "none"}.'
-    )
-  folder = data_dir / short / config / str(builder.VERSION)
-  done = folder / 'dataset_info.json'
-  if done.is_file():
+  form = _check_form(short, builder, form)
+  folder = data_dir / short / form / str(builder.VERSION)
+  info = folder / 'dataset_info.json'
+  if info.is_file():
     return folder
-  options = {'config': config or None}
+  options: dict[str, Any] = {'config': form or None}
   if builder.HOW:
-    source = os.path.expandvars(source_dir or f'$MMLM_DATA/{getattr(builder, "FOLDER", short)}')
-    if not os.path.isdir(source):
-      raise UserError(
-        f'{source}: no such folder, and {short} is not prepared in {data_dir}.\n{builder.HOW}'
-      )
-    options |= {'source': source, 'skip_broken': skip_broken}
+    options['source'] = _source_folder(short, builder, source_dir, data_dir)
+    options['skip_broken'] = skip_broken
+  with _only_builder(data_dir, short):
+    if not info.is_file():
+      _build(builder, options, data_dir, folder)
+  return folder
+
+
+def _check_form(short: str, builder: type[DatasetBuilder], form: str) -> str:
+  """Returns the form of a set, by default its first; UserError for one that it lacks."""
+  forms = builder.builder_configs
+  if form and form not in forms:
+    raise UserError(f'{short} has no form {form!r}; there are: {", ".join(forms) or "none"}.')
+  return form or next(iter(forms), '')
+
+
+def _source_folder(
+  short: str, builder: type[DatasetBuilder], source_dir: Path | None, data_dir: pathlib.Path
+) -> str:
+  """Returns the folder of the original files; UserError without one."""
+  usual = f'$MMLM_DATA/{builder.FOLDER or short}'
+  source = os.path.expandvars(source_dir or usual)
+  if not os.path.isdir(source):
+    raise UserError(
+      f'{source}: no such folder, and {short} is not prepared in {data_dir}.\n{builder.HOW}'
+    )
+  return source
+
+
+@contextlib.contextmanager
+def _only_builder(data_dir: pathlib.Path, short: str) -> Iterator[None]:
+  """Holds the lock of a data set, which the system releases when a process dies."""
   data_dir.mkdir(parents=True, exist_ok=True)
-  with open(
-    data_dir / f'.{short}.lock', 'w'
-  ) as lock:  # the system lets go of it when a process dies
+  with open(data_dir / f'.{short}.lock', 'w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       print(f'another process prepares {short}: waiting for it', file=sys.stderr)
       fcntl.flock(lock, fcntl.LOCK_EX)
-    if not done.is_file():
-      _build(builder, options, data_dir, folder)
-  return folder
+    yield
 
 
-def _build(builder_class, options, data_dir, folder):
-  """Builds into `folder`, under the lock: TFDS writes beside it and renames, so other things there are a killed process's."""
-  for left in (folder, *folder.parent.glob('incomplete.*')):
-    shutil.rmtree(left, ignore_errors=True)
+def _build(
+  builder_class: type[DatasetBuilder],
+  options: dict[str, Any],
+  data_dir: pathlib.Path,
+  folder: pathlib.Path,
+) -> None:
+  """Builds a data set into `folder`, under the lock.
+
+  TFDS writes beside it and renames, so anything else there is of a process that was killed.
+  """
+  for leftover in (folder, *folder.parent.glob('incomplete.*')):
+    shutil.rmtree(leftover, ignore_errors=True)
   print(f'preparing {folder}', file=sys.stderr)
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
       builder = builder_class(data_dir=str(data_dir), file_format='array_record', **options)
       builder.download_and_prepare()
-  except RuntimeError as error:  # the array_record writer has its own words for a full disk
-    if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+  except RuntimeError as error:
+    if not _is_full_disk(error):
       raise
     raise UserError(
-      f'{folder}: the disk is full, nothing was prepared. Free some, or choose another folder.'
+      f'{folder}: the disk is full, nothing was prepared. Free some space, or choose another '
+      'folder.'
     ) from None
   counts = ', '.join(f'{name} {split.num_examples}' for name, split in builder.info.splits.items())
-  if getattr(builder, 'skipped', None):
-    skipped = f'; left out {len(builder.skipped)}'
-  else:
-    skipped = ''
-  print(f'prepared: {counts}{skipped}', file=sys.stderr)
+  if builder.skipped:
+    counts += f'; left out {len(builder.skipped)}'
+  print(f'prepared: {counts}', file=sys.stderr)
 
 
-def _newest(name, data_dir):
-  """The newest version of a TFDS folder `<data_dir>/<name>`; the name may hold a form and a version."""
-  found = [
-    path.parent
-    for depth in ('*/*', '*/*/*')
-    for path in data_dir.glob(f'{depth}/dataset_info.json')
-  ]
-  versions = [folder for folder in found if data_dir / name in (folder, folder.parent)]
+def _is_full_disk(error: RuntimeError) -> bool:
+  """Whether the writer of array_record, which raises errors of its own, met a full disk."""
+  return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+  """Returns the newest version of a TFDS folder; the name may hold a form and a version."""
+  prepared = []
+  for depth in ('*/*', '*/*/*'):
+    prepared += [path.parent for path in data_dir.glob(f'{depth}/dataset_info.json')]
+  versions = [folder for folder in prepared if data_dir / name in (folder, folder.parent)]
   if versions:
-    return max(
-      versions, key=lambda path: [int(part) for part in path.name.split('.') if part.isdigit()]
-    )
-  known = [*DATASETS, *sorted({str(folder.parent.relative_to(data_dir)) for folder in found})]
+    return max(versions, key=_version_of)
+  names = sorted({str(folder.parent.relative_to(data_dir)) for folder in prepared})
+  known = [*DATASETS, *names]
   raise UserError(
-    f'No data set {name!r}. Nearest: {nearest(name, known)!r}. Ours, and those prepared in {data_dir}: '
-    f"{', '.join(known)}. A set of the TFDS catalogue must lie there prepared with file_format='array_record'."
+    f'No data set {name!r}. Nearest: {nearest(name, known)!r}. '
+    f'Ours, and those prepared in {data_dir}: {", ".join(known)}. '
+    "A set of the TFDS catalogue must be prepared there with file_format='array_record'."
   )
+
+
+def _version_of(folder: pathlib.Path) -> list[int]:
+  return [int(part) for part in folder.name.split('.') if part.isdigit()]

@@ -1,29 +1,26 @@
 """Sentences with a sentiment: SST-2 (Socher et al. 2013), MR (Pang & Lee 2005) and the scored snippets of VADER (Hutto & Gilbert 2014)."""
 
-import pathlib
 import random
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.sources.parallel_text import read_lines, read_table
 from mmlm.utils.errors import UserError
 
 F = tfds.features
 CLASSES = ['negative', 'positive']
 FOLDS = 10
+PACKED = ('', '.xz')  # endings of a file as it is, or packed
 
 
-class Sentences(tfds.core.GeneratorBasedBuilder):
+class Sentences(SourceDatasetBuilder, skip_registration=True):
   """Features: id, text and label, the name of a class or a number."""
 
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'text': 'text', 'label': 'label'}
   LABEL = F.ClassLabel(names=CLASSES)
-
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    super().__init__(**kwargs)
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -37,12 +34,9 @@ class Sentences(tfds.core.GeneratorBasedBuilder):
     for name, text, label in rows:
       yield name, {'id': name, 'text': text, 'label': label}
 
-  def find(self, *names) -> pathlib.Path:
-    """The first of these files of the source that is there, as it is or packed by xz."""
-    for path in (self.source / f'{name}{packed}' for name in names for packed in ('', '.xz')):
-      if path.is_file():
-        return path
-    raise UserError(f'{self.source}: no {names[0]}.\n{self.HOW}')
+  def read_splits(self) -> dict[str, list[tuple[str, str, Any]]]:
+    """Returns {split: (id, text, label) of each example}."""
+    raise NotImplementedError
 
 
 class Sst2(Sentences):
@@ -63,7 +57,7 @@ FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv
     found = {}
     for split, names in files.items():
       try:
-        path = self.find(*names)
+        path = self.find(*names, endings=PACKED)
       except UserError:
         if split != 'test':
           raise
@@ -102,7 +96,7 @@ Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as on
   ./launch.sh prepare mr --source FOLDER, which holds it as rt-polarity.all.txt (.xz)"""
 
   def read_splits(self):
-    path = self.find('rt-polarity.all.txt')
+    path = self.find('rt-polarity.all.txt', endings=PACKED)
     rows = []
     for number, line in enumerate(read_lines(path), 1):
       label, _, text = line.partition(' ')
@@ -134,7 +128,7 @@ Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give
   ./launch.sh prepare vader/tweets --source FOLDER   (tweets.tsv, movieReviewSnippets.tsv, amazonReviewSnippets.tsv, nytEditorialSnippets.tsv)"""
 
   def read_splits(self):
-    path = self.find(f'{self.FILES[self.builder_config.name]}.tsv')
+    path = self.find(f'{self.FILES[self.form]}.tsv', endings=PACKED)
     found = {'train': [], 'valid': [], 'test': []}
     for number, row in enumerate(read_table(path, ('id', 'score', 'text')), 2):
       try:

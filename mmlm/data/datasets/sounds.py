@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.sources.parallel_text import read_lines, read_table
 from mmlm.data.transforms.audio import SUFFIXES, decode_audio
 from mmlm.utils.errors import UserError
@@ -20,22 +21,15 @@ F = tfds.features
 DIGITS = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
 
 
-class Sounds(tfds.core.GeneratorBasedBuilder):
+class Sounds(SourceDatasetBuilder, skip_registration=True):
   """Features: id, audio (the bytes of the file as they are), speaker, and those of `EXTRA`.
 
   Every sound is decoded once while building: a broken one raises UserError or, with skip_broken, is left out and counted.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
   AUDIO = F.Tensor(shape=(), dtype=np.object_)
   EXTRA = {'text': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'text', 'speaker': 'speaker'}
-
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    self.skip_broken = skip_broken
-    self.skipped = []
-    super().__init__(**kwargs)
 
   def _info(self):
     features = {'id': F.Text(), 'audio': self.AUDIO, 'speaker': F.Text(), **self.EXTRA}

@@ -93,14 +93,14 @@ FOLDER holds clips/*.mp3 and covost_v2.fr_en.{train,dev,test}.tsv with a header 
   def read_splits(self):
     splits = {}
     for split in ('train', 'dev', 'test'):
-      path = self.source / f'covost_v2.{self.builder_config.name}.{split}.tsv'
+      path = self.source / f'covost_v2.{self.form}.{split}.tsv'
       if path.is_file():
         splits[split] = [
           self._row(f'{path}, line {number}', row)
           for number, row in enumerate(read_table(path, ('path', 'sentence', 'translation')), 2)
         ]
     if not any(splits.values()):
-      raise self.missing(f'no covost_v2.{self.builder_config.name}.*.tsv with a line')
+      raise self.missing(f'no covost_v2.{self.form}.*.tsv with a line')
     return splits
 
   def _row(self, where: str, row: dict) -> dict:

@@ -1,9 +1,8 @@
 """Running text for language models: Tiny Shakespeare (Karpathy 2015) and the Brown corpus (Francis & Kucera 1979)."""
 
-import pathlib
-
 import tensorflow_datasets as tfds
 
+from mmlm.data.datasets.builder import SourceDatasetBuilder
 from mmlm.data.sources.parallel_text import read_lines
 from mmlm.data.sources.plain_text import read_text
 from mmlm.utils.errors import UserError
@@ -11,15 +10,10 @@ from mmlm.utils.errors import UserError
 F = tfds.features
 
 
-class RunningText(tfds.core.GeneratorBasedBuilder):
+class RunningText(SourceDatasetBuilder, skip_registration=True):
   """Features: id and text; the documents of a split stand in the order of the original."""
 
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'targets': 'text'}
-
-  def __init__(self, *, source, skip_broken=False, **kwargs):
-    self.source = pathlib.Path(source)
-    super().__init__(**kwargs)
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -35,12 +29,9 @@ class RunningText(tfds.core.GeneratorBasedBuilder):
     for number, (name, text) in enumerate(rows):
       yield number, {'id': name, 'text': text}
 
-  def find(self, *names) -> pathlib.Path:
-    """The first of these files of the source that is there."""
-    for path in (self.source / name for name in names):
-      if path.is_file():
-        return path
-    raise UserError(f'{self.source}: no {names[0]}.\n{self.HOW}')
+  def read_splits(self) -> dict[str, list[tuple[str, str]]]:
+    """Returns {split: (id, text) of each document}."""
+    raise NotImplementedError
 
 
 class TinyShakespeare(RunningText):

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
+from mmlm.data.datasets.builder import DatasetBuilder
 from mmlm.utils.progress import progress
 
 F = tfds.features
@@ -39,7 +40,7 @@ SIDE = 32
 BANDS = 12
 
 
-class ThreeModalities(tfds.core.GeneratorBasedBuilder):
+class ThreeModalities(DatasetBuilder):
   """Features: id, text, image (PNG [32, 32, 1], a face), audio ([S, 12], the energies of a melody over time), label (the class), score (-1, 0, 1).
 
   What an example lacks is empty.
@@ -48,7 +49,6 @@ class ThreeModalities(tfds.core.GeneratorBasedBuilder):
   name = 'three_modalities'
   VERSION = tfds.core.Version('2.0.0')
   FIELDS = {'id': 'id', 'text': 'text', 'image': 'image', 'audio': 'audio', 'label': 'label'}
-  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
   def _info(self):
@@ -64,7 +64,7 @@ class ThreeModalities(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     result = {}
-    for split, size in SIZES[self.builder_config.name].items():
+    for split, size in SIZES[self.form].items():
       result[split] = self._generate_examples(split, size)
     return result
 

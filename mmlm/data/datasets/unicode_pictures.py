@@ -37,6 +37,7 @@ import tensorflow_datasets as tfds
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from mmlm.data.datasets.builder import DatasetBuilder
 from mmlm.utils.progress import progress
 
 SIDE = 32
@@ -72,13 +73,11 @@ FORMS = {
 LIMITS = {'valid': 1500, 'test_faces': 3000, 'test_characters': 1000}
 
 
-class UnicodePictures(tfds.core.GeneratorBasedBuilder):
+class UnicodePictures(DatasetBuilder):
   """Features: id ('U+0041/DejaVuSans-Bold'), image (PNG, [32, 32, 1]), caption ('latin capital letter a')."""
 
   name = 'unicode_pictures'
-  VERSION = tfds.core.Version('1.0.0')
   FIELDS = {'id': 'id', 'image': 'image', 'targets': 'caption'}
-  HOW = ''
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in FORMS]
 
   def _info(self):
@@ -86,7 +85,7 @@ class UnicodePictures(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    splits = make_splits(*FORMS[self.builder_config.name])
+    splits = make_splits(*FORMS[self.form])
     return {split: self._generate_examples(split, pictures) for split, pictures in splits.items()}
 
   def _generate_examples(self, split, pictures):
