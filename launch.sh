@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# ./launch.sh             the quick start: trains on generated pictures, evaluates, writes a report (README.md)
-# ./launch.sh --help      lists the commands (mmlm/cli/); ./launch.sh COMMAND --help shows the flags of one
-# ./launch.sh test        the test suite; --parity: only the tests against other software, which it installs
+# ./launch.sh           the quick start: trains on generated pictures, evaluates, writes a report
+# ./launch.sh --help    lists the commands (mmlm/cli/); ./launch.sh COMMAND --help shows its flags
+# ./launch.sh test      the test suite; with --parity only the tests against other software
 # LAUNCHER=slurm ./launch.sh train ...   the same as a job of Slurm (mmlm/cli/slurm.py)
-# The first call makes .venv with the pinned requirements. PYTHON names another interpreter (3.11 or 3.12).
+# The first call makes .venv with the pinned requirements. PYTHON names another interpreter.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 find_python() {
+  local supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'
   for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null; then
+    if "$candidate" -c "$supported" 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo 'launch.sh: needs Python 3.11 or 3.12 (none found; PYTHON=/path/to/python names one).' >&2
+  echo 'launch.sh: Python 3.11 or 3.12 is required. Name one by PYTHON=/path/to/python.' >&2
   exit 2
 }
 
@@ -42,5 +43,8 @@ fi
 case "${LAUNCHER:-}" in
   '') exec "$here/.venv/bin/python" -m mmlm "$@" ;;
   slurm) exec "$here/.venv/bin/python" -m mmlm.cli.slurm "$@" ;;
-  *) echo "launch.sh: LAUNCHER=$LAUNCHER: the only one is slurm; without it the command runs here." >&2 && exit 2 ;;
+  *)
+    echo "launch.sh: LAUNCHER=$LAUNCHER: expected slurm, or nothing to run on this machine." >&2
+    exit 2
+    ;;
 esac

@@ -21,7 +21,7 @@ class Scoring(NamedTuple):
 
 
 def compare(options: flags.Compare) -> dict:
-  """Prints and returns {metric: result of the paired bootstrap} of two runs or predictions files."""
+  """Prints and returns {metric: result of the paired bootstrap} of two predictions files."""
   split = options.split and file_name(options.split)
   paths = [find_predictions(place, split) for place in (options.first, options.second)]
   first, second = (read_predictions(path) for path in paths)

@@ -1,7 +1,7 @@
 """The table of commands: a dataclass a command, a line a flag.
 
-A command is a class here, a line of COMMANDS and the file mmlm/cli/COMMAND.py with a function of the
-same name that takes the dataclass. The first line of that file's docstring is its help.
+A command is a class here, a line of COMMANDS and the file mmlm/cli/COMMAND.py with a function of
+the same name that takes the dataclass. The first line of that file's docstring is its help.
 """
 
 import ast

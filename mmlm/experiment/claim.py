@@ -40,7 +40,7 @@ def claim(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
-  """Returns whether there was a first step: a start that failed before it leaves nothing to keep."""
+  """Returns whether there was a first step; before it there is nothing to lose."""
   return any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints'))
 
 

@@ -25,7 +25,7 @@ from mmlm.transcription.transcript import DecodingResult
 from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.utils.errors import UserError
 
-# The tokens of a prompt beside those of the text before: sot_prev, sot, language, task, no_timestamps.
+# Tokens of a prompt beside the text before: sot_prev, sot, language, task, no_timestamps.
 PROMPT_SPECIALS = 5
 
 
@@ -59,7 +59,7 @@ class DecodingBatch(NamedTuple):
   temperature: np.ndarray
 
 
-class SpecialTokens(NamedTuple):
+class DetectionTokens(NamedTuple):
   """Ids that detect speech and language: each may follow the start."""
 
   start: int
@@ -113,7 +113,7 @@ class Whisper:
       suppress_tokens=(*tokenizer.non_speech_tokens, tokenizer.no_timestamps),
       suppress_at_begin=tokenizer.blank_tokens,
     )
-    specials = SpecialTokens(
+    specials = DetectionTokens(
       start=tokenizer.sot,
       no_speech=tokenizer.no_speech,
       languages=tuple(tokenizer.languages.values()),
@@ -329,7 +329,7 @@ def _stack(memories: list[dict], batch_size: int) -> dict:
 def encode_windows(
   encoder: nn.Module,
   decoder: nn.Module,
-  specials: SpecialTokens,
+  specials: DetectionTokens,
   params: dict,
   frames: jax.Array,
 ) -> tuple[Mapping, jax.Array, jax.Array]:

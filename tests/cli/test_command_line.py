@@ -1,4 +1,4 @@
-"""What is on the command line: commands, flags, help, settings, data; errors before any training."""
+"""Words on the command line: commands, flags, help, settings, data; errors before training."""
 
 import importlib
 import json

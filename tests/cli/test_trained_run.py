@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from program import done, read_jsonl, refused, write_jsonl
 
+from mmlm.config import load_config
 from mmlm.data.text import MASK
 from mmlm.evaluation import ablation
 from mmlm.experiment.experiment import Experiment
@@ -391,10 +392,11 @@ def test_on_a_terminal_a_line_that_is_too_long_does_not_end_the_command(text_run
   assert lines[1] == lines[2] != ''
 
 
-def test_a_captioning_run_translates_no_text(place, standard_input):
-  folder = train(place, 'captions', f'{CAPTIONS}:smoke', '--config.train.duration=1 steps')
+def test_a_captioning_run_translates_no_text(tmp_path, standard_input):
+  config = load_config(f'{CAPTIONS}:smoke')
+  run_dir.write_json(tmp_path / 'config.json', config.to_dict())
   standard_input('one')
-  error = refused('translate', folder)
+  error = refused('translate', tmp_path)
   assert 'reads image and no text: use `./launch.sh predict`' in error
 
 
