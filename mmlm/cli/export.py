@@ -25,7 +25,31 @@ def export(options: flags.Export) -> None:
   formats = options.format
   for name in formats:
     one_of('--format', name, (*MODEL_FORMATS, HUGGING_FACE, *VECTOR_FORMATS))
-  possible = _formats_of(options.run)
+  pipeline = pipeline_of_run(options.run)
+  possible = pipeline.export_formats if pipeline else _model_formats(options.run)
+  _check(options, possible)
+  if pipeline:
+    pipeline.export(options.run, options.output, formats[0], options.settings)
+  elif formats == [HUGGING_FACE]:
+    _export_hugging_face(options)
+  else:
+    with_functions = 'stablehlo' in formats
+    model_export.export(
+      options.run, options.output, options.platforms, options.settings, with_functions
+    )
+
+
+def _model_formats(run: str) -> tuple[str, ...]:
+  """Returns the formats that go with a model of encoders and a head."""
+  config = Experiment.of_run(run, {}).config
+  if not config.model.encoders and config.model.head.name == 'transformer_decoder':
+    return (*MODEL_FORMATS, HUGGING_FACE)
+  return MODEL_FORMATS
+
+
+def _check(options: flags.Export, possible: tuple[str, ...]) -> None:
+  """Raises UserError where flags do not go together; `possible` formats go with the run."""
+  formats = options.format
   for name in formats:
     if name not in possible:
       raise UserError(
@@ -34,31 +58,11 @@ def export(options: flags.Export) -> None:
   if options.platforms and 'stablehlo' not in formats:
     raise UserError('--platforms goes with --format stablehlo.')
   if set(formats) <= set(MODEL_FORMATS):
-    with_functions = 'stablehlo' in formats
-    model_export.export(
-      options.run, options.output, options.platforms, options.settings, with_functions
-    )
     return
   if len(formats) > 1:
     raise UserError(f'--format {",".join(formats)}: choose one, or safetensors,stablehlo.')
   if not options.output:
     raise UserError(f'--format {formats[0]} needs --output.')
-  if formats == [HUGGING_FACE]:
-    _export_hugging_face(options)
-  else:
-    pipeline = pipeline_of_run(options.run)
-    pipeline.export(options.run, options.output, formats[0], options.settings)
-
-
-def _formats_of(run: str) -> tuple[str, ...]:
-  """Returns the formats that go with a run."""
-  pipeline = pipeline_of_run(run)
-  if pipeline:
-    return pipeline.export_formats
-  config = Experiment.of_run(run, {}).config
-  if not config.model.encoders and config.model.head.name == 'transformer_decoder':
-    return (*MODEL_FORMATS, HUGGING_FACE)
-  return MODEL_FORMATS
 
 
 def _export_hugging_face(options: flags.Export) -> None:
@@ -67,6 +71,8 @@ def _export_hugging_face(options: flags.Export) -> None:
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f'--output {folder}: this folder is not empty.')
   experiment = Experiment.of_run(options.run, options.settings)
+  tokenizer = experiment.data.tokenizer
+  assert tokenizer is not None  # a language model has one
   params, step = language_params(experiment)
-  export_gpt2(folder, experiment.model.head, params['head'], experiment.data.tokenizer)
+  export_gpt2(folder, experiment.model.head, params['head'], tokenizer)
   print(f'Written: {folder}, the decoder of step {step}')

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mmlm.cli import flags
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference import generation
+from mmlm.inference.scoring import language_params
 from mmlm.utils.errors import UserError
 
 
@@ -17,7 +18,7 @@ def generate(options: flags.Generate) -> list[str]:
     experiment, options.temperature, options.top_k, options.top_p
   )
   prompt = generation.encode_prompt(experiment, options.prompt)
-  params, _ = generation.language_params(experiment)
+  params, _ = language_params(experiment)
   params = jax.tree.map(jnp.asarray, params)
   context = experiment.config.data.max_length
   writer = generation.Writer(experiment.model, params, context, search_options)

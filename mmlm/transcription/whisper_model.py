@@ -371,7 +371,8 @@ def decode_windows(
   start = batch.lengths.min() - 1
   variables = {'params': params, 'memory': memory}
   # The keys and values of the memory are computed already.
-  no_memory = Sequence(jnp.zeros((windows, 0, decoder.dim)), None)
+  no_values = jnp.zeros((windows, 0, decoder.dim))
+  no_memory = Sequence(no_values, None)  # pyright: ignore[reportArgumentType]
   _, made = decoder.apply(
     variables,
     batch.prompts,
@@ -393,6 +394,6 @@ def decode_windows(
     rest,
     key,
     remaining,
-    batch.active,
-    temperature=batch.temperature,
+    jnp.asarray(batch.active),
+    temperature=jnp.asarray(batch.temperature),
   )
