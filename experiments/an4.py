@@ -1,4 +1,7 @@
-"""AN4, official split, from the given cepstra: the published numbers are from the waveforms, with filterbanks and speed perturbation."""
+"""AN4, official split, from the given cepstra.
+
+The published numbers are from the waveforms, with filterbanks and speed perturbation.
+"""
 
 from experiments.rows import Row
 

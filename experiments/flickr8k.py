@@ -1,4 +1,4 @@
-"""Flickr8k captioning (official split, 5 references): the published numbers that our rows stand beside."""
+"""Flickr8k captioning (official split, 5 references), beside published numbers."""
 
 from experiments.rows import Row
 

@@ -1,4 +1,7 @@
-"""Spoken digits, FSDD's official split: the word is written in characters, and it is right or not."""
+"""Spoken digits, FSDD's official split.
+
+The word is written in characters; it is correct or not.
+"""
 
 from experiments.rows import Row
 

@@ -1,6 +1,9 @@
-"""A quarter of SST-2's training phrases, from a BERT that has learned masked words of all of them, and from random parameters.
+"""A quarter of SST-2's training phrases, from a BERT that has learned masked words of all of them.
 
-Both read the same pieces. The masked model is small (4 layers, D 128) and has read no other text; each seed has one of its own.
+And from random parameters.
+
+Both read the same pieces. The masked model is small (4 layers, D 128) and has read no other text;
+each seed has one of its own.
 """
 
 from experiments.rows import Row

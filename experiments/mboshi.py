@@ -1,4 +1,7 @@
-"""Mboshi speech into French three ways (cascade, direct, multitask), and its recognition: no published number of this split was found."""
+"""Mboshi speech into French three ways (cascade, direct, multitask), and its recognition.
+
+No published number of this split was found.
+"""
 
 from experiments.rows import Row
 

@@ -1,6 +1,9 @@
-"""CMU-MOSI, split of bc-LSTM, where inputs are missing at test: with and without leaving some out in training.
+"""CMU-MOSI, split of bc-LSTM, where inputs are missing at test.
 
-No published number stands beside it. The curves are in the runs' reports: `./launch.sh report RUN --against OTHER`.
+With and without leaving some out in training.
+
+No published number stands beside it. The curves are in the runs' reports:
+`./launch.sh report RUN --against OTHER`.
 """
 
 from experiments.rows import Row

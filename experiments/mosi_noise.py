@@ -1,11 +1,16 @@
-"""How the noise and the training of configs/sentiment/mosi_context.py are chosen: on the 62 training videos, held out in six folds.
+"""How the noise and the training of configs/sentiment/mosi_context.py are chosen.
 
-  python -m experiments.mosi_noise --modalities text --noise 11,12,13 [--set optimizer.learning_rate=0.003] [--seeds 2] [--folds 6]
+On the 62 training videos, held out in six folds.
 
-The features of the training videos tell more than those of the test videos will, also where the classifier has not seen the labels.
-So the held-out videos are scored with the same noise that the others are trained with, the mean of 20 draws, and the noise is what
-leaves of a modality alone what is told of it on test videos in print. The features of sound were learned nowhere: held-out videos have no
-noise there, and that of training is chosen by the score (`--set model.encoders.audio.noise=2.0`). The test videos are not read.
+  python -m experiments.mosi_noise --modalities text --noise 11,12,13 \
+      [--set optimizer.learning_rate=0.003] [--seeds 2] [--folds 6]
+
+The features of the training videos tell more than those of the test videos will, also where the
+classifier has not seen the labels. So the held-out videos are scored with the same noise that the
+others are trained with, the mean of 20 draws, and the noise is what leaves of a modality alone what
+is told of it on test videos in print. The features of sound were learned nowhere: held-out videos
+have no noise there, and that of training is chosen by the score (`--set
+model.encoders.audio.noise=2.0`). The test videos are not read.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import tempfile
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmlm.cli.flags import Train
 from mmlm.cli.train import train
@@ -28,30 +34,23 @@ from mmlm.utils.errors import UserError
 
 CONFIG = 'configs/sentiment/mosi_context.py'
 ENDS = (0, 10, 20, 30, 41, 52)  # of the folds of 'train'
-FOLDS = [('train', 'valid')] + [
-  (
-    f'train[:{a}]+train[{b}:]+valid',
-    f'train[{a}:{b}]',
-  )
-  for a, b in zip(ENDS, ENDS[1:])
-]  # learned, held out
+FOLDS = [('train', 'valid')]  # trained on, held out
+for begin, end in zip(ENDS, ENDS[1:]):
+  FOLDS.append((f'train[:{begin}]+train[{end}:]+valid', f'train[{begin}:{end}]'))
 LEARNED = ('text', 'video')  # features that were learned with the labels of the training videos
 DRAWS = 20
 
 
 def held_out_accuracy(spec: str, overrides: dict[str, str], seeds: int, folds: int) -> list[float]:
-  """Accuracy in percent on all held-out videos, of each seed, with as much noise as in training where features were learned."""
+  """Returns the accuracy in percent on all held-out videos, of each seed.
+
+  With as much noise as in training where features were learned.
+  """
   result = []
   for seed in range(seeds):
-    result.append(
-      100
-      * np.divide(
-        *np.sum(
-          [_of_fold(spec, overrides, *fold, seed) for fold in FOLDS[:folds]],
-          0,
-        )
-      )
-    )
+    of_folds = [_of_fold(spec, overrides, *fold, seed) for fold in FOLDS[:folds]]
+    correct, utterances = np.sum(of_folds, 0)
+    result.append(100 * np.divide(correct, utterances))
   return result
 
 
@@ -76,37 +75,34 @@ def _of_fold(
       0, batching.Batch(np.arange(len(table.ids)), experiment.data.buckets[-1], len(table.ids))
     )
     params = params_of(experiment, loader)[0]
-  answer = jax.jit(
-    lambda params, batch: experiment.task.answer(experiment.model, params, batch, None, None)[
-      'outputs'
-    ]
-  )
-  share = np.mean(
-    [
-      _share_right(answer(params, noisy), batch)
-      for noisy in _draws(batch, experiment.config, params)
-    ]
-  )
+
+  @jax.jit
+  def answer(params: dict, batch: dict) -> jax.Array:
+    return experiment.task.answer(experiment.model, params, batch, None, None)['outputs']
+
+  shares = []
+  for noisy in _draws(batch, experiment.config, params):
+    shares.append(_share_right(answer(params, noisy), batch))
   utterances = int(batch['label_mask'].sum())
-  return share * utterances, utterances
+  return np.mean(shares) * utterances, utterances
 
 
-def _share_right(scores, batch: dict) -> float:
+def _share_right(scores: np.ndarray, batch: dict) -> float:
   return float((np.asarray(scores).argmax(-1) == batch['label'])[batch['label_mask']].mean())
 
 
-def _draws(batch: dict, config, params: dict):
-  """The batch with noise of the standard deviations that each encoder adds in training, DRAWS times."""
+def _draws(batch: dict, config: ConfigDict, params: dict):
+  """Returns the batch DRAWS times, with the noise that each encoder adds in training."""
   random = np.random.default_rng(0)
   for _ in range(DRAWS):
     noisy = dict(batch)
-    for modality in (m for m in LEARNED if m in config.model.encoders):
-      spread = config.model.encoders[modality].noise * np.asarray(
-        params[f'encoders_{modality}']['normalization']['deviation']
-      )
-      noisy[modality] = batch[modality] + (
-        spread * random.normal(size=batch[modality].shape)
-      ).astype(np.float32)
+    for modality in LEARNED:
+      if modality not in config.model.encoders:
+        continue
+      deviation = params[f'encoders_{modality}']['normalization']['deviation']
+      spread = config.model.encoders[modality].noise * np.asarray(deviation)
+      noise = spread * random.normal(size=batch[modality].shape)
+      noisy[modality] = batch[modality] + noise.astype(np.float32)
     yield noisy
 
 
@@ -135,16 +131,16 @@ def main():
     spec = f'{CONFIG}:fusion={arguments.fusion},modalities={arguments.modalities}'
     overrides = dict(arguments.set) | {'data.dir': arguments.data_dir}
     noised = [modality for modality in arguments.modalities.split('+') if modality in LEARNED]
-    for noise in arguments.noise.split(',') if arguments.noise else ['']:
+    for noise in arguments.noise.split(','):
+      levels = {}
       if noise:
         levels = {f'model.encoders.{modality}.noise': noise for modality in noised}
-      else:
-        levels = {}
       spread = mean_and_spread(
         held_out_accuracy(spec, overrides | levels, arguments.seeds, arguments.folds)
       )
       print(
-        f'{arguments.modalities}, noise {noise or "of the config"}: {spread["mean"]:.2f} +- {spread["sd"] or 0:.2f}',
+        f'{arguments.modalities}, noise {noise or "of the config"}: '
+        f'{spread["mean"]:.2f} +- {spread["sd"] or 0:.2f}',
         flush=True,
       )
   except UserError as error:

@@ -1,4 +1,7 @@
-"""The 6,993 / 242 / 243 pairs of Multi30k with photos, text alone and each fusion: no published number stands beside them."""
+"""The 6,993 / 242 / 243 pairs of Multi30k with photos, text alone and each fusion.
+
+No published number stands beside them.
+"""
 
 from experiments import multi30k_de
 from experiments.rows import Row

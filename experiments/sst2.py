@@ -1,4 +1,7 @@
-"""SST-2, GLUE's dev split: the published number is of MiniLM-L6-H384, whose sizes our encoder has."""
+"""SST-2, GLUE's dev split.
+
+The published number is of MiniLM-L6-H384, whose sizes our encoder has.
+"""
 
 from experiments.rows import Row
 

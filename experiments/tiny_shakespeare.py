@@ -1,6 +1,10 @@
-"""Characters of Tiny Shakespeare: the published number is nanoGPT's loss, 1.88 nats, of random windows of the same text; ours is of all of it.
+"""Characters of Tiny Shakespeare.
 
-Layers, widths, windows and steps are nanoGPT's. Its positions are learned, ours are rotary, or learned in the second row.
+The published number is nanoGPT's loss, 1.88 nats, of random windows of the same text; ours is of
+all of it.
+
+Layers, widths, windows and steps are nanoGPT's. Its positions are learned, ours are rotary, or
+learned in the second row.
 """
 
 from experiments.rows import Row

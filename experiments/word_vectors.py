@@ -1,4 +1,7 @@
-"""Word vectors of a text on similarity sets and analogies; no number is published for the texts at hand: gensim stands beside in benchmarks/."""
+"""Word vectors of a text on similarity sets and analogies.
+
+No number is published for the texts at hand: gensim stands beside in benchmarks/.
+"""
 
 CONFIG = 'configs/word_vectors/skipgram.py'
 DATASET = 'similarity sets'

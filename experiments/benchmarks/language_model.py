@@ -1,19 +1,25 @@
-"""How fast a character model is trained: mmlm and PyTorch on the same batches, in turns within one run.
+"""Measures how fast a character model is trained.
+
+mmlm and PyTorch on the same batches, in turns within one run.
 
   python experiments/benchmarks/language_model.py [--rounds 5] [--data_dir data]
 
-  train   steps a second, dropout 0, batches as `mmlm train` draws them   against a PyTorch module of the same size and sums, eager
+  train   steps a second, dropout 0, batches as `mmlm train` draws them, against a PyTorch module
+          of the same size and sums, eager
 
-Sizes: configs/language_model/tiny_shakespeare.py (nanoGPT's for a CPU: 4 layers, D 128, context 64, batches of 12), everything float32, the
-optimizer's step included. The characters are those of Tiny Shakespeare, if it lies prepared in --data_dir, else random ones. The peer stands
-in peer_language_model.py; the script stops unless both have as many parameters and, with the same weights, the same loss.
+Sizes: configs/language_model/tiny_shakespeare.py (nanoGPT's for a CPU: 4 layers, D 128, context 64,
+batches of 12), everything float32, the optimizer's step included. The characters are those of Tiny
+Shakespeare, if it lies prepared in --data_dir, else random ones. The peer stands in
+peer_language_model.py; the script stops unless both have as many parameters and, with the same
+weights, the same loss.
 """
 
 import functools
 import tempfile
 
 import numpy as np
-from common import ROOT, Trainer, check_parameters, config_of, in_turns, main, row
+from common import ROOT, Options, Trainer, check_parameters, config_of, in_turns, main, row
+from ml_collections import ConfigDict
 
 from mmlm.data.running_text import RandomWindows, RunningText, StreamLoader
 from mmlm.experiment.experiment import Experiment
@@ -37,7 +43,7 @@ VOCABULARY = 69  # of random characters: 65 and the special ones
 GOAL = 'ratio 1'
 
 
-def text_of(config, options) -> tuple[RunningText, int, str]:
+def text_of(config: ConfigDict, options: Options) -> tuple[RunningText, int, str]:
   """The text, its vocabulary, and what is in it."""
   if not options.smoke and list(options.data_dir.glob('tiny_shakespeare/*/dataset_info.json')):
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +62,7 @@ def text_of(config, options) -> tuple[RunningText, int, str]:
   )
 
 
-def train(options) -> list[dict]:
+def train(options: Options) -> list[dict]:
   import peer
   from peer_language_model import Decoder, Size, tensors
 

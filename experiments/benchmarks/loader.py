@@ -1,20 +1,25 @@
-"""Whether loading keeps up with training: examples a second that the input pipeline gives, against those that the train step takes.
+"""Measures whether loading keeps up with training.
+
+That is, examples a second that the input pipeline gives, against those that the train step takes.
 
   python experiments/benchmarks/loader.py [--rounds 5] [--only captioning,speech] [--data_dir data]
 
-Each side alone has the whole machine, as loading and training have when they are measured against each other; both have the same batches
-of the first epoch. Sounds are decoded, played faster, turned into spectrograms and masked; pictures are decoded and cut. Data sets that
-do not lie prepared in --data_dir, and cannot be made, are left out.
+Each side alone has the whole machine, as loading and training have when they are measured against
+each other; both have the same batches of the first epoch. Sounds are decoded, played faster, turned
+into spectrograms and masked; pictures are decoded and cut. Data sets that do not lie prepared in
+--data_dir, and cannot be made, are left out.
 """
 
 import collections
 import functools
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
-from common import ROOT, Trainer, config_of, examples, in_turns, main, row
+from common import ROOT, Options, Trainer, config_of, examples, in_turns, main, row
 
 from mmlm.data.batching import TrainPlan
-from mmlm.data.pipeline import stream
+from mmlm.data.pipeline import Table, stream
 from mmlm.experiment.experiment import Experiment
 from mmlm.utils.errors import UserError
 
@@ -25,11 +30,10 @@ SPECS = {
 }
 
 
-def loading(kind: str, options) -> list[dict]:
+def loading(kind: str, options: Options) -> list[dict]:
+  specs = SPECS[kind]
   if options.smoke:
-    specs = [f'{spec}:smoke' for spec in SPECS[kind][:1]]
-  else:
-    specs = SPECS[kind]
+    specs = (f'{specs[0]}:smoke',)
   rows = []
   for spec in specs:
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +49,7 @@ def loading(kind: str, options) -> list[dict]:
   return rows
 
 
-def against_step(experiment, table, options) -> dict:
+def against_step(experiment: Experiment, table: Table, options: Options) -> dict:
   config = experiment.config
   plan = TrainPlan(
     table.lengths,
@@ -67,11 +71,15 @@ def against_step(experiment, table, options) -> dict:
   return in_turns(sides, options.rounds)
 
 
-def drain(plan, loader, number: int, workers: int):
+def drain(plan: Any, loader: Callable, number: int, workers: int):
   with stream(plan, loader, 0, number, workers) as batches:
     collections.deque(batches, maxlen=0)
 
 
 if __name__ == '__main__':
   flags = {'--batches': dict(type=int, default=16, help='of the epoch, on both sides')}
-  main(__doc__, {kind: functools.partial(loading, kind) for kind in SPECS}, 'loader.json', flags)
+  benchmarks = {
+    'captioning': functools.partial(loading, 'captioning'),
+    'speech': functools.partial(loading, 'speech'),
+  }
+  main(__doc__, benchmarks, 'loader.json', flags)

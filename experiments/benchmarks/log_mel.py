@@ -1,12 +1,17 @@
-"""How many seconds of sound become log-mel frames in a second of one core: the loader's, the step's, Kaldi's filterbanks, and decoding itself.
+"""Measures how many seconds of sound become log-mel frames in a second of one core.
+
+The loader's, the step's, Kaldi's filterbanks, and decoding itself.
 
   python experiments/benchmarks/log_mel.py            # log_mel.json
   python experiments/benchmarks/log_mel.py --smoke
 
-The rate counts seconds of the processor, not of the clock, so that other work on the machine matters little; one thread each.
+The rate counts seconds of the processor, not of the clock, so that other work on the machine
+matters little; one thread each.
 """
 
+import argparse
 import os
+from collections.abc import Callable
 
 for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):
   os.environ[name] = '1'
@@ -32,45 +37,44 @@ from mmlm.models.log_mel import log_mel  # noqa: E402
 FORMS = {'WAV': 'PCM_16', 'FLAC': 'PCM_16', 'OGG': 'OPUS', 'MP3': None}
 
 
-def measured(name: str, what, seconds: float, options) -> dict:
-  """A row: seconds of sound a second of the processor."""
-  what()
+def measured(name: str, function: Callable, seconds: float, options: argparse.Namespace) -> dict:
+  """Returns a row: seconds of sound a second of the processor."""
+  function()
   rates = []
   for _ in range(options.rounds):
     began = time.process_time()
-    what()
+    function()
     rates.append(seconds / (time.process_time() - began))
-  found = summary(rates)
+  measurement = summary(rates)
   print(
-    f'{name:<32} {found["median"]:8.0f} [{found["low"]:.0f}, {found["high"]:.0f}] times real time',
+    f'{name:<32} {measurement["median"]:8.0f} '
+    f'[{measurement["low"]:.0f}, {measurement["high"]:.0f}] times real time',
     flush=True,
   )
-  return {'benchmark': name, 'unit': 'seconds of sound / second of one core', **found}
+  return {'benchmark': name, 'unit': 'seconds of sound / second of one core', **measurement}
 
 
-def features(options) -> list[dict]:
+def features(options: argparse.Namespace) -> list[dict]:
   count, seconds = (2, 2) if options.smoke else (30, 10)
-  sounds = (
-    np.random.default_rng(0).normal(
-      size=(
-        count,
-        seconds * RATE,
-      )
-    )
-    / 10
-  ).astype(np.float32)
-  step = jax.jit(
-    lambda samples: log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0]
-  )
+  noise = np.random.default_rng(0).normal(size=(count, seconds * RATE)) / 10
+  sounds = noise.astype(np.float32)
+
+  @jax.jit
+  def step(samples: jax.Array) -> jax.Array:
+    return log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0]
+
   sides = {
-    'log-mel, loader (numpy)': lambda: [log_mel_spectrogram(sound) for sound in sounds],
+    'log-mel, loader (numpy)': lambda: list(map(log_mel_spectrogram, sounds)),
     'log-mel, step (jax)': lambda: step(sounds).block_until_ready(),
-    'Kaldi filterbanks': lambda: [kaldi_fbank(sound) for sound in sounds],
+    'Kaldi filterbanks': lambda: list(map(kaldi_fbank, sounds)),
   }
-  return [measured(name, what, count * seconds, options) for name, what in sides.items()]
+  rows = []
+  for name, function in sides.items():
+    rows.append(measured(name, function, count * seconds, options))
+  return rows
 
 
-def decoding(options) -> list[dict]:
+def decoding(options: argparse.Namespace) -> list[dict]:
   count, seconds = (1, 2) if options.smoke else (10, 10)
   rows = []
   for form, kind in FORMS.items():
@@ -87,7 +91,7 @@ def decoding(options) -> list[dict]:
       )
       data = file.getvalue()
 
-      def decode(data=data):
+      def decode(data: bytes = data):
         return [decode_audio(data) for _ in range(count)]
 
       rows.append(

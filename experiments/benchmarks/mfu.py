@@ -1,13 +1,18 @@
-"""What share of a device's products a second training uses: the train step of `mmlm train`, on random tokens.
+"""Measures what share of a device's products a second training uses.
+
+It runs the train step of `mmlm train`, on random tokens.
 
   python experiments/benchmarks/mfu.py [--rounds 3] [--only decoder,translation]
 
-  decoder       a language model of GPT-2's size (12 layers, D 768, 12 heads, 50,304 tokens, 124M parameters), windows of 1,024 tokens
-  translation   Transformer-base (6 + 6 layers, D 512, feed-forward 2,048, 8 heads, one table of 32,000 pieces; Vaswani et al. 2017, table 3),
-                batches by tokens; 8 of each of the two shapes that an epoch has most of
+  decoder       a language model of GPT-2's size (12 layers, D 768, 12 heads, 50,304 tokens, 124M
+                parameters), windows of 1,024 tokens
+  translation   Transformer-base (6 + 6 layers, D 512, feed-forward 2,048, 8 heads, one table of
+                32,000 pieces; Vaswani et al. 2017, table 3), batches by tokens; 8 of each of the
+                two shapes that an epoch has most of
 
-MFU counts the products of the forward and backward pass, once each, padding included, against the peak of the data sheet in half precision
-(mmlm/parallel/compiled.py), for all devices there are. Computation is in bfloat16 on a GPU or TPU and in float32, with no MFU, on a CPU.
+MFU counts the products of the forward and backward pass, once each, padding included, against the
+peak of the data sheet in half precision (mmlm/parallel/compiled.py), for all devices there are.
+Computation is in bfloat16 on a GPU or TPU and in float32, with no MFU, on a CPU.
 """
 
 import collections
@@ -15,7 +20,8 @@ import functools
 
 import jax
 import numpy as np
-from common import ROOT, Trainer, config_of, in_turns, main, row
+from common import ROOT, Options, Trainer, config_of, in_turns, main, row
+from ml_collections import ConfigDict
 from translation import random_table
 
 from mmlm.data.batching import TrainPlan
@@ -57,7 +63,7 @@ TINY = {
 }
 
 
-def configured(spec: str, settings: dict, options):
+def configured(spec: str, settings: dict, options: Options):
   if jax.default_backend() == 'cpu':
     half = {}
   else:
@@ -65,7 +71,7 @@ def configured(spec: str, settings: dict, options):
   return config_of(f'{ROOT}/configs/{spec}', settings | half | (TINY if options.smoke else {}))
 
 
-def decoder(options) -> list[dict]:
+def decoder(options: Options) -> list[dict]:
   config = configured(
     'language_model/tiny_shakespeare.py',
     DECODER | ({'data.max_length': '32'} if options.smoke else {}),
@@ -86,7 +92,7 @@ def decoder(options) -> list[dict]:
   )
 
 
-def translation(options) -> list[dict]:
+def translation(options: Options) -> list[dict]:
   config = configured('translation/parallel.py:moses=False', BASE, options)
   vocabulary, pairs = (100, 200) if options.smoke else (32_000, 29_000)
   table = random_table(config.data.max_length, vocabulary, pairs)
@@ -99,17 +105,28 @@ def translation(options) -> list[dict]:
 
 
 def commonest(batches: list, shapes: int = 2, each: int = 8) -> list:
-  """Batches of the shapes that come most often: each shape is a program, and compiling all of them says nothing."""
+  """Returns batches of the most frequent shapes.
 
-  def shape(batch):
+  Each shape is a program, and compiling all of them says nothing.
+  """
+
+  def shape(batch: dict):
     return (batch['text'].shape, batch['target'].shape)
 
-  chosen = dict(collections.Counter(map(shape, batches)).most_common(shapes))
-  return [batch for one in chosen for batch in [b for b in batches if shape(b) == one][:each]]
+  chosen = []
+  for common, _ in collections.Counter(map(shape, batches)).most_common(shapes):
+    of_shape = [batch for batch in batches if shape(batch) == common]
+    chosen += of_shape[:each]
+  return chosen
 
 
 def measured(
-  name: str, config, vocabulary: int, batches: list, steps_per_epoch: int, options
+  name: str,
+  config: ConfigDict,
+  vocabulary: int,
+  batches: list,
+  steps_per_epoch: int,
+  options: Options,
 ) -> list[dict]:
   """Tokens a second and MFU over these batches."""
   trainer = Trainer(
@@ -127,19 +144,13 @@ def measured(
     {'mmlm': (functools.partial(trainer, batches), amount)}, options.rounds
   ).values()
   peak = peak_flops()
+  shares = None
+  text = f'{flops * np.median(rates) / amount / 1e12:.3f} TFLOP/s, no peak known'
   if peak:
     shares = [flops * rate / amount / (peak * jax.device_count()) for rate in rates]
-  else:
-    shares = None
+    text = f'MFU {100 * float(np.median(shares)):.1f} %'
   size = f'{count(trainer.state.params) / 1e6:.0f}M values'
-  if shares:
-    said = f'MFU {100 * float(np.median(shares)):.1f} %'
-  else:
-    said = f'{flops * np.median(rates) / amount / 1e12:.3f} TFLOP/s, no peak known'
-  print(
-    f'{name}: {config.model.dtype}, {len(batches)} batches, {said}',
-    flush=True,
-  )
+  print(f'{name}: {config.model.dtype}, {len(batches)} batches, {text}', flush=True)
   more = {
     'dtype': config.model.dtype,
     'flops_a_step': flops / len(batches),
@@ -150,4 +161,4 @@ def measured(
 
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: run for run in (decoder, translation)}, 'mfu.json')
+  main(__doc__, {'decoder': decoder, 'translation': translation}, 'mfu.json')

@@ -1,9 +1,15 @@
-"""What the PyTorch peers share (eager, float32): a trainer of the same sums as mmlm's, and `generate` of transformers."""
+"""Common code of the PyTorch peers (eager, float32).
+
+A trainer of the same sums as mmlm's, and `generate` of transformers.
+"""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 from torch import nn
 
 PAD = 0
@@ -24,19 +30,19 @@ def drop_nothing_in_attention(model: nn.Module):
 
 
 def shifted(batch: dict) -> tuple:
-  """A batch of mmlm's -> inputs [B, T] of the decoder, targets [B, T] (-100 where there is none)."""
+  """Returns inputs [B, T] of the decoder and targets [B, T] (-100 for padding) of a batch."""
   target = torch.from_numpy(batch['target']).long()
   inputs = F.pad(target[:, :-1], (1, 0), value=BOS)
   return inputs, target.masked_fill(~torch.from_numpy(batch['target_mask']), -100)
 
 
 class Trainer:
-  """AdamW (fused), clipping, label smoothing and the moving average of the parameters, as the config asks.
+  """Trains with AdamW (fused), clipping, label smoothing and the moving average of the config.
 
   `read`: batch -> (what the model takes, ..., targets).
   """
 
-  def __init__(self, config, model: nn.Module, read):
+  def __init__(self, config: ConfigDict, model: nn.Module, read: Callable):
     self.config = config
     self.model = model.train()
     self.read = read
@@ -82,7 +88,7 @@ class Trainer:
 class Generator:
   """`generate` of transformers, forced to `steps` steps. `read`: batch -> what it takes."""
 
-  def __init__(self, model, read, beams: int, steps: int, length_penalty: float):
+  def __init__(self, model: Any, read: Callable, beams: int, steps: int, length_penalty: float):
     self.model = model
     self.read = read
     self.options = dict(

@@ -1,4 +1,6 @@
-"""A BERT that names classes in PyTorch (eager, float32): the encoder of transformers with mmlm's head, from the same weights.
+"""A BERT that names classes in PyTorch (eager, float32).
+
+The encoder of transformers with mmlm's head, from the same weights.
 
 It imports nothing of mmlm, so that a process which trains it alone holds nothing else.
 Axes: B batch, S sequence, V vocabulary, W width, C classes.
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import peer
 import torch
+from ml_collections import ConfigDict
 from torch import nn
 from transformers import BertConfig, BertModel, logging
 
@@ -27,7 +30,9 @@ class Weights(NamedTuple):
 
 
 class Classifier(nn.Module):
-  """Tokens [B, S] of mmlm and their mask [B, S] -> logits [B, 1, C]: mean pooling, dropout, a linear layer.
+  """Computes logits [B, 1, C] of tokens [B, S] of mmlm and their mask [B, S].
+
+  Mean pooling, dropout, a linear layer.
 
   Attention is what transformers takes by itself, but drops nothing, as in mmlm.
   """
@@ -48,13 +53,14 @@ class Classifier(nn.Module):
     self.head.bias.copy_(torch.tensor(weights.bias))
     embeddings = self.bert.embeddings
     types = embeddings.token_type_embeddings
-    # mmlm's positions hold the vector of the one segment. Here it is added to them too; the table is left, and learns nothing.
+    # mmlm's positions hold the vector of the one segment. Here it is added to them too; the table
+    # of segments stays zero and is not trained.
     embeddings.position_embeddings.weight += types.weight[0]
     nothing = torch.zeros_like(types.weight)
     del types.weight
     types.register_buffer('weight', nothing)
 
-  def forward(self, tokens, mask):
+  def forward(self, tokens: torch.Tensor, mask: torch.Tensor):
     x = self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state
     kept = mask[..., None].to(x.dtype)
     mean = (x * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True)  # [B, 1, W]
@@ -80,7 +86,7 @@ def probabilities(model: Classifier, batches: list) -> np.ndarray:
   return torch.cat([model(*inputs(batch))[:, 0].softmax(-1) for batch in batches]).numpy()
 
 
-def train_alone(config, weights: Weights, batches: list):
+def train_alone(config: ConfigDict, weights: Weights, batches: list):
   peer.use_all_cores()
   peer.Trainer(config, Classifier(weights), tensors)(batches)
 

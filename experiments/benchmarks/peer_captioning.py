@@ -1,4 +1,6 @@
-"""The captioner in PyTorch (eager, float32), the same sums as mmlm's, and its decoder for `generate` of transformers.
+"""The captioner in PyTorch (eager, float32), with the sums of mmlm.
+
+Also its decoder for `generate` of transformers.
 
 Axes: B batch, S places of the grid, C channels of the grid, T time, D width, V vocabulary.
 """
@@ -8,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 from peer import BOS, EOS, NORM_EPSILON, PAD, Generator, drop_nothing_in_attention, shifted
 from torch import nn
 from transformers import MBartConfig, MBartForConditionalGeneration
@@ -28,7 +31,7 @@ class Size(NamedTuple):
   grid_dropout: float
 
   @classmethod
-  def of(cls, config, vocabulary: int, grid: tuple) -> 'Size':
+  def of(cls, config: ConfigDict, vocabulary: int, grid: tuple) -> 'Size':
     """The sizes of a completed config of mmlm; `grid` is (places, channels)."""
     encoder = config.model.encoders.image
     head = config.model.head
@@ -40,7 +43,7 @@ class Size(NamedTuple):
       True,
     ):
       raise SystemExit(
-        'the peer knows pre-norm blocks, tied embeddings, a feed-forward width of 4 D and plain heads'
+        'the peer has pre-norm blocks, tied embeddings, a feed-forward width of 4 D, plain heads'
       )
     return cls(
       *reversed(grid),
@@ -91,14 +94,14 @@ class Captioner(nn.Module):
     self.decoder_norm = norm(dim)
     drop_nothing_in_attention(self)
 
-  def encode(self, grid):
+  def encode(self, grid: torch.Tensor):
     x = self.projection(self.grid_norm(self.grid_dropout(grid))) + self.places
     x = self.dropout(x)
     for layer in self.encoder:
       x = layer(x)
     return self.encoder_norm(x)
 
-  def forward(self, grid, inputs):
+  def forward(self, grid: torch.Tensor, inputs: torch.Tensor):
     memory = self.encode(grid)
     length = inputs.shape[1]
     x = self.tokens(inputs) * self.tokens.embedding_dim**0.5 + self.positions[:length]
@@ -115,7 +118,10 @@ def tensors(batch: dict) -> tuple:
 
 
 def generator(size: Size, beams: int, steps: int, length_penalty: float) -> Generator:
-  """`generate` of an MBart decoder (pre-norm, cross-attention) of the same sizes, behind the encoder of `Captioner`."""
+  """`generate` of an MBart decoder of the same sizes, behind the encoder of `Captioner`.
+
+  The decoder is pre-norm, with cross-attention.
+  """
   captioner = Captioner(size).eval()
   model = MBartForConditionalGeneration(
     MBartConfig(
@@ -139,7 +145,7 @@ def generator(size: Size, beams: int, steps: int, length_penalty: float) -> Gene
     )
   ).eval()
 
-  def read(batch):
+  def read(batch: dict):
     memory = captioner.encode(torch.from_numpy(batch['image']).float())
     return {'encoder_outputs': BaseModelOutput(last_hidden_state=memory)}
 

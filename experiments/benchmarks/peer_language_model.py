@@ -1,4 +1,6 @@
-"""The PyTorch side of language_model.py: a decoder-only Transformer with mmlm's sums, attention by PyTorch's fused function.
+"""The PyTorch side of language_model.py.
+
+A decoder-only Transformer with mmlm's sums, attention by PyTorch's fused function.
 
 Axes: B batch, T time, D width, H heads, E width of a head, V vocabulary.
 """
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from peer import NORM_EPSILON
 from torch import nn
 
@@ -21,7 +24,7 @@ class Size(NamedTuple):
   context: int
 
   @classmethod
-  def of(cls, config, vocabulary: int):
+  def of(cls, config: ConfigDict, vocabulary: int):
     return cls(
       vocabulary,
       config.model.dim,
@@ -43,16 +46,17 @@ class Block(nn.Module):
   def __init__(self, size: Size):
     super().__init__()
     self.heads = size.heads
-    self.self_norm, self.ffn_norm = (nn.LayerNorm(size.width, NORM_EPSILON) for _ in range(2))
+    self.self_norm = nn.LayerNorm(size.width, NORM_EPSILON)
+    self.ffn_norm = nn.LayerNorm(size.width, NORM_EPSILON)
     self.joined = nn.Linear(size.width, 3 * size.width)
     self.out = nn.Linear(size.width, size.width)
     self.up = nn.Linear(size.width, 4 * size.width)
     self.down = nn.Linear(4 * size.width, size.width)
 
-  def forward(self, x):
+  def forward(self, x: torch.Tensor):
     batch, time, width = x.shape
 
-    def split(y):
+    def split(y: torch.Tensor):
       return y.view(batch, time, self.heads, -1).transpose(1, 2)  # [B, H, T, E]
 
     query, key, value = map(split, self.joined(self.self_norm(x)).split(width, -1))
@@ -72,15 +76,9 @@ class Decoder(nn.Module):
     self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
     self.norm = nn.LayerNorm(size.width, NORM_EPSILON)
 
-  def forward(self, inputs):
-    x = (
-      F.embedding(
-        inputs,
-        self.table,
-      )
-      * self.size.width**0.5
-      + self.positions[: inputs.shape[1]]
-    )
+  def forward(self, inputs: torch.Tensor):
+    positions = self.positions[: inputs.shape[1]]
+    x = F.embedding(inputs, self.table) * self.size.width**0.5 + positions
     for block in self.blocks:
       x = block(x)
     return self.norm(x) @ self.table.T
@@ -88,10 +86,9 @@ class Decoder(nn.Module):
   @torch.no_grad()
   def load(self, params: dict):
     """Takes mmlm's weights."""
-    found = {
-      name: torch.from_numpy(np.array(leaf))
-      for name, leaf in flatten_dict(params['head'], sep='/').items()
-    }
+    found = {}
+    for name, leaf in flatten_dict(params['head'], sep='/').items():
+      found[name] = torch.from_numpy(np.array(leaf))
     width = self.size.width
     self.table.copy_(found['tokens/table'])
     self.positions.copy_(found['position/positions'])
@@ -100,11 +97,14 @@ class Decoder(nn.Module):
       place = f'transformer/block_{number}'
       _norm(block.self_norm, found, f'{place}/self_norm')
       _norm(block.ffn_norm, found, f'{place}/ffn_norm')
-      parts = [f'{place}/self_attention/{part}' for part in ('query', 'key', 'value')]
-      block.joined.weight.copy_(
-        torch.cat([found[f'{part}/kernel'].reshape(width, width).T for part in parts])
-      )
-      block.joined.bias.copy_(torch.cat([found[f'{part}/bias'].reshape(width) for part in parts]))
+      kernels = []
+      biases = []
+      for part in ('query', 'key', 'value'):
+        projection = f'{place}/self_attention/{part}'
+        kernels.append(found[f'{projection}/kernel'].reshape(width, width).T)
+        biases.append(found[f'{projection}/bias'].reshape(width))
+      block.joined.weight.copy_(torch.cat(kernels))
+      block.joined.bias.copy_(torch.cat(biases))
       for linear, name in (
         (block.out, 'self_attention/out'),
         (block.up, 'ffn/up'),

@@ -1,8 +1,11 @@
-"""The translator in PyTorch (eager, float32), the same sums as mmlm's; its Marian form for transformers and for CTranslate2.
+"""The translator in PyTorch (eager, float32), with the sums of mmlm.
+
+Also its Marian form for transformers and for CTranslate2.
 
 Axes: B batch, S source, T time, D width, V vocabulary.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -10,6 +13,7 @@ import ctranslate2
 import numpy as np
 import torch
 from ctranslate2.converters.transformers import BartLoader
+from ml_collections import ConfigDict
 from peer import BOS, EOS, NORM_EPSILON, PAD, Generator, drop_nothing_in_attention, shifted
 from torch import nn
 from transformers import MarianConfig, MarianMTModel
@@ -26,7 +30,7 @@ class Size(NamedTuple):
   dropout: float
 
   @classmethod
-  def of(cls, config, vocabulary: int) -> 'Size':
+  def of(cls, config: ConfigDict, vocabulary: int) -> 'Size':
     """The sizes of a completed config of mmlm."""
     encoder = config.model.encoders.text
     head = config.model.head
@@ -36,11 +40,11 @@ class Size(NamedTuple):
       'hidden_dropout': False,
       'positions': 'sinusoidal',
     }
-    equal = all(part[key] == value for part in (encoder, head) for key, value in plain.items())
-    sizes = {(part.heads, part.ffn_dim) for part in (encoder, head)}
+    equal = (encoder.heads, encoder.ffn_dim) == (head.heads, head.ffn_dim)
+    for key, value in plain.items():
+      equal = equal and encoder[key] == value and head[key] == value
     if not (
       equal
-      and len(sizes) == 1
       and config.model.shared_embeddings
       and head.tied
       and not head.kv_heads
@@ -93,12 +97,12 @@ class Translator(nn.Module):
     for layer in (*self.encoder, *self.decoder):
       layer.dropout = nn.Identity()  # inside the feed-forward mmlm drops nothing either
 
-  def embed(self, tokens):
+  def embed(self, tokens: torch.Tensor):
     return self.dropout(
       self.tokens(tokens) * self.tokens.embedding_dim**0.5 + self.positions[: tokens.shape[1]]
     )
 
-  def forward(self, source, padding, inputs):
+  def forward(self, source: torch.Tensor, padding: torch.Tensor, inputs: torch.Tensor):
     memory = self.embed(source)
     for layer in self.encoder:
       memory = layer(memory, src_key_padding_mask=padding)
@@ -148,7 +152,10 @@ RENAMED = {
 
 
 def marian(params: dict, size: Size) -> MarianMTModel:
-  """The Marian model with mmlm's parameters {path: array}; the start token and padding are never written, as in mmlm."""
+  """Returns the Marian model with mmlm's parameters {path: array}.
+
+  The start token and padding are never written, as in mmlm.
+  """
   model = MarianMTModel(
     MarianConfig(
       vocab_size=size.vocabulary,
@@ -173,14 +180,8 @@ def marian(params: dict, size: Size) -> MarianMTModel:
   for path, value in params.items():
     value = np.asarray(value)
     if path.endswith('kernel'):
-      value = (
-        value.reshape(
-          -1,
-          size.dim,
-        )
-        if '/out/' in path
-        else value.reshape(len(value), -1)
-      ).T
+      shape = (-1, size.dim) if '/out/' in path else (len(value), -1)
+      value = value.reshape(shape).T
     for pattern, name in RENAMED.items():
       path = re.sub(pattern, name, path)
     weights[path] = torch.tensor(value.reshape(-1) if path.endswith('bias') else value)
@@ -192,7 +193,7 @@ def marian(params: dict, size: Size) -> MarianMTModel:
 
 
 def generator(model: MarianMTModel, beams: int, steps: int, length_penalty: float) -> Generator:
-  def read(batch):
+  def read(batch: dict):
     batch = real_rows(batch)
     return {
       'input_ids': torch.from_numpy(batch['text']).long(),
@@ -209,7 +210,7 @@ def convert(model: MarianMTModel, folder: str):
   )
   # That of MBart's shape: Marian's own starts from a zero embedding in place of the start token.
   spec = BartLoader().get_model_spec(model)
-  words = [str(i) for i in range(model.config.vocab_size)]
+  words = list(map(str, range(model.config.vocab_size)))
   spec.register_source_vocabulary(words)
   spec.register_target_vocabulary(words)
   spec.config.bos_token = spec.config.decoder_start_token = words[BOS]
@@ -221,7 +222,10 @@ def convert(model: MarianMTModel, folder: str):
 
 
 class CTranslate2:
-  """The layout `workers` x `threads` of CTranslate2, float32; it gets all batches at once, and spreads them."""
+  """The layout `workers` x `threads` of CTranslate2, float32.
+
+  It gets all batches at once, and spreads them.
+  """
 
   def __init__(
     self, folder: str, workers: int, threads: int, beams: int, steps: int, length_penalty: float
@@ -240,30 +244,22 @@ class CTranslate2:
   def words(batches: list) -> list:
     """The sources as CTranslate2 reads them."""
     result = []
-    for b in batches:
-      result.append(
-        [
-          [str(i) for i in row[mask]]
-          for row, mask in zip(
-            b['text'],
-            b['text_mask'],
-          )
-          if mask.any()
-        ]
-      )
+    for batch in batches:
+      sources = []
+      for tokens, mask in zip(batch['text'], batch['text_mask']):
+        if mask.any():
+          sources.append(list(map(str, tokens[mask])))
+      result.append(sources)
     return result
 
   def __call__(self, batches: list) -> list:
     """Of `words`: tokens [n, steps] of the examples of each batch."""
-    sources = [source for batch in batches for source in batch]
-    size = max(map(len, batches))
+    sources = list(itertools.chain.from_iterable(batches))
+    sizes = list(map(len, batches))
     found = self.translator.translate_batch(
-      sources, max_batch_size=size, batch_type='examples', **self.options
+      sources, max_batch_size=max(sizes), batch_type='examples', **self.options
     )
-    rows = [[int(word) for word in result.hypotheses[0]] for result in found]
-    if {len(row) for row in rows} != {self.options['max_decoding_length']}:
+    tokens = [list(map(int, result.hypotheses[0])) for result in found]
+    if set(map(len, tokens)) != {self.options['max_decoding_length']}:
       raise SystemExit('CTranslate2 gave hypotheses of other lengths')
-    return np.split(
-      np.array(rows),
-      np.cumsum([len(batch) for batch in batches])[:-1],
-    )
+    return np.split(np.array(tokens), np.cumsum(sizes)[:-1])

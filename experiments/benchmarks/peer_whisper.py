@@ -1,8 +1,11 @@
-"""One peer of whisper.py in its own process: `peer_whisper.py SIDE FOLDER SETTINGS`, then a question a line, an answer a line.
+"""Runs one peer of whisper.py in its own process.
 
-First comes a line with the versions of what it uses. A question is {"path": an .npz of windows, "prompts": their prompts}, the answer the tokens of each window, without the end. It imports
-nothing of mmlm but the log-mel spectrogram, which CTranslate2 has none of.
-Axes: N windows, S frames, M mel bands.
+`peer_whisper.py SIDE FOLDER SETTINGS`, then a question a line, an answer a line.
+
+First comes a line with the versions of what it uses. A question is {"path": an .npz of windows,
+"prompts": their prompts}, the answer the tokens of each window, without the end. It imports nothing
+of mmlm but the log-mel spectrogram, which CTranslate2 has none of. Axes: N windows, S frames, M mel
+bands.
 """
 
 import json
@@ -41,9 +44,9 @@ class CTranslate2:
     found = []
     for i in range(0, len(windows), self.together):
       some = windows[i : i + self.together]
-      features = np.stack(
-        [frames_of(window) if self.samples else window for window in some]
-      )  # [N, S, M]
+      if self.samples:
+        some = list(map(frames_of, some))
+      features = np.stack(some)  # [N, S, M]
       answers = self.model.generate(
         self.view(np.ascontiguousarray(features.swapaxes(1, 2))),
         prompts[i : i + self.together],
@@ -58,7 +61,7 @@ class CTranslate2:
 
 
 class FasterWhisper:
-  """Samples of windows -> tokens, one window at a time, as its users call it, without other temperatures."""
+  """Transcribes windows one at a time, as its users call it, without further temperatures."""
 
   def __init__(self, folder: str, settings: dict, compute_type: str):
     import faster_whisper
@@ -77,18 +80,16 @@ class FasterWhisper:
     )
     result = []
     for window in windows:
-      result.append(
-        [
-          token
-          for segment in self.model.transcribe(window, **options)[0]
-          for token in segment.tokens
-        ]
-      )
+      segments, _ = self.model.transcribe(window, **options)
+      tokens = []
+      for segment in segments:
+        tokens += segment.tokens
+      result.append(tokens)
     return result
 
 
 class Transformers:
-  """Samples of windows -> tokens by `generate`, one window at a time, with the rules of times that it brings."""
+  """Transcribes windows one at a time by `generate`, with its rules of timestamps."""
 
   def __init__(self, folder: str, settings: dict):
     import torch

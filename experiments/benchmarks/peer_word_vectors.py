@@ -1,8 +1,11 @@
-"""gensim beside word_vectors.py, in its own process: `peer_word_vectors.py SETTINGS`, then a question a line, an answer a line.
+"""Runs gensim beside word_vectors.py, in its own process.
 
-First comes a line with the versions of what it uses. Settings: {"text": a file, "kind", "options": those of gensim's class}. A question is
-{"seed", "epochs", "output": where the vectors go in word2vec's binary form, or ''}, the answer the seconds of training. The vocabulary is
-counted before, once a question.
+`peer_word_vectors.py SETTINGS`, then a question a line, an answer a line.
+
+First comes a line with the versions of what it uses. Settings: {"text": a file, "kind", "options":
+those of gensim's class}. A question is {"seed", "epochs", "output": where the vectors go in
+word2vec's binary form, or ''}, the answer the seconds of training. The vocabulary is counted
+before, once a question.
 """
 
 import json

@@ -1,10 +1,14 @@
-"""What a train step sends and holds as devices grow, read from the compiled program: nothing is run, so one machine can tell.
+"""Reads from compiled programs what a train step sends and holds as devices grow.
+
+Nothing is run, so one machine is enough.
 
   python experiments/benchmarks/scaling.py --devices 1,2,4,8,16,32,64 --output scaling
 
-A decoder-only Transformer on `--rows` rows a device (weak scaling), replicated (data=n) and divided (fsdp=n), compiled for n virtual CPU
-devices. Writes OUTPUT.json and OUTPUT.png: bytes of collectives a step on one device against bytes of the parameters, and bytes that one
-device holds. XLA of the CPU has no reduce-scatter: where a GPU or TPU would send 1/n of the gradient under fsdp, it sends all of it.
+A decoder-only Transformer on `--rows` rows a device (weak scaling), replicated (data=n) and divided
+(fsdp=n), compiled for n virtual CPU devices. Writes OUTPUT.json and OUTPUT.png: bytes of
+collectives a step on one device against bytes of the parameters, and bytes that one device holds.
+XLA of the CPU has no reduce-scatter: where a GPU or TPU would send 1/n of the gradient under fsdp,
+it sends all of it.
 """
 
 import argparse
@@ -29,7 +33,7 @@ def arguments():
   return parser.parse_args()
 
 
-def measured(given, counts: list[int]) -> list[dict]:
+def measured(given: argparse.Namespace, counts: list[int]) -> list[dict]:
   """A row for each way and number of devices."""
   import jax
 
@@ -63,14 +67,15 @@ def measured(given, counts: list[int]) -> list[dict]:
       }
       rows.append(row)
       print(
-        f'{way}={n}: sends {row["sent_bytes"] / row["parameter_bytes"]:.2f} times the parameters, holds {row["state_bytes"]:,} bytes of the '
-        f'state and {row["temporary_bytes"]:,} temporary ones',
+        f'{way}={n}: sends {row["sent_bytes"] / row["parameter_bytes"]:.2f} times the parameters, '
+        f'holds {row["state_bytes"]:,} bytes of the state and '
+        f'{row["temporary_bytes"]:,} temporary ones',
         flush=True,
       )
   return rows
 
 
-def decoder(given):
+def decoder(given: argparse.Namespace):
   """(step options, shapes of the state) of a language model of these sizes under AdamW."""
   import jax
 
@@ -104,7 +109,7 @@ def decoder(given):
   return options, jax.eval_shape(lambda params: initial_state(params, options, 0), params)
 
 
-def batch(given, devices: int) -> dict:
+def batch(given: argparse.Namespace, devices: int) -> dict:
   import numpy as np
 
   shape = (given.rows * devices, given.length)
@@ -123,20 +128,19 @@ def plot(rows: list[dict], path: str) -> None:
 
   figure, (sent, held) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout='constrained')
   for way in dict.fromkeys(row['way'] for row in rows):
-    mine = [row for row in rows if row['way'] == way]
-    devices = [row['devices'] for row in mine]
-    sent.plot(
-      devices, [row['sent_bytes'] / row['parameter_bytes'] for row in mine], 'o-', label=way
-    )
-    held.plot(
-      devices,
-      [row['state_bytes'] / 1e6 for row in mine],
-      'o-',
-      label=f'{way}: parameters and optimizer',
-    )
-    held.plot(
-      devices, [row['temporary_bytes'] / 1e6 for row in mine], 'x:', label=f'{way}: temporaries'
-    )
+    devices = []
+    shares = []
+    state = []
+    temporary = []
+    for row in rows:
+      if row['way'] == way:
+        devices.append(row['devices'])
+        shares.append(row['sent_bytes'] / row['parameter_bytes'])
+        state.append(row['state_bytes'] / 1e6)
+        temporary.append(row['temporary_bytes'] / 1e6)
+    sent.plot(devices, shares, 'o-', label=way)
+    held.plot(devices, state, 'o-', label=f'{way}: parameters and optimizer')
+    held.plot(devices, temporary, 'x:', label=f'{way}: temporaries')
   first = rows[0]['state_bytes'] / 1e6
   counts = sorted({row['devices'] for row in rows})
   held.plot(counts, [first / n for n in counts], color='grey', linewidth=0.8, label='1 / n')

@@ -1,12 +1,16 @@
-"""How much faster a sweep is whose trials train in one program: 4 learning rates x 4 seeds of a small translation model, in turns.
+"""Measures how much faster a sweep is whose trials train in one program.
+
+4 learning rates x 4 seeds of a small translation model, in turns.
 
   python experiments/benchmarks/sweep.py [--rounds 3] [--cold] [--data_dir data] [--smoke]
 
-The model is configs/translation/numerals.py:modalities=text (generated, offline) with one layer on each side, D 64, batches of 16, for 240
-steps: where a step is large enough to keep all cores busy by itself, training side by side gains nothing on a CPU. Each side is 16 whole trainings, with data, validation, checkpoints and
-logs, in one process with its programs in the compilation cache (`--cold`: without, one round): `vectorised` by mmlm/sweeps/together.py, and `one by one` by the loop of
-`mmlm train`, which compiles its step for each learning rate, as 16 trainings do. The scores of every validation must be equal, or the
-script stops.
+The model is configs/translation/numerals.py:modalities=text (generated, offline) with one layer on
+each side, D 64, batches of 16, for 240 steps: where a step is large enough to keep all cores busy
+by itself, training side by side gains nothing on a CPU. Each side is 16 whole trainings, with data,
+validation, checkpoints and logs, in one process with its programs in the compilation cache
+(`--cold`: without, one round): `vectorised` by mmlm/sweeps/together.py, and `one by one` by the
+loop of `mmlm train`, which compiles its step for each learning rate, as 16 trainings do. The scores
+of every validation must be equal, or the script stops.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ import tempfile
 import time
 
 import numpy as np
-from common import ROOT, config_of, in_turns, main, row
+from common import ROOT, Options, config_of, in_turns, main, row
 
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import training_parts
@@ -45,7 +49,7 @@ GOAL = '1.5 on 2 cores, 6 on a GPU'
 TOLERANCE = 1e-4
 
 
-def trials_in(folder: pathlib.Path, options) -> list[Trial]:
+def trials_in(folder: pathlib.Path, options: Options) -> list[Trial]:
   own = {} if options.smoke else SETTINGS
   result = []
   for rate, seed in itertools.product(
@@ -80,22 +84,23 @@ def one_by_one(trials: list[Trial]):
 
 def scores(trials: list[Trial]) -> list:
   """Loss and monitored score of every validation of every trial."""
-  lines = []
+  result = []
+  monitor = trials[0].config.train.monitor
   for trial in trials:
     for line in read_jsonl(trial.folder / 'metrics.jsonl'):
       if line['kind'] == 'valid':
-        lines.append(line)
-  return [[line['step'], line['loss'], line[trials[0].config.train.monitor]] for line in lines]
+        result.append([line['step'], line['loss'], line[monitor]])
+  return result
 
 
-def compare(options) -> list[dict]:
+def compare(options: Options) -> list[dict]:
   with tempfile.TemporaryDirectory() as place:
     sides = {'vectorised': train_trials, 'one by one': one_by_one}
-    trials = {
-      name: trials_in(pathlib.Path(place, name.replace(' ', '_')), options) for name in sides
-    }
+    trials = {}
+    for name in sides:
+      trials[name] = trials_in(pathlib.Path(place, name.replace(' ', '_')), options)
 
-    def run(name):
+    def run(name: str):
       for trial in trials[name]:
         shutil.rmtree(trial.folder, ignore_errors=True)
       began = time.perf_counter()

@@ -1,10 +1,14 @@
-"""How much faster seeds are trained together than one by one: the very train steps of a small model, in turns within one run.
+"""Measures how much faster seeds are trained together than one by one.
 
-  python experiments/benchmarks/together.py [--rounds 5] [--only late,tensor,cross_attention] [--data_dir data]
+The train steps of a small model, in turns within one run.
 
-Each benchmark is a fusion of configs/sentiment/mosi_context.py, with text, sound and picture, and five seeds: steps a second over all
-seeds, of one program for all of them (mmlm/sweeps/together.py) and of a program for one that is run for each. CMU-MOSI must lie
-prepared in --data_dir; with --smoke it is the generated set with three inputs.
+  python experiments/benchmarks/together.py [--rounds 5] [--only late,tensor,cross_attention] \
+      [--data_dir data]
+
+Each benchmark is a fusion of configs/sentiment/mosi_context.py, with text, sound and picture, and
+five seeds: steps a second over all seeds, of one program for all of them (mmlm/sweeps/together.py)
+and of a program for one that is run for each. CMU-MOSI must lie prepared in --data_dir; with
+--smoke it is the generated set with three inputs.
 """
 
 import functools
@@ -13,7 +17,7 @@ import tempfile
 
 import jax
 import numpy as np
-from common import ROOT, config_of, in_turns, main, row
+from common import ROOT, Options, config_of, in_turns, main, row
 
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.training import training_parts
@@ -26,30 +30,23 @@ STEPS = 40
 GOAL = 'above 1'
 
 
-def compare(fusion: str, options) -> list[dict]:
+def compare(fusion: str, options: Options) -> list[dict]:
   spec = f'{MOSI}:fusion={fusion}' + ',smoke' * options.smoke
   steps = 4 if options.smoke else STEPS
   with tempfile.TemporaryDirectory() as folder:
-    experiments = [
-      Experiment(
-        config_of(
-          spec,
-          {
-            'data.dir': str(options.data_dir),
-            'data.buckets': '(64,)',
-            'seed': str(seed),
-            'parallel.strategy': 'jit',
-          },
-        ),
-        pathlib.Path(folder, str(seed)),
-      )
-      for seed in range(SEEDS)
-    ]
-    parts, states = zip(
-      *(
-        training_parts(experiment, experiment.data.splits('train')[0]) for experiment in experiments
-      )
-    )
+    parts = []
+    states = []
+    for seed in range(SEEDS):
+      settings = {
+        'data.dir': str(options.data_dir),
+        'data.buckets': '(64,)',
+        'seed': str(seed),
+        'parallel.strategy': 'jit',
+      }
+      experiment = Experiment(config_of(spec, settings), pathlib.Path(folder, str(seed)))
+      of_seed, state = training_parts(experiment, experiment.data.splits('train')[0])
+      parts.append(of_seed)
+      states.append(state)
     batches = []  # of each step, one a seed
     for part in parts:
       with part.stream(0, steps) as stream:
@@ -75,10 +72,7 @@ def compare(fusion: str, options) -> list[dict]:
 
 
 if __name__ == '__main__':
-  main(
-    __doc__,
-    {
-      fusion: functools.partial(compare, fusion) for fusion in ('late', 'tensor', 'cross_attention')
-    },
-    'together.json',
-  )
+  benchmarks = {}
+  for name in ('late', 'tensor', 'cross_attention'):
+    benchmarks[name] = functools.partial(compare, name)
+  main(__doc__, benchmarks, 'together.json')

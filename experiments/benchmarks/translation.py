@@ -1,21 +1,39 @@
-"""How fast translation is: mmlm and its peers on the same sizes and the same batches, in turns within one run.
+"""Measures how fast translation is, in turns within one run.
+
+mmlm and its peers have the same sizes and the same batches.
 
   python experiments/benchmarks/translation.py [--rounds 5] [--only train,beam] [--data_dir data]
 
   train   real target tokens a second in training, padding not counted   against PyTorch eager
-  beam    target tokens a second with 5 beams, 20 steps                  against `generate` of transformers, and CTranslate2
+  beam    target tokens a second with 5 beams, 20 steps, against `generate` of transformers, and
+          CTranslate2
 
-Sizes: configs/translation/multi30k.py:post_norm, 10,000 pieces. Everything is float32 and weights are random. The texts are those of
-Multi30k, English to German, if it lies prepared in --data_dir, else random tokens of its lengths. The peers stand in
-peer_translation.py; in `beam` they have the weights of mmlm, and the share of equal translations is printed.
+Sizes: configs/translation/multi30k.py:post_norm, 10,000 pieces. Everything is float32 and weights
+are random. The texts are those of Multi30k, English to German, if it lies prepared in --data_dir,
+else random tokens of its lengths. The peers stand in peer_translation.py; in `beam` they have the
+weights of mmlm, and the share of equal translations is printed.
 """
 
 import functools
+import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
-from common import ROOT, STEPS, Generator, Trainer, check_parameters, config_of, in_turns, main, row
+from common import (
+  ROOT,
+  STEPS,
+  Generator,
+  Options,
+  Trainer,
+  check_parameters,
+  config_of,
+  in_turns,
+  main,
+  row,
+)
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from mmlm.data.batching import TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
@@ -40,35 +58,33 @@ SETTINGS = {
 def random_table(longest: int, vocabulary: int, number: int) -> Table:
   """Random tokens; the lengths of both sides are spread, and go together, as those of Multi30k."""
   rng = np.random.default_rng(0)
-  # Log-normal fit of its 29,000 pairs, end token included: 14.8 and 14.7 tokens on average, correlation 0.86.
+  # Log-normal fit of its 29,000 pairs, end token included: 14.8 and 14.7 tokens on average,
+  # correlation 0.86.
   target, text = rng.multivariate_normal([0, 0], [[1, 0.86], [0.86, 1]], number).T
 
   eos_id = SpecialTokens().eos_id
 
-  def tokens(logs):
+  def tokens(logs: np.ndarray):
     result = []
     for n in np.clip(np.round(np.exp(logs)), 2, longest).astype(int):
       result.append([*rng.integers(eos_id + 1, vocabulary, n - 1).tolist(), eos_id])
     return result
 
   return Table(
-    [str(i) for i in range(number)],
+    list(map(str, range(number))),
     np.arange(number),
     tokens(2.646 + 0.315 * target),
     tokens(2.648 + 0.286 * text),
   )
 
 
-def prepared(options):
-  if options.smoke:
-    spec = f'{MULTI30K},smoke'
-  else:
-    spec = MULTI30K
+def prepared(options: Options):
+  spec = f'{MULTI30K},smoke' if options.smoke else MULTI30K
   return config_of(spec, SETTINGS | {'data.dir': str(options.data_dir)})
 
 
 @functools.cache
-def multi30k(data_dir) -> Experiment:
+def multi30k(data_dir: pathlib.Path) -> Experiment:
   print('multi30k: learns the tokenizer', flush=True)
   with tempfile.TemporaryDirectory() as folder:
     experiment = Experiment(config_of(MULTI30K, {'data.dir': str(data_dir)}), folder)
@@ -76,7 +92,9 @@ def multi30k(data_dir) -> Experiment:
   return experiment
 
 
-def texts(config, options, split: str, with_targets: bool) -> tuple[Table, int, str]:
+def texts(
+  config: ConfigDict, options: Options, split: str, with_targets: bool
+) -> tuple[Table, int, str]:
   """The table of a split ('train' or 'test'), the vocabulary, and what is in it."""
   if options.smoke:
     return random_table(config.data.max_length, 100, 100), 100, 'smoke'
@@ -89,7 +107,7 @@ def texts(config, options, split: str, with_targets: bool) -> tuple[Table, int, 
   return experiment.data.table(name, with_targets), experiment.data.tokenizer.vocab_size, 'multi30k'
 
 
-def load(table: Table, plan, number: int, batch_size: int) -> list[dict]:
+def load(table: Table, plan: list, number: int, batch_size: int) -> list[dict]:
   loader = Loader(None, table, ('text',), [], batch_size)
   return [loader(i, plan[i]) for i in range(number)]
 
@@ -98,7 +116,7 @@ def padding(table: Table, plan: TrainPlan) -> dict:
   """The share of an epoch's places that hold no token, in percent, of targets and of sources."""
   places = sum(plan[i].length * plan[i].size for i in range(plan.steps_per_epoch))
 
-  def share(rows):
+  def share(rows: Any):
     return 100 * (1 - sum(map(len, rows)) / places)
 
   return {'target': share(table.targets), 'source': share(table.texts)}
@@ -107,7 +125,7 @@ def padding(table: Table, plan: TrainPlan) -> dict:
 # Benchmarks
 
 
-def train(options) -> list[dict]:
+def train(options: Options) -> list[dict]:
   import peer
   from peer_translation import Size, Translator, tensors
 
@@ -124,7 +142,8 @@ def train(options) -> list[dict]:
   batches = load(table, plan, 3 if options.smoke else 24, config.train.batch_size)
   shares = padding(table, plan)
   print(
-    f'padding in an epoch: {shares["target"]:.1f} % of the targets, {shares["source"]:.1f} % of the sources',
+    f'padding in an epoch: {shares["target"]:.1f} % of the targets, '
+    f'{shares["source"]:.1f} % of the sources',
     flush=True,
   )
 
@@ -152,7 +171,7 @@ def train(options) -> list[dict]:
   ]
 
 
-def beam(options) -> list[dict]:
+def beam(options: Options) -> list[dict]:
   import peer
   from peer_translation import CTranslate2, Size, convert, generator, marian
 
@@ -183,21 +202,21 @@ def beam(options) -> list[dict]:
     'mmlm': functools.partial(ours, batches),
     'transformers': functools.partial(generator(model, *search), batches),
   }
-  runs |= {layout: functools.partial(run, words) for layout, run in layouts.items()}
+  for layout, run in layouts.items():
+    runs[layout] = functools.partial(run, words)
 
-  found = {side: np.concatenate(run()) for side, run in runs.items()}
-
-  # The last token aside: there mmlm may end, its peers not.
-  def same(tokens):
-    return float((tokens == found['mmlm'])[:, :-1].all(1).mean())
-
-  equal = {side: same(tokens) for side, tokens in found.items() if side != 'mmlm'}
-  print(
-    'equal translations: '
-    + ', '.join(f'{side} {100 * share:.1f} %' for side, share in equal.items()),
-    flush=True,
-  )
-  sides = {side: (run, STEPS * len(table.ids)) for side, run in runs.items()}
+  tokens = {}
+  sides = {}
+  for side, run in runs.items():
+    tokens[side] = np.concatenate(run())
+    sides[side] = (run, STEPS * len(table.ids))
+  equal = {}
+  for side in list(tokens)[1:]:
+    # The last token aside: there mmlm may end, its peers not.
+    same = (tokens[side] == tokens['mmlm'])[:, :-1].all(1)
+    equal[side] = float(same.mean())
+  shares = ', '.join(f'{side} {100 * share:.1f} %' for side, share in equal.items())
+  print(f'equal translations: {shares}', flush=True)
   return [
     row(
       'beam',

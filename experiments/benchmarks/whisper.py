@@ -1,20 +1,27 @@
-"""Whisper by mmlm and by CTranslate2, faster-whisper and transformers: the same weights and recordings, in turns within one run.
+"""Compares Whisper by mmlm with CTranslate2, faster-whisper and transformers.
 
-  python experiments/benchmarks/whisper.py [--only equality,speed] [--recordings 60] [--models whisper-base,whisper-tiny.en] [--data_dir DIR]
+The same weights and recordings, in turns within one run.
 
-  equality  greedy transcripts, with times and without, against the package ctranslate2 on the same features: token for token
-  speed     seconds of sound a second, greedy with times, from samples to tokens, windows of 30 seconds: one at a time, and 8 together
+  python experiments/benchmarks/whisper.py [--only equality,speed] [--recordings 60] \
+      [--models whisper-base,whisper-tiny.en] [--data_dir DIR]
 
-DIR holds fsdd/recordings.zip (spoken digits) and mboshi_french/speech_dev.zip; where espeak-ng is installed it reads English sentences,
-and `speed` transcribes those, else digits one after another. Each peer runs in a process of its own (peer_whisper.py), on all cores, and
-is idle while another is measured. All compute in float32, from float16 weights, but for the int8 of faster-whisper. PEER_PYTHON names
-the interpreter of the peers where it is another one.
+  equality  greedy transcripts, with times and without, against the package ctranslate2 on the same
+            features: token for token
+  speed     seconds of sound a second, greedy with times, from samples to tokens, windows of 30
+            seconds: one at a time, and 8 together
+
+DIR holds fsdd/recordings.zip (spoken digits) and mboshi_french/speech_dev.zip; where espeak-ng is
+installed it reads English sentences, and `speed` transcribes those, else digits one after another.
+Each peer runs in a process of its own (peer_whisper.py), on all cores, and is idle while another is
+measured. All compute in float32, from float16 weights, but for the int8 of faster-whisper.
+PEER_PYTHON names the interpreter of the peers where it is another one.
 """
 
 import atexit
 import functools
 import io
 import json
+import operator
 import os
 import pathlib
 import shutil
@@ -22,10 +29,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 import soundfile
-from common import in_turns, main, row
+from common import Options, in_turns, main, row
 from safetensors.numpy import save_file
 
 from mmlm.data.transforms.audio import RATE, decode_audio
@@ -37,16 +45,26 @@ from mmlm.utils.run_dir import write_json
 
 SETS = {'digit': 'fsdd/recordings.zip', 'mboshi': 'mboshi_french/speech_dev.zip'}
 SENTENCES = (
-  'The committee met on Tuesday to discuss the annual budget. Several members were absent, but the chairman decided to go on.',
-  'Once upon a time there was a small village at the foot of a mountain. Every morning the baker opened his shop before sunrise.',
-  'Please turn left at the second traffic light, then drive straight ahead for about two miles until you see the old church.',
-  'Water boils at one hundred degrees at sea level. On a high mountain it boils sooner, and an egg takes longer to cook.',
-  'She had never seen so many books in one place. They stood on every shelf, lay on every chair, and filled the window sills.',
-  'The train to the north leaves at a quarter past nine from platform seven. Passengers should not leave their bags alone.',
-  'In nineteen sixty nine two men walked on the moon. They brought back more than twenty kilograms of stones and dust.',
-  'Our neighbour grows tomatoes, beans and three kinds of potatoes behind his house. In August he gives most of them away.',
-  'The doctor asked him to breathe in slowly, to hold his breath for a moment, and then to breathe out again through his mouth.',
-  'A language that nobody writes down can still be rich in stories. Its speakers learn them from their parents, and change them.',
+  'The committee met on Tuesday to discuss the annual budget. Several members were absent, but '
+  'the chairman decided to go on.',
+  'Once upon a time there was a small village at the foot of a mountain. Every morning the '
+  'baker opened his shop before sunrise.',
+  'Please turn left at the second traffic light, then drive straight ahead for about two miles '
+  'until you see the old church.',
+  'Water boils at one hundred degrees at sea level. On a high mountain it boils sooner, and an '
+  'egg takes longer to cook.',
+  'She had never seen so many books in one place. They stood on every shelf, lay on every '
+  'chair, and filled the window sills.',
+  'The train to the north leaves at a quarter past nine from platform seven. Passengers should '
+  'not leave their bags alone.',
+  'In nineteen sixty nine two men walked on the moon. They brought back more than twenty '
+  'kilograms of stones and dust.',
+  'Our neighbour grows tomatoes, beans and three kinds of potatoes behind his house. In August '
+  'he gives most of them away.',
+  'The doctor asked him to breathe in slowly, to hold his breath for a moment, and then to '
+  'breathe out again through his mouth.',
+  'A language that nobody writes down can still be rich in stories. Its speakers learn them '
+  'from their parents, and change them.',
 )
 BATCH = 8
 
@@ -91,7 +109,7 @@ def read_aloud(number: int) -> list[np.ndarray]:
   return found
 
 
-def recordings(options) -> dict[str, np.ndarray]:
+def recordings(options: Options) -> dict[str, np.ndarray]:
   """{name: samples}: half are digits, a quarter Mboshi, a quarter read sentences."""
   if options.smoke:
     number = 4
@@ -107,23 +125,19 @@ def recordings(options) -> dict[str, np.ndarray]:
   return result
 
 
-def long_windows(options) -> list[np.ndarray]:
+def long_windows(options: Options) -> list[np.ndarray]:
   """Windows of some 25 seconds: three sentences each, or digits with pauses."""
   number = 1 if options.smoke else BATCH
-  parts = read_aloud(3 * number)
-  if not parts:
-    parts = []
-    for i in range(number):
-      parts.append(
-        np.concatenate(
-          [
-            np.pad(digit, (0, 4800))
-            for digit in from_zip(options.data_dir / SETS['digit'], 30 * number)[i::number]
-          ]
-        )
-      )
-    return [part[: 30 * RATE] for part in parts]
-  return [np.concatenate(parts[3 * i : 3 * i + 3])[: 30 * RATE] for i in range(number)]
+  sentences = read_aloud(3 * number)
+  digits = []
+  if not sentences:
+    for digit in from_zip(options.data_dir / SETS['digit'], 30 * number):
+      digits.append(np.pad(digit, (0, 4800)))
+  windows = []
+  for i in range(number):
+    parts = sentences[3 * i : 3 * i + 3] or digits[i::number]
+    windows.append(np.concatenate(parts)[: 30 * RATE])
+  return windows
 
 
 # Sides
@@ -132,21 +146,20 @@ def long_windows(options) -> list[np.ndarray]:
 def write_folders(name: str, folder: pathlib.Path) -> dict[str, str]:
   """The weights of a package as CTranslate2's folder and as Hugging Face's."""
   files = find_whisper(name)
-  places = {kind: folder / kind for kind in ('ctranslate2', 'transformers')}
-  for place in places.values():
+  ctranslate2 = folder / 'ctranslate2'
+  transformers = folder / 'transformers'
+  for place in (ctranslate2, transformers):
     shutil.copytree(files.folder, place, ignore=shutil.ignore_patterns('model.bin*', '__pycache__'))
-  with open(places['ctranslate2'] / 'model.bin', 'wb') as whole:
+  with open(ctranslate2 / 'model.bin', 'wb') as whole:
     for part in files.weights:
       whole.write(part.read_bytes())
   sizes, state = read_state(files)
-  save_file(
-    {
-      f'model.{key}': np.ascontiguousarray(value.astype(np.float32)) for key, value in state.items()
-    },
-    places['transformers'] / 'model.safetensors',
-  )
-  write_json(places['transformers'] / 'config.json', hugging_face_config(sizes))
-  return {kind: str(place) for kind, place in places.items()}
+  arrays = {}
+  for key, value in state.items():
+    arrays[f'model.{key}'] = np.ascontiguousarray(value.astype(np.float32))
+  save_file(arrays, transformers / 'model.safetensors')
+  write_json(transformers / 'config.json', hugging_face_config(sizes))
+  return {'ctranslate2': str(ctranslate2), 'transformers': str(transformers)}
 
 
 def hugging_face_config(sizes: Sizes) -> dict:
@@ -219,18 +232,16 @@ def ours(
   """Samples of windows -> tokens, by the search that `mmlm transcribe` starts with."""
   found = []
   for i in range(0, len(windows), together):
-    encoded = model.encode([model.features(samples) for samples in windows[i : i + together]])
-    found += [
-      list(result.tokens)
-      for result in model.decode_at(encoded, [prompt] * len(encoded), together, 0.0)
-    ]
+    encoded = model.encode(list(map(model.features, windows[i : i + together])))
+    for result in model.decode_at(encoded, [prompt] * len(encoded), together, 0.0):
+      found.append(list(result.tokens))
   return found
 
 
 # Benchmarks
 
 
-def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
+def equality(options: Options, name: str, folder: pathlib.Path) -> list[dict]:
   sounds = recordings(options)
   rows = []
   places = write_folders(name, folder)
@@ -240,7 +251,7 @@ def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
     )
     prompt = model.prompt('en')
     path = str(folder / 'features.npz')
-    np.savez(path, *[model.features(samples) for samples in sounds.values()])
+    np.savez(path, *map(model.features, sounds.values()))
     peer = Peer('features', places['ctranslate2'], settings_of(model))
     theirs = peer(path, [prompt] * len(sounds))
     mine = [ours(model, [samples], prompt, 1)[0] for samples in sounds.values()]
@@ -249,7 +260,8 @@ def equality(options, name: str, folder: pathlib.Path) -> list[dict]:
     }
     what = 'with times' if times else 'without times'
     print(
-      f'equality  {name}, {what}: {len(sounds) - len(different)} of {len(sounds)} equal, {sum(map(len, mine))} tokens',
+      f'equality  {name}, {what}: {len(sounds) - len(different)} of {len(sounds)} equal, '
+      f'{sum(map(len, mine))} tokens',
       flush=True,
     )
     for key, both in different.items():
@@ -279,7 +291,7 @@ SIDES = {
 }
 
 
-def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
+def speed(options: Options, name: str, folder: pathlib.Path) -> list[dict]:
   windows = long_windows(options)
   places = write_folders(name, folder)
   model = Whisper(name, TranscriptionOptions(beam_size=1, language='en'))
@@ -291,40 +303,28 @@ def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
     'mmlm': functools.partial(ours, model, windows, prompt, 1),
     'mmlm, 8 together': functools.partial(ours, model, windows, prompt, BATCH),
   }
-  peers = {
-    side: Peer(kind, places[place], settings_of(model)) for side, (kind, place) in SIDES.items()
-  }
-  runs |= {
-    side: functools.partial(peer, path, [prompt] * len(windows)) for side, peer in peers.items()
-  }
-  tokens = {side: run() for side, run in runs.items()}
-  same = {
-    side: sum(
-      a == b
-      for a, b in zip(
-        tokens['mmlm'],
-        found,
-      )
-    )
-    for side, found in tokens.items()
-  }
+  versions = {}
+  for side, (kind, place) in SIDES.items():
+    peer = Peer(kind, places[place], settings_of(model))
+    versions |= peer.versions
+    runs[side] = functools.partial(peer, path, [prompt] * len(windows))
+  tokens = {}
+  same = {}
+  sides = {}
+  for side, run in runs.items():
+    tokens[side] = run()
+    same[side] = sum(map(operator.eq, tokens['mmlm'], tokens[side]))
+    sides[side] = (run, seconds)
   print(
     f'{len(windows)} windows, {seconds:.0f} s of sound; as mmlm writes them: {same}', flush=True
   )
-  for side, found in tokens.items():
-    for mine, theirs in [
-      pair
-      for pair in zip(
-        tokens['mmlm'],
-        found,
-      )
-      if pair[0] != pair[1]
-    ][:1]:
-      print(
-        f'  mmlm: {model.tokenizer.decode(mine, True)}\n  {side}: {model.tokenizer.decode(theirs, True)}',
-        flush=True,
-      )
-  rates = in_turns({side: (run, seconds) for side, run in runs.items()}, options.rounds)
+  for side, of_side in tokens.items():
+    for mine, theirs in zip(tokens['mmlm'], of_side):
+      if mine != theirs:
+        print(f'  mmlm: {model.tokenizer.decode(mine, True)}')
+        print(f'  {side}: {model.tokenizer.decode(theirs, True)}', flush=True)
+        break
+  rates = in_turns(sides, options.rounds)
   return [
     row(
       'speed',
@@ -334,15 +334,15 @@ def speed(options, name: str, folder: pathlib.Path) -> list[dict]:
       '5 on base; PyTorch; 1.5 times CTranslate2',
       windows=len(windows),
       equal=same,
-      peers={k: v for peer in peers.values() for k, v in peer.versions.items()},
+      peers=versions,
     )
   ]
 
 
-def for_models(benchmark):
+def for_models(benchmark: Callable[..., list[dict]]):
   """options -> rows of all models; each has a folder of its own."""
 
-  def run(options) -> list[dict]:
+  def run(options: Options) -> list[dict]:
     rows = []
     for name in ['whisper-tiny.en'] if options.smoke else options.models.split(','):
       with tempfile.TemporaryDirectory() as folder:
@@ -361,4 +361,6 @@ FLAGS = {
 }
 
 if __name__ == '__main__':
-  main(__doc__, {run.__name__: for_models(run) for run in (equality, speed)}, 'whisper.json', FLAGS)
+  main(
+    __doc__, {'equality': for_models(equality), 'speed': for_models(speed)}, 'whisper.json', FLAGS
+  )

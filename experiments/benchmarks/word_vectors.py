@@ -1,15 +1,21 @@
 """Word vectors by mmlm and by gensim: the same text and settings, in turns within one run.
 
-  python experiments/benchmarks/word_vectors.py --text FILE [--only speed,quality,alone] [--seeds 3] [--epochs 5] [--sets DIR]
+  python experiments/benchmarks/word_vectors.py --text FILE \
+      [--only speed,quality,alone] [--seeds 3] [--epochs 5] [--sets DIR]
 
-  speed    words of the text a second, of one epoch: skip-gram, CBOW, fastText (a vocabulary that is counted, programs that are compiled)
-  quality  similarity sets and analogies after --epochs, mean and spread of --seeds seeds, and the seconds of training; GloVe of ours beside
-  alone    words of the text a second without gensim, for a machine that has none (not run unless asked for)
+  speed    words of the text a second, of one epoch: skip-gram, CBOW, fastText (a vocabulary that is
+           counted, programs that are compiled)
+  quality  similarity sets and analogies after --epochs, mean and spread of --seeds seeds, and the
+           seconds of training; GloVe of ours beside
+  alone    words of the text a second without gensim, for a machine that has none (not run unless
+           asked for)
 
-FILE is a text with a sentence a line (.txt or .txt.xz), lower-cased for both sides; DIR holds similarity sets and analogies, by default
-$MMLM_DATA/text/wordsim. 100 values a word, window 5, 5 negatives, subsampling 0.001, words with 5 or more places, gensim with a worker a
-core and buckets of 200,000 pieces. gensim runs in a process of its own (peer_word_vectors.py), idle while the other side is measured.
-PEER_PYTHON names its interpreter where it is another one. There is no wheel of GloVe's reference to compare with.
+FILE is a text with a sentence a line (.txt or .txt.xz), lower-cased for both sides; DIR holds
+similarity sets and analogies, by default $MMLM_DATA/text/wordsim. 100 values a word, window 5, 5
+negatives, subsampling 0.001, words with 5 or more places, gensim with a worker a core and buckets
+of 200,000 pieces. gensim runs in a process of its own (peer_word_vectors.py), idle while the other
+side is measured. PEER_PYTHON names its interpreter where it is another one. There is no wheel of
+GloVe's reference to compare with.
 """
 
 import atexit
@@ -23,7 +29,7 @@ import time
 
 import jax
 import numpy as np
-from common import config_of, in_turns, main, row, summary, with_folder
+from common import Options, config_of, in_turns, main, row, summary, with_folder
 
 from mmlm.data.sources.plain_text import PlainTexts
 from mmlm.evaluation.significance import mean_and_spread
@@ -112,21 +118,27 @@ def settings_of(kind: str, epochs: int, width: int = 100) -> dict:
   return found | ({'model.head.buckets': '200000'} if kind == 'fasttext' else {})
 
 
-def lowered(options, folder: pathlib.Path) -> tuple[str, int]:
+def lowered(options: Options, folder: pathlib.Path) -> tuple[str, int]:
   """The text as both sides read it, in lower case, and its words."""
   if not options.text:
     raise SystemExit('--text FILE: give the text to learn from')
-  texts = [text for example in PlainTexts(options.text, {}) for text in example['targets']]
-  lines = [' '.join(line.lower().split()) for text in texts for line in text.split('\n')]
-  lines = [line for line in lines if line][: 2000 if options.smoke else None]
-  (folder / 'text.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  return str(folder / 'text.txt'), sum(line.count(' ') + 1 for line in lines)
+  lines = []
+  for example in PlainTexts(options.text, {}):
+    for line in '\n'.join(example['targets']).split('\n'):
+      words = line.lower().split()
+      if words:
+        lines.append(words)
+  if options.smoke:
+    lines = lines[:2000]
+  path = folder / 'text.txt'
+  path.write_text('\n'.join(map(' '.join, lines)) + '\n', encoding='utf-8')
+  return str(path), sum(map(len, lines))
 
 
 # Benchmarks
 
 
-def speed(options, folder: pathlib.Path) -> list[dict]:
+def speed(options: Options, folder: pathlib.Path) -> list[dict]:
   (text, words), rows = lowered(options, folder), []
   for kind, spec in KINDS.items():
     ours = Ours(spec, settings_of(kind, 1), text, folder / kind)
@@ -147,7 +159,7 @@ def speed(options, folder: pathlib.Path) -> list[dict]:
   return rows
 
 
-def alone(options, folder: pathlib.Path) -> list[dict]:
+def alone(options: Options, folder: pathlib.Path) -> list[dict]:
   (text, words), rows = lowered(options, folder), []
   for kind, spec in KINDS.items():
     rates = timed_in_turns(
@@ -158,17 +170,23 @@ def alone(options, folder: pathlib.Path) -> list[dict]:
 
 
 def timed_in_turns(sides: dict, amount: int, rounds: int) -> dict:
-  """As `in_turns`, for sides that tell the seconds themselves: gensim counts its vocabulary before."""
-  found = {name: [] for name in sides}
+  """Measures as `in_turns`, for sides that return the seconds themselves.
 
-  def run(name):
-    found[name].append(amount / sides[name]())
+  gensim counts its vocabulary before.
+  """
+  rates: dict[str, list[float]] = {}
 
-  in_turns({name: (functools.partial(run, name), amount) for name in sides}, rounds)
-  return {name: rates[1:] for name, rates in found.items()}  # the first call compiles
+  def run(name: str):
+    rates.setdefault(name, []).append(amount / sides[name]())
+
+  timed = {}
+  for name in sides:
+    timed[name] = (functools.partial(run, name), amount)
+  in_turns(timed, rounds)
+  return {name: values[1:] for name, values in rates.items()}  # the first call compiles
 
 
-def quality(options, folder: pathlib.Path) -> list[dict]:
+def quality(options: Options, folder: pathlib.Path) -> list[dict]:
   (text, _), rows = lowered(options, folder), []
   for kind, spec in [*KINDS.items(), ('glove', 'configs/word_vectors/glove.py:')]:
     peer = Peer(kind, text) if kind in KINDS else None
@@ -181,7 +199,7 @@ def quality(options, folder: pathlib.Path) -> list[dict]:
         settings = {}
       ours = Ours(spec, settings, text, folder / f'{kind}{seed}', seed)
       seconds['mmlm'].append(ours())
-      scores['mmlm'].append(values_of(ours.trained_vectors(), options))
+      scores['mmlm'].append(values_of(ours.vectors(), options))
       if peer:
         output = str(folder / f'{kind}{seed}.bin')
         seconds['gensim'].append(peer(seed, options.epochs, output))
@@ -190,21 +208,22 @@ def quality(options, folder: pathlib.Path) -> list[dict]:
   return rows
 
 
-def values_of(vectors: Vectors, options) -> dict:
+def values_of(vectors: Vectors, options: Options) -> dict:
   found = score_vectors(vectors, options.sets, samples=2)
   return {name: found[name]['value'] for name in SETS if name in found}
 
 
 def compared(kind: str, name: str, scores: dict, seconds: dict) -> dict:
   sides = {}
-  for side, some in scores.items():
-    if some:
-      sides[side] = mean_and_spread([score[name] for score in some])
-  text = '   '.join(
-    f'{side} {s["mean"]:.4f}' + (f' ± {s["sd"]:.4f}' if s['n'] > 1 else '')
-    for side, s in sides.items()
-  )
-  print(f'quality   {kind:<10} {name:<16} {text}', flush=True)
+  text = f'quality   {kind:<10} {name:<16}'
+  for side, of_seeds in scores.items():
+    if of_seeds:
+      spread = sides[side] = mean_and_spread([score[name] for score in of_seeds])
+      text += f' {side} {spread["mean"]:.4f}'
+      if spread['n'] > 1:
+        text += f' ± {spread["sd"]:.4f}'
+      text += '  '
+  print(text, flush=True)
   return {
     'benchmark': 'quality',
     'size': f'{kind}, {name}',
@@ -221,9 +240,14 @@ FLAGS = {
 }
 
 if __name__ == '__main__':
+  benchmarks = {
+    'speed': with_folder(speed),
+    'quality': with_folder(quality),
+    'alone': with_folder(alone),
+  }
   main(
     __doc__,
-    {run.__name__: with_folder(run) for run in (speed, quality, alone)},
+    benchmarks,
     'word_vectors.json',
     FLAGS,
     ('speed', 'quality'),
