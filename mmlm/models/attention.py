@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.embeddings import rotate
 from mmlm.models.layers import Dropout
@@ -22,7 +23,7 @@ MASKED = -1e30  # logit of a masked key
 CUDNN_HEAD_DIMS = (32, 64, 96, 128)
 AMPERE = 8  # CUDA's compute capability
 
-DropWeights = Callable[[jax.Array], jax.Array]
+DropWeights = Callable[[Array], Array]
 
 
 class DecodeStep(NamedTuple):
@@ -32,10 +33,10 @@ class DecodeStep(NamedTuple):
   attends to at each position. When beams are reordered these numbers change; the cache never does.
   """
 
-  index: jax.Array
-  writers: jax.Array
+  index: Array
+  writers: Array
 
-  def mask(self) -> jax.Array:
+  def mask(self) -> Array:
     """Returns the positions of a cache that each beam may attend to, [B, K, L K]."""
     batch_size, beams, length = self.writers.shape
     past = (jnp.arange(length) <= self.index)[:, None]
@@ -55,13 +56,13 @@ class Prompt(NamedTuple):
 
 
 def dot_product_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  mask: jax.Array | None = None,
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array | None = None,
   causal: bool = False,
   drop: DropWeights | None = None,
-) -> jax.Array:
+) -> Array:
   """Returns the attention [B, T, H, E] of each query.
 
   On a GPU half precision goes through cuDNN's fused kernel where its shape allows it, the rest
@@ -89,8 +90,8 @@ def dot_product_attention(
 
 
 def _library_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal: bool
-) -> jax.Array:
+  query: Array, key: Array, value: Array, mask: Array | None, causal: bool
+) -> Array:
   """Computes attention by cuDNN's kernel or by `jax.nn`."""
   fused = _fused(query, key)
   if mask is not None:
@@ -111,7 +112,7 @@ def _library_attention(
   )
 
 
-def _fused(query: jax.Array, key: jax.Array) -> bool:
+def _fused(query: Array, key: Array) -> bool:
   """Whether cuDNN's kernel and its gradient support these shapes on this GPU.
 
   They need half precision, Ampere or later, and even lengths.
@@ -127,7 +128,7 @@ def _fused(query: jax.Array, key: jax.Array) -> bool:
   return bool(cuda) and int(cuda[1]) >= AMPERE
 
 
-def attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attention_weights(query: Array, key: Array, mask: Array | None = None) -> Array:
   """Returns the weight of each key for each query, [B, H, T, S]; they sum to 1 over S.
 
   Args:
@@ -147,12 +148,12 @@ def attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array | None =
 
 
 def _batched_products(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  mask: jax.Array | None,
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array | None,
   drop: DropWeights | None = None,
-) -> jax.Array:
+) -> Array:
   batch_size, queries, num_heads, head_dim = query.shape
   groups, keys = value.shape[1:3]
   weights = attention_weights(query, key, mask).astype(value.dtype)
@@ -163,19 +164,17 @@ def _batched_products(
   return attended.reshape(batch_size, num_heads, queries, head_dim).swapaxes(1, 2)
 
 
-def _head_by_head(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
-) -> jax.Array:
+def _head_by_head(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
   """Computes long sequences one head at a time, whose logits stay in the processor's cache."""
   batch_size, queries, num_heads, head_dim = query.shape
 
-  def by_head(x: jax.Array) -> jax.Array:
+  def by_head(x: Array) -> Array:
     repeated = jnp.repeat(x, num_heads // x.shape[1], 1)
     return repeated.reshape(batch_size * num_heads, *x.shape[2:])
 
   scaled = (query * head_dim**-0.5).swapaxes(1, 2)  # [B, H, T, E]
 
-  def attend(head: tuple) -> jax.Array:
+  def attend(head: tuple) -> Array:
     number, query, key, value = head
     logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)  # [T, S]
     if mask is not None:
@@ -194,7 +193,9 @@ def _head_by_head(
 
 
 class MultiHeadAttention(nn.Module):
-  """Self-attention, or attention to a memory. `kv_heads` < `heads` groups them (Ainslie et al. 2023).
+  """Self-attention, or attention to a memory.
+
+  `kv_heads` below `heads` groups them (Ainslie et al. 2023).
 
   With a `DecodeStep` the query is one token of each beam, with a `Prompt` the first tokens of each
   example. The keys [B, G, E, L K] and values [B, G, L K, E] of the past are in the collection
@@ -214,13 +215,13 @@ class MultiHeadAttention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
-    memory: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    x: Array,
+    memory: Array | None = None,
+    mask: Array | None = None,
     causal: bool = False,
     step: DecodeStep | Prompt | None = None,
     train: bool = False,
-  ) -> jax.Array:
+  ) -> Array:
     query = self._projection(self.heads, x, 'query')(x)  # [B, T, H, E]
     kv_heads = self.kv_heads or self.heads
     key_projection = self._projection(kv_heads, x, 'key')
@@ -233,7 +234,7 @@ class MultiHeadAttention(nn.Module):
         causal = False
     else:
 
-      def project() -> tuple[jax.Array, jax.Array]:
+      def project() -> tuple[Array, Array]:
         key = key_projection(memory).transpose(0, 2, 3, 1)
         return key, value_projection(memory).swapaxes(1, 2)
 
@@ -251,20 +252,20 @@ class MultiHeadAttention(nn.Module):
     output = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out')
     return output(attended.reshape(query.shape))
 
-  def _projection(self, heads: int, x: jax.Array, name: str) -> nn.DenseGeneral:
+  def _projection(self, heads: int, x: Array, name: str) -> nn.DenseGeneral:
     """Builds a layer [B, S, D] -> [B, S, heads, E]."""
     head_dim = x.shape[-1] // self.heads
     return nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)
 
   def _dropout(self) -> DropWeights:
-    def drop(weights: jax.Array) -> jax.Array:
+    def drop(weights: Array) -> Array:
       return Dropout(self.dropout)(weights, train=True)
 
     return drop
 
   def _self_attended(
-    self, query: jax.Array, key: jax.Array, value: jax.Array, step: DecodeStep | Prompt | None
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    self, query: Array, key: Array, value: Array, step: DecodeStep | Prompt | None
+  ) -> tuple[Array, Array, Array]:
     """Rotates queries and keys, and reads and writes the cache.
 
     Returns the query, and the key and value as `dot_product_attention` takes them.
@@ -289,11 +290,11 @@ class MultiHeadAttention(nn.Module):
       self._begin_cache('value', value, -2, step)
     return query, key, value
 
-  def _append(self, name: str, new: jax.Array, axis: int, step: DecodeStep) -> jax.Array:
+  def _append(self, name: str, new: Array, axis: int, step: DecodeStep) -> Array:
     """Writes the K beams of this step on `axis` of a cache; returns all of its L K positions."""
     length = step.writers.shape[-1]
 
-    def init() -> jax.Array:
+    def init() -> Array:
       return jnp.repeat(jnp.zeros_like(new), length, axis)
 
     past = self.variable('cache', f'past_{name}', init)
@@ -301,7 +302,7 @@ class MultiHeadAttention(nn.Module):
     past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, start, axis)
     return past.value
 
-  def _begin_cache(self, name: str, new: jax.Array, axis: int, step: Prompt) -> None:
+  def _begin_cache(self, name: str, new: Array, axis: int, step: Prompt) -> None:
     """Creates a cache that holds a prompt, of the first beam of each example, on `axis`."""
     one = jax.lax.slice_in_dim(new, 0, 1, axis=axis)
     empty = jnp.repeat(jnp.zeros_like(one), step.length * step.beams, axis)

@@ -1,4 +1,4 @@
-"""The embedding layer: tokens (tied or not), positions (learned, sinusoidal, rotary), picture patches.
+"""Embeddings: tokens (tied or not), positions (learned, sinusoidal, rotary), picture patches.
 
 Axes: B batch, T time, S sequence, D width, H heads, E width of a head, V vocabulary.
 """
@@ -6,9 +6,9 @@ Axes: B batch, T time, S sequence, D width, H heads, E width of a head, V vocabu
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mmlm.utils.errors import UserError
 
@@ -22,7 +22,7 @@ def sinusoidal_table(length: int, dim: int) -> np.ndarray:
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
+def rotate(x: Array, positions: Array) -> Array:
   """Applies rotary embeddings (Su et al. 2021, eq. 34) to queries or keys.
 
   Args:
@@ -39,13 +39,16 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 class Positions(nn.Module):
-  """Adds positions to x [B, T, D]; for 'rotary', which acts inside attention, and 'none' nothing."""
+  """Adds positions to x [B, T, D].
+
+  'rotary', which acts inside attention, and 'none' add nothing.
+  """
 
   kind: str
   max_length: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, start: int | jax.Array = 0) -> jax.Array:
+  def __call__(self, x: Array, start: int | Array = 0) -> Array:
     if self.kind not in POSITIONS:
       raise UserError(f'positions={self.kind!r}: choose one of {POSITIONS}.')
     if self.kind in ('rotary', 'none'):
@@ -79,20 +82,20 @@ class TokenEmbedding(nn.Module):
     if self.biased:
       self.bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
 
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Array) -> Array:
     embedded = jnp.take(self.table, tokens, axis=0).astype(self.dtype)
     if self.scaled:
       return embedded * self.dim**0.5
     return embedded
 
-  def logits(self, x: jax.Array) -> jax.Array:
+  def logits(self, x: Array) -> Array:
     """Returns logits [..., V] for hidden states [..., D]."""
     logits = x @ self.table.T.astype(x.dtype)
     if self.biased:
       return logits + self.bias.astype(x.dtype)
     return logits
 
-  def layer(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def layer(self, x: Array) -> tuple[Array, Array]:
     """Returns hidden states [..., D] and the layer [V, D] whose product is the logits.
 
     A bias is one more column of both.
@@ -112,7 +115,7 @@ class PatchEmbedding(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: Array) -> Array:
     p = self.patch
     batch_size, height, width, channels = images.shape
     rows = height // p
@@ -134,7 +137,7 @@ class WordVectors(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Array) -> Array:
     x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='vectors')(tokens)
     if self.width == self.dim:
       return x

@@ -6,16 +6,16 @@ Axes: B examples, K beams an example, R = B K, L positions of the cache.
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.sequence import Sequence
 
-StepFunction = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
+StepFunction = Callable[[Array, dict], tuple[Array, dict]]
 
 
-def beam_numbers(examples: int, beams: int) -> jax.Array:
+def beam_numbers(examples: int, beams: int) -> Array:
   """Returns the number of each beam among those of its example, [R]."""
   return jnp.arange(examples * beams, dtype=jnp.int32) % beams
 
@@ -48,7 +48,7 @@ def cached_step(
   """
   numbers = beam_numbers(examples, beams)
 
-  def step(tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+  def step(tokens: Array, cache: dict) -> tuple[Array, dict]:
     writers = cache['writers'].at[:, cache['index']].set(numbers)
     position = decode_step(cache | {'writers': writers}, examples)
     logits, updated = model.apply(

@@ -1,4 +1,4 @@
-"""Dropout that is cheap on every backend, normalization of features, and the table of activations."""
+"""Dropout that is cheap on every backend, normalization of features, and activations by name."""
 
 import functools
 import math
@@ -6,6 +6,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.utils.traced import is_off, is_traced
 
@@ -25,7 +26,7 @@ class Dropout(nn.Module):
   shared: tuple = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     if is_traced(self.rate):
       threshold = jnp.round(self.rate * 256)
     else:
@@ -39,7 +40,7 @@ class Dropout(nn.Module):
       scale = scale.astype(x.dtype)
     return jnp.where(random_bytes >= threshold, x * scale, 0).astype(x.dtype)
 
-  def _random_bytes(self, shape: tuple[int, ...]) -> jax.Array:
+  def _random_bytes(self, shape: tuple[int, ...]) -> Array:
     shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(shape))
     size = math.prod(shape)
     count = -(-size // WORD_BYTES)
@@ -56,7 +57,7 @@ class Normalization(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     mean = self.param('mean', nn.initializers.zeros, x.shape[-1:])
     deviation = self.param('deviation', nn.initializers.ones, x.shape[-1:])
     centred = x - jax.lax.stop_gradient(mean)

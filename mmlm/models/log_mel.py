@@ -5,18 +5,16 @@ The values are those of data/transforms/audio.py, for a batch on a device.
 Axes: B batch, N samples at 16 kHz, P padded samples, S frames of 10 ms, M mel bands.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 WINDOW = 400
 HOP = 160
 DYNAMIC_RANGE = 8  # in powers of 10
 
 
-def log_mel(
-  samples: jax.Array, lengths: jax.Array, filters: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def log_mel(samples: Array, lengths: Array, filters: Array) -> tuple[Array, Array]:
   """Returns the log-mel frames of padded recordings (Radford et al. 2022, 2.2), and their mask.
 
   Padding changes nothing.
@@ -43,7 +41,7 @@ def log_mel(
   return jnp.where(mask[..., None], frames, 0), mask
 
 
-def _padded(samples: jax.Array, lengths: jax.Array, size: int) -> jax.Array:
+def _padded(samples: Array, lengths: Array, size: int) -> Array:
   """Returns [B, P], mirrored at both ends of each recording.
 
   A recording shorter than half a window has too little to mirror: it is padded with silence.

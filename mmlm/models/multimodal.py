@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 from ml_collections import ConfigDict
 
 from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
@@ -24,7 +25,7 @@ from mmlm.models.sequence import Sequence
 from mmlm.utils.traced import is_off
 
 # What the output layer reads [B, T, D], and that layer [V, D]: their product is the logits.
-OutputLayer = tuple[jax.Array, jax.Array]
+OutputLayer = tuple[Array, Array]
 
 
 class MultimodalModel(nn.Module):
@@ -68,7 +69,7 @@ class MultimodalModel(nn.Module):
     return result
 
   def _fuse_by_part(
-    self, sequences: dict[str, Sequence], parts_mask: jax.Array, train: bool
+    self, sequences: dict[str, Sequence], parts_mask: Array, train: bool
   ) -> Sequence:
     """Fuses the parts of each example one by one, then encodes them together.
 
@@ -80,7 +81,7 @@ class MultimodalModel(nn.Module):
       [B, T, D].
     """
 
-    def fold(x: jax.Array) -> jax.Array:
+    def fold(x: Array) -> Array:
       return x.reshape(-1, 1, *x.shape[2:])
 
     folded = {name: Sequence(*map(fold, sequence)) for name, sequence in sequences.items()}
@@ -90,11 +91,11 @@ class MultimodalModel(nn.Module):
     mean = total / jnp.maximum(mask.sum(1), 1)
     return self.context(mean.reshape(*parts_mask.shape, -1), parts_mask, train)
 
-  def __call__(self, batch: dict, inputs: jax.Array | None, train: bool = False) -> Any:
+  def __call__(self, batch: dict, inputs: Array | None, train: bool = False) -> Any:
     """Returns the outputs of the head, e.g. logits [B, T, V] for decoder inputs [B, T]."""
     return self.head(inputs, self.encode(batch, train), train)
 
-  def hidden(self, batch: dict, inputs: jax.Array, train: bool = False) -> OutputLayer:
+  def hidden(self, batch: dict, inputs: Array, train: bool = False) -> OutputLayer:
     """Returns hidden states and the output layer, for decoder inputs [B, T].
 
     A batch of packed documents has the 'segments' and 'positions' [B, T] of its tokens.
@@ -104,8 +105,8 @@ class MultimodalModel(nn.Module):
     return self.head.output.layer(self.head.hidden(inputs, memory, train, **packing))
 
   def branches(
-    self, batch: dict, inputs: jax.Array, train: bool = False
-  ) -> tuple[OutputLayer | None, jax.Array, jax.Array]:
+    self, batch: dict, inputs: Array, train: bool = False
+  ) -> tuple[OutputLayer | None, Array, Array]:
     """Returns the result of `hidden` (None without a decoder), and of the CTC branch the logits
     [B, S, V] and their mask [B, S].
     """
@@ -115,11 +116,11 @@ class MultimodalModel(nn.Module):
       output = self.head.output.layer(self.head.hidden(inputs, memory, train))
     return output, self.head.ctc_logits(memory, train), memory.mask
 
-  def ctc_logits(self, memory: Sequence) -> jax.Array:
+  def ctc_logits(self, memory: Sequence) -> Array:
     """Returns the logits [B, S, V] of the CTC branch."""
     return self.head.ctc_logits(memory)
 
-  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
     """Returns logits [R, V] for the tokens [R] of one decoding step."""
     return self.head.step(tokens, memory, step)
 

@@ -6,8 +6,8 @@ Axes: B batch, S sequence, D width.
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.layers import Dropout
 from mmlm.models.sequence import Sequence
@@ -31,7 +31,7 @@ class BidirectionalRnn(nn.Module):
   dropout: float = 0.0
   dtype: str = 'float32'
 
-  def run(self, x: jax.Array, mask: jax.Array, train: bool) -> Sequence:
+  def run(self, x: Array, mask: Array, train: bool) -> Sequence:
     """Returns hidden states [B, S, D] for inputs [B, S, .] with their mask, padding at the end."""
     # Up to the last position present: what is missing before it is part of the sequence.
     ends = jnp.arange(1, mask.shape[1] + 1)

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
+from jax import Array
 
 
 class Sequence(NamedTuple):
   """Vectors at the positions of a sequence; `mask` is True where there is one."""
 
-  values: jax.Array  # [B, S, D]
-  mask: jax.Array  # [B, S]
+  values: Array  # [B, S, D]
+  mask: Array  # [B, S]

@@ -1,4 +1,4 @@
-"""Transformer blocks, pre- or post-norm, and stacks of them (Vaswani et al. 2017; Xiong et al. 2020).
+"""Transformer blocks (Vaswani et al. 2017), pre- or post-norm (Xiong et al. 2020), and stacks.
 
 Axes: B batch, T time, S memory, D width.
 """
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
+from jax import Array
 
 from mmlm.models.attention import DecodeStep, MultiHeadAttention, Prompt
 from mmlm.models.layers import ACTIVATIONS, Dropout
 from mmlm.parallel import shard_activations
 from mmlm.utils.options import FRACTION, option
 
-Layer = Callable[[jax.Array], jax.Array]
+Layer = Callable[[Array], Array]
 
 
 class FeedForward(nn.Module):
@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     activation = ACTIVATIONS[self.activation]
     hidden = activation(nn.Dense(self.width, dtype=self.dtype, name='up')(x))
     if self.gated:
@@ -63,22 +63,22 @@ class TransformerBlock(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
-    mask: jax.Array | None = None,
-    memory: jax.Array | None = None,
-    memory_mask: jax.Array | None = None,
+    x: Array,
+    mask: Array | None = None,
+    memory: Array | None = None,
+    memory_mask: Array | None = None,
     step: DecodeStep | Prompt | None = None,
     train: bool = False,
-  ) -> jax.Array:
-    def self_attention(y: jax.Array) -> jax.Array:
+  ) -> Array:
+    def self_attention(y: Array) -> Array:
       attention = self._attention('self_attention', self.rotary)
       return attention(y, mask=mask, causal=self.causal, step=step, train=train)
 
-    def cross_attention(y: jax.Array) -> jax.Array:
+    def cross_attention(y: Array) -> Array:
       attention = self._attention('cross_attention', rotary=False)
       return attention(y, memory=memory, mask=memory_mask, step=step, train=train)
 
-    def feed_forward(y: jax.Array) -> jax.Array:
+    def feed_forward(y: Array) -> Array:
       width = self.ffn_dim or 4 * x.shape[-1]
       dropout = self.dropout if self.hidden_dropout else 0.0
       layer = FeedForward(width, self.activation, self.gated, dropout, self.dtype, name='ffn')
@@ -94,7 +94,7 @@ class TransformerBlock(nn.Module):
       self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name
     )
 
-  def _residual(self, x: jax.Array, layer: Layer, norm_name: str, train: bool) -> jax.Array:
+  def _residual(self, x: Array, layer: Layer, norm_name: str, train: bool) -> Array:
     norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=norm_name)
     dropout = Dropout(self.dropout)
     if self.pre_norm:
@@ -120,13 +120,13 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
-    mask: jax.Array | None = None,
-    memory: jax.Array | None = None,
-    memory_mask: jax.Array | None = None,
+    x: Array,
+    mask: Array | None = None,
+    memory: Array | None = None,
+    memory_mask: Array | None = None,
     step: DecodeStep | Prompt | None = None,
     train: bool = False,
-  ) -> jax.Array:
+  ) -> Array:
     block_class = TransformerBlock
     if self.remat and step is None:
       block_class = nn.remat(TransformerBlock, static_argnums=(6,))
@@ -142,8 +142,8 @@ class Transformer(nn.Module):
       x = nn.LayerNorm(epsilon, dtype=dtype, name='norm')(x)
     return x
 
-  def _scanned(self, block_class: type[TransformerBlock], x: jax.Array, inputs: tuple) -> jax.Array:
-    def apply(block: TransformerBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+  def _scanned(self, block_class: type[TransformerBlock], x: Array, inputs: tuple) -> Array:
+    def apply(block: TransformerBlock, x: Array, _: None) -> tuple[Array, None]:
       return block(x, *inputs), None
 
     scan = nn.scan(

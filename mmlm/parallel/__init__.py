@@ -1,4 +1,4 @@
-"""One device by jit, all devices by pmap, or a mesh of them: the same functions, the same numbers."""
+"""One device by jit, all by pmap, or a mesh of them: the same functions, the same numbers."""
 
 from mmlm.parallel.axes import (
   all_sum,

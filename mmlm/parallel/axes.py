@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,7 +57,7 @@ def all_sum(tree: Any) -> Any:
   return tree
 
 
-def device_key(rng: jax.Array) -> jax.Array:
+def device_key(rng: Array) -> Array:
   """Returns a random key of this device; on a mesh, which draws for the whole batch, `rng`."""
   if _under_pmap():
     return jax.random.fold_in(rng, jax.lax.axis_index(DEVICES))
@@ -84,7 +85,7 @@ def shard_gradients(gradients: Any) -> Any:
   return jax.lax.with_sharding_constraint(gradients, spread.params)
 
 
-def shard_activations(x: jax.Array) -> jax.Array:
+def shard_activations(x: Array) -> Array:
   """Keeps activations [B, T, D] on the devices of their examples, whole or divided in T.
 
   Without it XLA may choose to move activations where moving weights is cheaper. Divided in time,

@@ -131,7 +131,7 @@ def _spec(mesh: jax.sharding.Mesh, name: str, shape: tuple[int, ...], rule: _Axe
   if len(axes) > len(shape):
     if rule.by_user:
       raise UserError(f'parallel.rules: {axes} for {name}, which has the dimensions {shape}.')
-    # The key of a recurrent decoder has no heads: divided, each step of its loop would communicate.
+    # The key of a recurrent decoder has no heads: divided, each step would communicate.
     axes = ()
   spec = [''] * (len(shape) - len(axes)) + list(axes)
   for i, (axis, size) in enumerate(zip(spec, shape)):

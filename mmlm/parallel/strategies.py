@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -364,9 +365,9 @@ def _axis_size(text: str, part: str) -> tuple[str, int]:
   return axis, int(size)
 
 
-def put(x: Any, sharding: NamedSharding) -> jax.Array:
+def put(x: Any, sharding: NamedSharding) -> Array:
   """Places an array of the host or of devices; every process passes the same values."""
-  is_distributed = isinstance(x, jax.Array) and not x.is_fully_addressable
+  is_distributed = isinstance(x, Array) and not x.is_fully_addressable
   if sharding.is_fully_addressable or is_distributed:
     return jax.device_put(x, sharding)
   host = np.asarray(x)
@@ -378,7 +379,7 @@ def put_examples(batch: dict, sharding: NamedSharding, parts: int) -> dict:
   if sharding.is_fully_addressable:
     return jax.device_put(batch, sharding)
 
-  def whole(x: np.ndarray) -> jax.Array:
+  def whole(x: np.ndarray) -> Array:
     shape = (len(x) * parts, *x.shape[1:])
     return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
 
@@ -387,7 +388,7 @@ def put_examples(batch: dict, sharding: NamedSharding, parts: int) -> dict:
 
 def _on_host(x: Any) -> np.ndarray:
   """Copies an array of this process, or one that every process has whole."""
-  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+  if isinstance(x, Array) and not x.is_fully_addressable:
     return np.asarray(x.addressable_data(0))
   return np.asarray(x)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax import Array
 from orbax.checkpoint import checkpoint_managers
 
 from mmlm.training.checksums import SummedPath, damage
@@ -205,7 +206,7 @@ class Checkpoints:
           '--config.evaluate.checkpoint=STEP.'
         ) from None
 
-    def mean(*leaves: jax.Array) -> Any:
+    def mean(*leaves: Array) -> Any:
       return sum(leaf / len(trees) for leaf in leaves)
 
     return jax.tree.map(mean, *trees), step

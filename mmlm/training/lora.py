@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
 
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import by_rules, flat
@@ -25,7 +26,7 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
   return min(splits, key=sum)
 
 
-def add_lora(params: dict, rules: tuple, key: jax.Array) -> dict:
+def add_lora(params: dict, rules: tuple, key: Array) -> dict:
   """Adds factors for the parameters whose rule gives a rank above 0; their product is 0 at first.
 
   Args:
@@ -49,7 +50,7 @@ def add_lora(params: dict, rules: tuple, key: jax.Array) -> dict:
   return params | {BRANCH: unflatten_dict(factors, sep='/')}
 
 
-def _check(name: str, leaf: jax.Array, rank: int) -> None:
+def _check(name: str, leaf: Array, rank: int) -> None:
   if not isinstance(rank, int) or rank < 0:
     raise UserError(
       f'optimizer.lora_rules: rank {rank!r} for {name}: expected a whole number, 0 for none.'

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from mmlm.parallel import batch_shards
 from mmlm.utils.traced import is_off, is_traced
@@ -18,12 +19,10 @@ from mmlm.utils.traced import is_off, is_traced
 LOGITS = {'cpu': 5 << 19}
 _LOGITS_ELSEWHERE = 1 << 26
 
-Smoothing = float | jax.Array
+Smoothing = float | Array
 
 
-def token_losses(
-  x: jax.Array, table: jax.Array, targets: jax.Array, label_smoothing: Smoothing = 0.0
-) -> jax.Array:
+def token_losses(x: Array, table: Array, targets: Array, label_smoothing: Smoothing = 0.0) -> Array:
   """Returns the cross-entropy in nats of each target, [N] float32.
 
   The logits are x table^T. With smoothing e the target distribution is (1 - e) on the target plus
@@ -41,12 +40,12 @@ def token_losses(
 
 
 def summed_loss(
-  x: jax.Array,
-  table: jax.Array,
-  targets: jax.Array,
-  weights: jax.Array,
+  x: Array,
+  table: Array,
+  targets: Array,
+  weights: Array,
   label_smoothing: Smoothing = 0.0,
-) -> jax.Array:
+) -> Array:
   """Returns the sum of `token_losses` times weights [N].
 
   Its gradient is computed in the same pass, chunk by chunk, and is not differentiable again;
@@ -57,33 +56,33 @@ def summed_loss(
   return _summed_loss(x, table, targets, weights, None, label_smoothing)
 
 
-def _smoothing(traced: jax.Array | None, static: float) -> Smoothing:
+def _smoothing(traced: Array | None, static: float) -> Smoothing:
   return static if traced is None else traced
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _summed_loss(
-  x: jax.Array,
-  table: jax.Array,
-  targets: jax.Array,
-  weights: jax.Array,
-  traced: jax.Array | None,
+  x: Array,
+  table: Array,
+  targets: Array,
+  weights: Array,
+  traced: Array | None,
   static: float,
-) -> jax.Array:
+) -> Array:
   return (token_losses(x, table, targets, _smoothing(traced, static)) * weights).sum()
 
 
 def _forward(
-  x: jax.Array,
-  table: jax.Array,
-  targets: jax.Array,
-  weights: jax.Array,
-  traced: jax.Array | None,
+  x: Array,
+  table: Array,
+  targets: Array,
+  weights: Array,
+  traced: Array | None,
   static: float,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[Array, tuple[Array, Array]]:
   label_smoothing = _smoothing(traced, static)
 
-  def step(grad_table: jax.Array, chunk: tuple) -> tuple[jax.Array, tuple]:
+  def step(grad_table: Array, chunk: tuple) -> tuple[Array, tuple]:
     x, weights = chunk
     log_sum, probabilities = _softmax(table, x)
     weighted = (probabilities * weights).astype(x.dtype)
@@ -108,9 +107,7 @@ def _forward(
   return total, (grad_x, grad_table.astype(table.dtype))
 
 
-def _backward(
-  static: float, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[Any, ...]:
+def _backward(static: float, gradients: tuple[Array, Array], cotangent: Array) -> tuple[Any, ...]:
   grad_x, grad_table = gradients
   grad_x = grad_x * cotangent.astype(grad_x.dtype)
   grad_table = grad_table * cotangent.astype(grad_table.dtype)
@@ -120,7 +117,7 @@ def _backward(
 _summed_loss.defvjp(_forward, _backward)
 
 
-def _target_vectors(table: jax.Array, targets: jax.Array, label_smoothing: Smoothing) -> jax.Array:
+def _target_vectors(table: Array, targets: Array, label_smoothing: Smoothing) -> Array:
   """Returns the mean vector of the table under the target distribution of each token, [N, D]."""
   vectors = jnp.take(table, targets, axis=0)
   if is_off(label_smoothing):
@@ -128,7 +125,7 @@ def _target_vectors(table: jax.Array, targets: jax.Array, label_smoothing: Smoot
   return (1 - label_smoothing) * vectors + label_smoothing * table.mean(0)
 
 
-def _softmax(table: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _softmax(table: Array, x: Array) -> tuple[Array, Array]:
   """Returns the log of the sum of exponentials [C], and softmax [V, C], of tokens x [C, D].
 
   The vocabulary is the first axis: a CPU vectorises sums along columns.
@@ -140,7 +137,7 @@ def _softmax(table: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.log(total) + largest, exponentials / total
 
 
-def _chunks(vocab_size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _chunks(vocab_size: int, *arrays: Array) -> tuple[Array, ...]:
   """Splits arrays [N, ...] into chunks [., C, ...], the last filled with zeros."""
   number = len(arrays[0])
   parts = batch_shards()
@@ -148,13 +145,13 @@ def _chunks(vocab_size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
   count = max(1, -(-number * vocab_size // limit))
   size = -(-number // (count * parts)) * parts
 
-  def fill(a: jax.Array) -> jax.Array:
+  def fill(a: Array) -> Array:
     other_axes = [(0, 0)] * (a.ndim - 1)
     return jnp.pad(a, [(0, count * size - number), *other_axes])
 
   # On several devices every chunk takes tokens of each: a loop over devices would leave the others
   # idle.
-  def split(a: jax.Array) -> jax.Array:
+  def split(a: Array) -> Array:
     if parts == 1:
       return a.reshape(count, size, *a.shape[1:])
     return a.reshape(size, count, *a.shape[1:]).swapaxes(0, 1)
@@ -162,7 +159,7 @@ def _chunks(vocab_size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
   return tuple(split(fill(array)) for array in arrays)
 
 
-def _joined(chunks: jax.Array, number: int) -> jax.Array:
+def _joined(chunks: Array, number: int) -> Array:
   """Joins [., C, ...], the chunks of an array, to [N, ...]."""
   if batch_shards() > 1:
     chunks = chunks.swapaxes(0, 1)
@@ -170,12 +167,12 @@ def _joined(chunks: jax.Array, number: int) -> jax.Array:
 
 
 def ctc_losses(
-  logits: jax.Array,
-  frames_mask: jax.Array,
-  labels: jax.Array,
-  labels_mask: jax.Array,
+  logits: Array,
+  frames_mask: Array,
+  labels: Array,
+  labels_mask: Array,
   blank_id: int = 0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
   """Returns the negative log-probability in nats of labels under CTC, and their number: [B], [B].
 
   Graves et al. 2006, eq. 14. Both are 0 for an example without labels, and for one whose labels do

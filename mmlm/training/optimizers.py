@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
 from mmlm.config import to_steps
@@ -141,7 +142,7 @@ def make_optimizer(
   def decay(updates: Any, params: Any) -> Any:
     return jax.tree.map(_decayed, updates, params, decays)
 
-  def _decayed(update: jax.Array, value: jax.Array, factor: float) -> jax.Array:
+  def _decayed(update: Array, value: Array, factor: float) -> Array:
     if factor:
       return update + config.weight_decay * factor * value
     return update

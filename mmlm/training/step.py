@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from mmlm import parallel
 
@@ -16,11 +17,11 @@ from mmlm import parallel
 class TrainState(NamedTuple):
   """Everything that a step changes; trees of arrays."""
 
-  step: jax.Array  # steps done, int32
+  step: Array  # steps done, int32
   params: Any
   opt_state: Any
   ema: Any  # average of the parameters, or ()
-  rng: jax.Array  # key data of the run, uint32; folded with the step, never changed
+  rng: Array  # key data of the run, uint32; folded with the step, never changed
   carry: Any = ()  # state of the model, carried from step to step for each example; or ()
   # For a plain mean of iterates instead of a moving average: how many `ema` is the mean of (0: it
   # equals the parameters), or ().
@@ -65,15 +66,15 @@ def initial_state(
 
 
 def gradient(
-  params: Any, batch: dict, rng: jax.Array, options: StepOptions
-) -> tuple[tuple[tuple[jax.Array, jax.Array], Any], Any]:
+  params: Any, batch: dict, rng: Array, options: StepOptions
+) -> tuple[tuple[tuple[Array, Array], Any], Any]:
   """Computes the gradient of the summed loss over the batch of one device.
 
   Returns:
     ((loss sum, weight sum), gradient), added up over micro-batches, and the new carry.
   """
 
-  def sums(params: Any, batch: dict, rng: jax.Array) -> tuple:
+  def sums(params: Any, batch: dict, rng: Array) -> tuple:
     (loss, aux), grads = jax.value_and_grad(options.loss, has_aux=True)(params, batch, rng)
     weight, carry = aux if 'carry' in batch else (aux, ())
     return ((loss, weight), parallel.shard_gradients(grads)), carry
@@ -95,13 +96,13 @@ def gradient(
 def _micro_batches(batch: dict, count: int) -> dict:
   """[B, ...] -> [A, B/A, ...], interleaved, so that padding at the end of a batch is spread."""
 
-  def split(x: jax.Array) -> jax.Array:
+  def split(x: Array) -> Array:
     return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
   return jax.tree.map(split, batch)
 
 
-def _merge_micro_batches(x: jax.Array) -> jax.Array:
+def _merge_micro_batches(x: Array) -> Array:
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
@@ -145,7 +146,7 @@ def _average(state: TrainState, params: Any, averaged: Any, options: StepOptions
     return state.ema
   share = 1 / jnp.maximum(averaged, 1)
 
-  def update(old: jax.Array, new: jax.Array) -> jax.Array:
+  def update(old: Array, new: Array) -> Array:
     return jnp.where(averaged > 0, old + share * (new - old), new)
 
   return jax.tree.map(update, state.ema, params)
@@ -157,7 +158,7 @@ def where_finite(state: Any, new: Any, metrics: dict) -> Any:
 
   # A loop of no iteration or one, not a `where`: the compiler would fuse that with the update,
   # whose rounding would change.
-  def condition(loop: tuple) -> jax.Array:
+  def condition(loop: tuple) -> Array:
     return loop[0]
 
   def restore(loop: tuple) -> tuple:

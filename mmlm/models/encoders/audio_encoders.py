@@ -6,8 +6,8 @@ Axes: B batch, S frames, C features of a frame, T positions after subsampling, D
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.embeddings import Positions
 from mmlm.models.encoders.encoder import Encoder
@@ -32,7 +32,7 @@ class AudioTransformer(WithDeepTransformer, Encoder, kw_only=True):
   max_positions: int = option(1024, 'after subsampling')
 
   @nn.compact
-  def __call__(self, features: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
     x, mask = subsampled(self, features, mask, train)
     x = Positions(self.positions, self.max_positions, name='positions')(x)
     transformer = self.stack('transformer', rotary=self.positions == 'rotary')
@@ -53,6 +53,6 @@ class AudioRecurrent(BidirectionalRnn, Encoder, kw_only=True):
   cell: str = 'lstm'
 
   @nn.compact
-  def __call__(self, features: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
     x, mask = subsampled(self, features, mask, train)
     return self.run(x, mask, train)

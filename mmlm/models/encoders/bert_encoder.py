@@ -8,7 +8,7 @@ Axes: B batch, S tokens, D width of the model, W width of BERT.
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
+from jax import Array
 
 from mmlm.models.embeddings import Positions
 from mmlm.models.encoders.encoder import Encoder
@@ -40,7 +40,7 @@ class BertEncoder(WithDeepTransformer, Encoder, kw_only=True):
   epsilon: float = 1e-12
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Sequence:
     x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='tokens')(tokens)
     x = Positions('learned', self.max_positions, name='positions')(x)
     x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.encoders.encoder import Encoder
@@ -20,7 +21,7 @@ from mmlm.utils.options import FRACTION, option
 
 
 @jax.custom_vjp
-def depthwise_in_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise_in_time(x: Array, kernel: Array) -> Array:
   """Convolves each channel by itself in time, with zero padding: [B, T, D], [K, D] -> [B, T, D].
 
   K is odd. Computed as a sum of K shifted products: XLA's grouped convolution is many times slower
@@ -31,20 +32,16 @@ def depthwise_in_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return sum(weights * frames for weights, frames in zip(kernel, shifted, strict=True))
 
 
-def _shifted(x: jax.Array, size: int) -> list[jax.Array]:
+def _shifted(x: Array, size: int) -> list[Array]:
   padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (0, 0)))
   return [padded[:, i : i + x.shape[1]] for i in range(size)]
 
 
-def _depthwise_forward(
-  x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
   return depthwise_in_time(x, kernel), (x, kernel)
 
 
-def _depthwise_backward(
-  residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _depthwise_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
   x, kernel = residuals
   kernel_gradients = []
   for frames in _shifted(x, len(kernel)):
@@ -64,7 +61,7 @@ class DepthwiseInTime(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     channels = x.shape[-1]
     kernel_init = nn.initializers.lecun_normal(in_axis=0, out_axis=())
     kernel = self.param('kernel', kernel_init, (self.kernel, channels))
@@ -84,7 +81,7 @@ class ConvolutionModule(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+  def __call__(self, x: Array, mask: Array) -> Array:
     width = x.shape[-1]
     x = nn.glu(nn.Dense(2 * width, dtype=self.dtype, name='expand')(x))
     x = jnp.where(mask[..., None], x, 0)
@@ -107,14 +104,14 @@ class ConformerBlock(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
-    def normed(name: str, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array, mask: Array, train: bool = False) -> Array:
+    def normed(name: str, x: Array) -> Array:
       return nn.LayerNorm(dtype=self.dtype, name=f'{name}_norm')(x)
 
-    def dropped(x: jax.Array) -> jax.Array:
+    def dropped(x: Array) -> Array:
       return Dropout(self.dropout)(x, train)
 
-    def feed_forward(name: str, x: jax.Array) -> jax.Array:
+    def feed_forward(name: str, x: Array) -> Array:
       width = self.ffn_dim or 4 * x.shape[-1]
       layer = FeedForward(width, 'silu', False, self.dropout, self.dtype, name=name)
       return layer(normed(name, x), train)
@@ -150,7 +147,7 @@ class Conformer(Encoder):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, features: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
     self._check()
     x, mask = subsampled(self, features, mask, train)
     block_class = ConformerBlock

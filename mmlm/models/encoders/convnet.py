@@ -6,8 +6,8 @@ Axes: B pictures, H height, W width (pixels, or cells after a stride), C channel
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 # Tan & Le 2019, Table 1 (B0), without the stem and the head: (repeats, kernel, stride, expansion,
 # width) of each stage, whose first block has the stride.
@@ -35,7 +35,7 @@ class Depthwise(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     k = self.kernel
     s = self.stride
     batch_size, height, width, channels = x.shape
@@ -76,7 +76,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     y = x
     channels = x.shape[-1]
     if self.expansion > 1:
@@ -106,7 +106,7 @@ class EfficientNetLite0(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: Array) -> Array:
     """Returns the grid [B, H/32, W/32, 1280], sizes rounded up: the head before pooling.
 
     Args:

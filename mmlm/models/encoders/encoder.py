@@ -6,8 +6,8 @@ Axes: B batch, S sequence, D width.
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 
 class Encoder(nn.Module):
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
   subsampling = 1  # input frames for each position of the output; an option of some encoders
 
 
-def presence_mask(present: jax.Array | None, values: jax.Array) -> jax.Array:
+def presence_mask(present: Array | None, values: Array) -> Array:
   """Returns a mask [B, S] for values [B, S, D], all or none of which are present.
 
   Args:

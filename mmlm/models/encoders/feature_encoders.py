@@ -8,6 +8,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.embeddings import Positions
 from mmlm.models.encoders.encoder import Encoder
@@ -32,7 +33,7 @@ class FeatureEncoder(WithDeepTransformer, Encoder, kw_only=True):
   positions: str = 'none'
 
   @nn.compact
-  def __call__(self, features: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
     x = features.astype(self.dtype)
     if self.normalize:
       x = Normalization(name='normalization')(x)
@@ -60,7 +61,7 @@ class FeatureRecurrent(BidirectionalRnn, Encoder, kw_only=True):
   noise: float = option(0.0, 'deviation of the noise added in training')
 
   @nn.compact
-  def __call__(self, features: jax.Array, mask: jax.Array, train: bool = False) -> Sequence:
+  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
     x = features.astype(self.dtype)
     if self.normalize:
       x = Normalization(name='normalization')(x)

@@ -4,8 +4,8 @@ Axes: B batch, S frames, F frequencies, P planes, C channels, D width.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.layers import Dropout
 from mmlm.utils.errors import UserError
@@ -35,9 +35,7 @@ class Subsampling(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(
-    self, frames: jax.Array, mask: jax.Array, train: bool = False
-  ) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, frames: Array, mask: Array, train: bool = False) -> tuple[Array, Array]:
     self._check(frames.shape[-1])
     planes = frames.reshape(*frames.shape[:2], self.planes, -1)
     x = planes.swapaxes(-1, -2).astype(self.dtype)  # [B, S, F, P]
@@ -61,9 +59,7 @@ class Subsampling(nn.Module):
       raise UserError(f'model.encoders: width={width} does not divide into planes={self.planes}.')
 
 
-def subsampled(
-  encoder: nn.Module, frames: jax.Array, mask: jax.Array, train: bool
-) -> tuple[jax.Array, jax.Array]:
+def subsampled(encoder: nn.Module, frames: Array, mask: Array, train: bool) -> tuple[Array, Array]:
   """Applies a `Subsampling` layer with the options of an audio encoder: [B, S, F] -> [B, T, D]."""
   layer = Subsampling(
     encoder.dim,

@@ -6,7 +6,7 @@ Axes: B batch, H height, W width, C channels, S sequence, D width of the model.
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
+from jax import Array
 
 from mmlm.models.embeddings import PatchEmbedding, Positions
 from mmlm.models.encoders.convnet import EfficientNetLite0
@@ -31,9 +31,7 @@ class VisionTransformer(WithDeepTransformer, Encoder):
   stem: tuple = option((), 'channels of 3x3 convolutions of stride 2, e.g. (32, 64)')
 
   @nn.compact
-  def __call__(
-    self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
-  ) -> Sequence:
+  def __call__(self, images: Array, mask: Array | None = None, train: bool = False) -> Sequence:
     x = images.astype(self.dtype)
     for i, channels in enumerate(self.stem):
       convolution = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, name=f'stem_{i}')
@@ -66,9 +64,7 @@ class EfficientNetGrid(WithTransformer, Encoder):
   )
 
   @nn.compact
-  def __call__(
-    self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
-  ) -> Sequence:
+  def __call__(self, images: Array, mask: Array | None = None, train: bool = False) -> Sequence:
     x = images
     if x.ndim == 4:
       grid = EfficientNetLite0(dtype=self.dtype, name='backbone')(x)

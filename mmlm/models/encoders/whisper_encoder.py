@@ -8,9 +8,9 @@ Axes: B batch, S frames (100 a second), M mel bands, D width of the model, W wid
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mmlm.models.encoders.encoder import Encoder
 from mmlm.models.layers import ACTIVATIONS, Dropout
@@ -41,7 +41,7 @@ class Convolution(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     length = x.shape[1]
     padded = jnp.pad(x, [(0, 0), (1, 1), (0, 0)])
     shifted = [padded[:, i : i + length : self.stride] for i in range(3)]
@@ -71,9 +71,7 @@ class WhisperEncoder(WithDeepTransformer, Encoder, kw_only=True):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(
-    self, frames: jax.Array, mask: jax.Array | None = None, train: bool = False
-  ) -> Sequence:
+  def __call__(self, frames: Array, mask: Array | None = None, train: bool = False) -> Sequence:
     if frames.shape[1] > self.max_positions:
       raise UserError(
         f'{frames.shape[1]} frames of sound: a whisper encoder reads {self.max_positions} '
@@ -89,15 +87,15 @@ class WhisperEncoder(WithDeepTransformer, Encoder, kw_only=True):
       x = nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
     return Sequence(x, mask)
 
-  def _convolved(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+  def _convolved(self, x: Array, mask: Array | None) -> Array:
     for number, stride in ((1, 1), (2, 2)):
       if mask is not None:  # masked frames are zero, as padding is
         x = jnp.where(mask[..., None], x, 0)
       x = Convolution(self.hidden, stride, self.dtype, name=f'convolution_{number}')(x)
     return x
 
-  def _positions(self, length: int) -> jax.Array:
-    def init(key: jax.Array) -> jax.Array:
+  def _positions(self, length: int) -> Array:
+    def init(key: Array) -> Array:
       return jnp.asarray(sinusoids(self.max_positions // 2, self.hidden))
 
     return self.param('positions', init)[:length]

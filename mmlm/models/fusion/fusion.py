@@ -6,8 +6,8 @@ Axes: B batch, S sequence, D width, L latents.
 from collections.abc import Iterable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.sequence import Sequence
 
@@ -66,25 +66,25 @@ def concatenated(sequences: Iterable[Sequence]) -> Sequence:
   return Sequence(jnp.where(mask[..., None], jnp.concatenate(values, 1), 0), mask)
 
 
-def presence(mask: jax.Array, values: jax.Array) -> jax.Array:
+def presence(mask: Array, values: Array) -> Array:
   """Returns [B, 1, 1], 1 for an example that has the modality; in the type of `values`."""
   return mask.any(1)[:, None, None].astype(values.dtype)
 
 
-def mean_of(sequence: Sequence) -> jax.Array:
+def mean_of(sequence: Sequence) -> Array:
   """Returns the mean [B, D] of the unmasked values; 0 if there are none."""
   weights = sequence.mask[..., None].astype(sequence.values.dtype)
   return (sequence.values * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
 
-def vector_memory(vector: jax.Array, sequences: dict[str, Sequence]) -> Sequence:
+def vector_memory(vector: Array, sequences: dict[str, Sequence]) -> Sequence:
   """Returns [B, D] as a sequence of one position, for examples that have any modality."""
   present = jnp.stack([mask.any(1) for _, mask in sequences.values()]).any(0)
   values = jnp.where(present[:, None], vector, 0)
   return Sequence(values[:, None], present[:, None])
 
 
-def latent_vectors(module: nn.Module, name: str, batch_size: int) -> jax.Array:
+def latent_vectors(module: nn.Module, name: str, batch_size: int) -> Array:
   """Returns learned vectors of a module, the same for every example: [B, L, D]."""
   init = nn.initializers.normal(0.02)
   latents = module.param(name, init, (module.latents, module.dim)).astype(module.dtype)

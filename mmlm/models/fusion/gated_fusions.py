@@ -6,8 +6,8 @@ Axes: B batch, S sequence, D width.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.fusion.fusion import MainFusion, concatenated, mean_of, presence
@@ -56,10 +56,10 @@ class Selective(MainFusion):
     return concatenated([Sequence(values, mask)])
 
 
-def _gate(module: MainFusion, name: str, main: jax.Array, other: jax.Array) -> jax.Array:
+def _gate(module: MainFusion, name: str, main: Array, other: Array) -> Array:
   """Returns sigmoid(W main + U other), [B, S, D]."""
 
-  def projected(part: str, x: jax.Array) -> jax.Array:
+  def projected(part: str, x: Array) -> Array:
     layer = nn.Dense(module.dim, dtype=module.dtype, name=f'{name}_gate_{part}', parent=module)
     return layer(x)
 
@@ -93,6 +93,6 @@ class AdaptationGate(MainFusion):
     return concatenated([Sequence(x, mask)])
 
 
-def _length(x: jax.Array) -> jax.Array:
+def _length(x: Array) -> Array:
   """Returns the norm of each vector, never 0: [..., D] -> [..., 1]."""
   return jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)

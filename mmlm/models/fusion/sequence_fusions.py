@@ -6,8 +6,8 @@ Axes: B batch, S sequence, D width, L latents.
 from collections.abc import Iterable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.fusion.fusion import (
@@ -93,8 +93,8 @@ class _CrossBlock(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, other: Sequence, train: bool) -> jax.Array:
-    def normed(name: str, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array, other: Sequence, train: bool) -> Array:
+    def normed(name: str, x: Array) -> Array:
       return nn.LayerNorm(dtype=self.dtype, name=name)(x)
 
     attention = MultiHeadAttention(self.heads, dtype=self.dtype, name='attention')

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.fusion.fusion import Fusion, mean_of, presence, vector_memory
 from mmlm.models.layers import Dropout
@@ -104,14 +105,12 @@ class LowRank(VectorFusion):
     return vector_memory(summed + bias.astype(product.dtype), sequences)
 
 
-def _ones_first_init(
-  key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-) -> jax.Array:
+def _ones_first_init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
   """Returns weights [1 + R, .]: ones for the constant, the others as usual."""
   return nn.initializers.lecun_normal()(key, shape, dtype).at[0].set(1)
 
 
-def _with_one(z: jax.Array, mask: jax.Array) -> jax.Array:
+def _with_one(z: Array, mask: Array) -> Array:
   """Returns [1; z], [B, 1 + R]; z is 0 for a missing modality."""
   z = z * mask.any(1)[:, None].astype(z.dtype)
   return jnp.concatenate([jnp.ones_like(z[:, :1]), z], -1)

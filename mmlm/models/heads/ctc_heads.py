@@ -4,8 +4,8 @@ Axes: B batch, T time, S memory, D width, V vocabulary.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.heads.head import Head
 from mmlm.models.heads.recurrent_decoder import RecurrentDecoder
@@ -30,13 +30,13 @@ class Ctc(Head):
   dtype: str = 'float32'
 
   @nn.compact
-  def ctc_logits(self, memory: Sequence, train: bool = False) -> jax.Array:
+  def ctc_logits(self, memory: Sequence, train: bool = False) -> Array:
     """Returns the logits [B, S, V]."""
     values = Dropout(self.dropout)(memory.values.astype(self.dtype), train)
     logits = nn.Dense(self.vocab_size, dtype=self.dtype, name='labels')(values)
     return logits.astype(jnp.float32)
 
-  def __call__(self, inputs: jax.Array | None, memory: Sequence, train: bool = False) -> jax.Array:
+  def __call__(self, inputs: Array | None, memory: Sequence, train: bool = False) -> Array:
     """Returns the logits [B, S, V]; `inputs`, those of a decoder, are not used."""
     return self.ctc_logits(memory, train)
 
@@ -61,13 +61,13 @@ class WithCtcBranch(nn.Module):
     one_of('model.head.ctc_labels', self.ctc_labels, ('target', 'transcript'))
     self.ctc = Ctc(self.dim, self.vocab_size, self.dropout, self.dtype)
 
-  def __call__(self, tokens: jax.Array, memory: Sequence, train: bool = False) -> jax.Array:
+  def __call__(self, tokens: Array, memory: Sequence, train: bool = False) -> Array:
     """Returns the decoder's logits [B, T, V] for inputs [B, T], the target shifted right."""
     if self.is_initializing():
       self.ctc_logits(memory)
     return super().__call__(tokens, memory, train)
 
-  def ctc_logits(self, memory: Sequence, train: bool = False) -> jax.Array:
+  def ctc_logits(self, memory: Sequence, train: bool = False) -> Array:
     """Returns the logits [B, S, V] of the CTC branch."""
     return self.ctc.ctc_logits(memory, train)
 

@@ -6,7 +6,7 @@ Axes: B batch, R decoding beams (K of each example), T time, S memory, D width, 
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
+from jax import Array
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.sequence import Sequence
@@ -25,7 +25,7 @@ class Head(nn.Module):
   ctc_weight = 0.0  # of CTC in the loss: 0 without a CTC branch, 1 without a decoder
   ctc_labels = ''  # the texts that CTC learns, 'target' or 'transcript'; '' without a CTC branch
 
-  def ctc_logits(self, memory: Sequence, train: bool = False) -> jax.Array:
+  def ctc_logits(self, memory: Sequence, train: bool = False) -> Array:
     """Returns the logits [B, S, V] of the CTC branch."""
     raise NotImplementedError(f'{type(self).__name__} has no CTC branch.')
 
@@ -43,15 +43,15 @@ class Decoder(Head):
 
   decodes: ClassVar[bool] = True
 
-  def __call__(self, tokens: jax.Array, memory: Sequence | None, train: bool = False) -> jax.Array:
+  def __call__(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
     """Returns logits [B, T, V] for inputs [B, T], the target shifted right."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens: jax.Array, memory: Sequence | None, train: bool = False) -> jax.Array:
+  def hidden(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     raise NotImplementedError
 
-  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`.
 
     State is in the collection 'cache', beams first.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
@@ -17,12 +18,12 @@ from mmlm.models.sequence import Sequence
 from mmlm.utils.errors import UserError
 from mmlm.utils.options import option
 
-State = tuple[jax.Array, jax.Array]  # cell and hidden state, each [B, W] float32
+State = tuple[Array, Array]  # cell and hidden state, each [B, W] float32
 
 
 def _forget_bias_init(
-  key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
-) -> jax.Array:
+  key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
+) -> Array:
   """Returns the bias of the gates: 1 for the forget gate (Jozefowicz et al. 2015), else 0."""
   width = shape[0] // 4
   return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
@@ -39,14 +40,14 @@ class LstmLayer(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, state: State, x: jax.Array, train: bool) -> tuple[State, jax.Array]:
+  def __call__(self, state: State, x: Array, train: bool) -> tuple[State, Array]:
     gates_of_inputs = nn.Dense(
       4 * self.width, dtype=self.dtype, bias_init=_forget_bias_init, name='input'
     )(x)  # all times at once
     weights = self.param('recurrent', nn.initializers.orthogonal(), (self.width, 4 * self.width))
     weights = Dropout(self.weight_drop)(weights, train).astype(self.dtype)
 
-    def step(state: State, gates: jax.Array) -> tuple[State, jax.Array]:
+    def step(state: State, gates: Array) -> tuple[State, Array]:
       cell, hidden = state
       gates = (gates + hidden.astype(weights.dtype) @ weights).astype(jnp.float32)
       i, f, g, o = jnp.split(gates, 4, -1)
@@ -128,15 +129,11 @@ class LstmLanguageModel(Decoder):
       states.append((jnp.zeros(shape), jnp.zeros(shape)))
     return states
 
-  def __call__(
-    self, tokens: jax.Array, memory: Sequence | None = None, train: bool = False
-  ) -> jax.Array:
+  def __call__(self, tokens: Array, memory: Sequence | None = None, train: bool = False) -> Array:
     """Returns logits [B, T, V] for inputs [B, T], the target shifted right."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(
-    self, tokens: jax.Array, memory: Sequence | None = None, train: bool = False
-  ) -> jax.Array:
+  def hidden(self, tokens: Array, memory: Sequence | None = None, train: bool = False) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     if memory is not None:
       raise UserError(
@@ -152,16 +149,14 @@ class LstmLanguageModel(Decoder):
       self.put_variable('carry', 'state', state)
     return self.drop_output(x, train)
 
-  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
     """Returns logits [R, V] for the tokens [R]; the state is in the collection 'cache'."""
     state = self.get_variable('cache', 'state', self.zero_state(len(tokens)))
     x, state = self._run(tokens[:, None], state, False)
     self.put_variable('cache', 'state', state)
     return self.output.logits(x)[:, 0]
 
-  def _run(
-    self, tokens: jax.Array, states: list[State], train: bool
-  ) -> tuple[jax.Array, list[State]]:
+  def _run(self, tokens: Array, states: list[State], train: bool) -> tuple[Array, list[State]]:
     word_mask = self.word_dropout(jnp.ones((self.vocab_size, 1)), train)  # [V, 1]
     x = self.tokens(tokens)
     x = self.drop_input(x * word_mask[tokens].astype(x.dtype), train)

@@ -4,8 +4,8 @@ Axes: B batch, S memory, D width, V vocabulary.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.heads.head import Head
 from mmlm.models.sequence import Sequence
@@ -23,9 +23,7 @@ class MaskedTokens(Head):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(
-    self, inputs: None, memory: Sequence, train: bool = False
-  ) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> tuple[Array, Array]:
     """Returns hidden states [B, S, D + 1], the last column for the bias, and the bias [V, 1]."""
     x = nn.Dense(self.dim, dtype=self.dtype, name='layer')(memory.values)
     x = nn.gelu(x, approximate=False)

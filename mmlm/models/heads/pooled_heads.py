@@ -4,8 +4,8 @@ Axes: B batch, S memory, D width, T labels of an example (1, or its parts), C cl
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.heads.head import Head
 from mmlm.models.layers import Dropout
@@ -33,7 +33,7 @@ class PooledHead(Head):
   dropout: float = 0.0
   dtype: str = 'float32'
 
-  def pooled(self, memory: Sequence, train: bool) -> jax.Array:
+  def pooled(self, memory: Sequence, train: bool) -> Array:
     """Returns [B, 1, D] for the memory [B, S, D], or [B, S, D] with pool='each'."""
     dropout = Dropout(self._rate())
     x = self._pool(memory).astype(self.dtype)
@@ -43,7 +43,7 @@ class PooledHead(Head):
       x = dropout(x, train)
     return x
 
-  def _pool(self, memory: Sequence) -> jax.Array:
+  def _pool(self, memory: Sequence) -> Array:
     values = memory.values
     mask = memory.mask[..., None]
     match one_of('model.head.pool', self.pool, POOLS):
@@ -57,7 +57,7 @@ class PooledHead(Head):
         return values[:, :1]
     return values
 
-  def _rate(self) -> float | jax.Array:
+  def _rate(self) -> float | Array:
     if is_traced(self.answer_dropout):
       return self.answer_dropout
     if not self.answer_dropout < 1:
@@ -73,7 +73,7 @@ class Classifier(PooledHead, kw_only=True):
   classes: tuple = ('negative', 'positive')
 
   @nn.compact
-  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> jax.Array:
+  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> Array:
     x = self.pooled(memory, train)
     logits = nn.Dense(len(self.classes), dtype=self.dtype, name='classes')(x)
     return logits.astype(jnp.float32)
@@ -87,7 +87,7 @@ class Regressor(PooledHead, kw_only=True):
   loss: str = option('l1', "'l1' or 'l2'")
 
   @nn.compact
-  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> jax.Array:
+  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> Array:
     x = self.pooled(memory, train)
     values = nn.Dense(1, dtype=self.dtype, name='value')(x)
     return values[..., 0].astype(jnp.float32)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
@@ -17,8 +18,8 @@ from mmlm.models.recurrent import make_cell
 from mmlm.models.sequence import Sequence
 from mmlm.utils.options import option
 
-Carry = tuple[tuple, jax.Array]  # states of the layers, output of the step before [R, D]
-Attended = tuple[jax.Array, jax.Array, jax.Array]  # keys [B, S, D], values [B, S, D], mask [B, S]
+Carry = tuple[tuple, Array]  # states of the layers, output of the step before [R, D]
+Attended = tuple[Array, Array, Array]  # keys [B, S, D], values [B, S, D], mask [B, S]
 
 
 class _Step(nn.Module):
@@ -32,8 +33,8 @@ class _Step(nn.Module):
 
   @nn.compact
   def __call__(
-    self, carry: Carry, x: jax.Array, attended: Attended | None, train: bool
-  ) -> tuple[Carry, jax.Array]:
+    self, carry: Carry, x: Array, attended: Attended | None, train: bool
+  ) -> tuple[Carry, Array]:
     """Returns the next carry and the output [R, D] for the embedded tokens [R, D]."""
     states, last_output = carry
     x = jnp.concatenate([x, last_output], -1)  # input feeding (ibid., 3.3)
@@ -48,9 +49,7 @@ class _Step(nn.Module):
     x = jnp.tanh(nn.Dense(self.dim, dtype=self.dtype, name='out')(x))
     return (tuple(new_states), x), x
 
-  def _context(
-    self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
-  ) -> jax.Array:
+  def _context(self, x: Array, keys: Array, values: Array, mask: Array) -> Array:
     """Returns the attention [R, D] of hidden states [R, D] to the memory."""
     query = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
     logits = jnp.einsum('bkd,bsd->bks', query, keys, preferred_element_type=jnp.float32)
@@ -92,14 +91,14 @@ class RecurrentDecoder(Decoder):
     else:
       self.output = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
-  def hidden(self, tokens: jax.Array, memory: Sequence | None, train: bool = False) -> jax.Array:
+  def hidden(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     carry = self._initial_carry(len(tokens), memory)
     embedded = self.tokens(tokens)
     _, outputs = self.steps(carry, embedded, self._attended(memory), train)
     return self.output_dropout(outputs, train)
 
-  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`; uses the 'cache'."""
     if self.is_mutable_collection('memory'):  # once, before the loop
       self.put_variable('memory', 'attended', self._attended(memory))

@@ -5,8 +5,8 @@ Axes: B batch, R decoding beams, T time, S memory, D width, V vocabulary.
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.models.attention import DecodeStep, Prompt
 from mmlm.models.embeddings import Positions, TokenEmbedding
@@ -54,13 +54,13 @@ class TransformerDecoder(WithDeepTransformer, Decoder, kw_only=True):
 
   def hidden(
     self,
-    tokens: jax.Array,
+    tokens: Array,
     memory: Sequence | None,
     train: bool = False,
     step: DecodeStep | Prompt | None = None,
-    segments: jax.Array | None = None,
-    positions: jax.Array | None = None,
-  ) -> jax.Array:
+    segments: Array | None = None,
+    positions: Array | None = None,
+  ) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T].
 
     Padding is at the end, where no query of a real token attends.
@@ -81,12 +81,12 @@ class TransformerDecoder(WithDeepTransformer, Decoder, kw_only=True):
     values, memory_mask = (None, None) if memory is None else memory
     return self.transformer(x, mask, values, memory_mask, step, train)
 
-  def step(self, tokens: jax.Array, memory: Sequence | None, step: DecodeStep) -> jax.Array:
+  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`; uses the 'cache'."""
     hidden = self.hidden(tokens[:, None], memory, step=step)
     return self.output.logits(hidden[:, 0])
 
-  def read(self, tokens: jax.Array, memory: Sequence | None, prompt: Prompt) -> jax.Array:
+  def read(self, tokens: Array, memory: Sequence | None, prompt: Prompt) -> Array:
     """Reads the first tokens [B, T] of each example at once.
 
     Returns logits [B, V] after the first of them; fills the collections 'cache' and 'memory'.
