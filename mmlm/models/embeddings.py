@@ -18,8 +18,10 @@ POSITIONS = ('learned', 'sinusoidal', 'rotary', 'none')
 def sinusoidal_table(length: int, dim: int) -> np.ndarray:
   """Returns sinusoids [length, dim]: sines, then cosines (Vaswani et al. 2017, 3.5)."""
   exponents = np.arange(dim // 2) / (dim // 2)
-  angles = np.arange(length)[:, None] / 10000**exponents
-  return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+  positions = np.arange(length)[:, None]
+  angles = positions / 10000**exponents
+  table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+  return table.astype(np.float32)
 
 
 def rotate(x: Array, positions: Array) -> Array:
@@ -30,12 +32,17 @@ def rotate(x: Array, positions: Array) -> Array:
     positions: [T].
   """
   half = x.shape[-1] // 2
-  angles = positions[:, None] / 10000 ** (jnp.arange(half) / half)  # [T, E/2]
+  exponents = jnp.arange(half) / half
+  angles = positions[:, None] / 10000**exponents  # [T, E/2]
   sin = jnp.sin(angles)[:, None].astype(x.dtype)
   cos = jnp.cos(angles)[:, None].astype(x.dtype)
   x1 = x[..., :half]
   x2 = x[..., half:]
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+  rotated = [
+    x1 * cos - x2 * sin,
+    x2 * cos + x1 * sin,
+  ]
+  return jnp.concatenate(rotated, axis=-1)
 
 
 class Positions(nn.Module):
@@ -59,7 +66,8 @@ class Positions(nn.Module):
     else:
       table = jnp.asarray(sinusoidal_table(*shape))
     positions = start + jnp.arange(x.shape[1])
-    return x + jnp.take(table, positions, axis=0, mode='clip').astype(x.dtype)
+    embedded = jnp.take(table, positions, axis=0, mode='clip')
+    return x + embedded.astype(x.dtype)
 
 
 class TokenEmbedding(nn.Module):

@@ -29,16 +29,29 @@ def log_mel(samples: Array, lengths: Array, filters: Array) -> tuple[Array, Arra
   """
   steps = max(1, samples.shape[1] // HOP)
   padded = _padded(samples, lengths, (steps - 1) * HOP + WINDOW)
-  windows = padded[:, jnp.arange(steps)[:, None] * HOP + jnp.arange(WINDOW)]  # [B, S, 400]
-  spectrum = jnp.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))
+  starts = jnp.arange(steps)[:, None] * HOP
+  indices = starts + jnp.arange(WINDOW)
+  windows = padded[:, indices]  # [B, S, 400]
+  spectrum = jnp.fft.rfft(windows * _hann_window())
   power = spectrum.real**2 + spectrum.imag**2  # [B, S, 201]
   mel = jnp.einsum('bsf,mf->bsm', power, filters, precision='highest')
   log_values = jnp.log10(jnp.maximum(mel, 1e-10))
-  mask = jnp.arange(steps) < jnp.maximum(1, lengths // HOP)[:, None]
-  unmasked = jnp.where(mask[..., None], log_values, -jnp.inf)
-  loudest = jnp.max(unmasked, (1, 2), keepdims=True)
-  frames = (jnp.maximum(log_values, loudest - DYNAMIC_RANGE) + 4) / 4
-  return jnp.where(mask[..., None], frames, 0), mask
+  counts = jnp.maximum(1, lengths // HOP)
+  mask = jnp.arange(steps) < counts[:, None]
+  frames_mask = mask[..., None]
+  loudest = jnp.max(
+    jnp.where(frames_mask, log_values, -jnp.inf),
+    axis=(1, 2),
+    keepdims=True,
+  )
+  clipped = jnp.maximum(log_values, loudest - DYNAMIC_RANGE)
+  frames = (clipped + 4) / 4
+  return jnp.where(frames_mask, frames, 0), mask
+
+
+def _hann_window() -> np.ndarray:
+  periodic = np.hanning(WINDOW + 1)[:-1]
+  return periodic.astype(np.float32)
 
 
 def _padded(samples: Array, lengths: Array, size: int) -> Array:
@@ -46,10 +59,17 @@ def _padded(samples: Array, lengths: Array, size: int) -> Array:
 
   A recording shorter than half a window has too little to mirror: it is padded with silence.
   """
+  lengths = lengths[:, None]
+  last = lengths - 1
   positions = jnp.arange(size) - WINDOW // 2  # [P], in the recording
-  last = lengths[:, None] - 1
-  mirrored = jnp.where(positions > last, 2 * last - positions, jnp.abs(positions))  # [B, P]
-  is_long = lengths[:, None] > WINDOW // 2
-  is_sample = jnp.where(is_long, mirrored >= 0, (positions >= 0) & (positions <= last))
+  mirrored = jnp.where(
+    positions > last,
+    2 * last - positions,
+    jnp.abs(positions),
+  )  # [B, P]
+  is_long = lengths > WINDOW // 2
+  is_inside = (positions >= 0) & (positions <= last)
+  is_sample = jnp.where(is_long, mirrored >= 0, is_inside)
   indices = jnp.clip(mirrored, 0, samples.shape[1] - 1)
-  return jnp.where(is_sample, jnp.take_along_axis(samples, indices, 1), 0)
+  values = jnp.take_along_axis(samples, indices, 1)
+  return jnp.where(is_sample, values, 0)

@@ -35,15 +35,18 @@ class BidirectionalRnn(nn.Module):
     """Returns hidden states [B, S, D] for inputs [B, S, .] with their mask, padding at the end."""
     # Up to the last position present: what is missing before it is part of the sequence.
     ends = jnp.arange(1, mask.shape[1] + 1)
-    lengths = jnp.max(jnp.where(mask, ends, 0), 1)
+    present_ends = jnp.where(mask, ends, 0)
+    lengths = jnp.max(present_ends, 1)
     for layer in range(self.layers):
       x = Dropout(self.dropout)(x, train)
-      forward = self._direction(f'forward_{layer}', reverse=False)(x, seq_lengths=lengths)
-      backward = self._direction(f'backward_{layer}', reverse=True)(x, seq_lengths=lengths)
-      both = jnp.concatenate([forward, backward], -1)
-      x = nn.Dense(self.dim, dtype=self.dtype, name=f'merge_{layer}')(both)
-    return Sequence(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
+      forward = self._direction(f'forward_{layer}', x, lengths, reverse=False)
+      backward = self._direction(f'backward_{layer}', x, lengths, reverse=True)
+      merge = nn.Dense(self.dim, dtype=self.dtype, name=f'merge_{layer}')
+      x = merge(jnp.concatenate([forward, backward], -1))
+    norm = nn.LayerNorm(dtype=self.dtype, name='norm')
+    return Sequence(norm(x), mask)
 
-  def _direction(self, name: str, reverse: bool) -> nn.RNN:
+  def _direction(self, name: str, x: Array, lengths: Array, reverse: bool) -> Array:
     cell = make_cell(self.cell, self.dim, dtype=self.dtype, name=name)
-    return nn.RNN(cell, reverse=reverse, keep_order=True)
+    network = nn.RNN(cell, reverse=reverse, keep_order=True)
+    return network(x, seq_lengths=lengths)

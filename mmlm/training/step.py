@@ -117,7 +117,8 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
   Returns:
     The new state, and loss (mean over the global weight), gradient norm (before clipping), weight.
   """
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  run_key = jax.random.wrap_key_data(state.rng)
+  rng = jax.random.fold_in(run_key, state.step)
   if jax.tree.leaves(state.carry):
     batch = batch | {'carry': state.carry}
   sums, carry = gradient(state.params, batch, parallel.device_key(rng), options)
@@ -128,8 +129,20 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
   params = optax.apply_updates(state.params, updates)
   averaged = jax.tree.map(lambda count: jnp.where(count > 0, count + 1, 0), state.averaged)
   ema = _average(state, params, averaged, options)
-  metrics = {'loss': loss * scale, 'gradient_norm': optax.global_norm(grads), 'weight': weight}
-  new = TrainState(state.step + 1, params, opt_state, ema, state.rng, carry, averaged)
+  metrics = {
+    'loss': loss * scale,
+    'gradient_norm': optax.global_norm(grads),
+    'weight': weight,
+  }
+  new = TrainState(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    ema=ema,
+    rng=state.rng,
+    carry=carry,
+    averaged=averaged,
+  )
   if options.skip:
     new = where_finite(state, new, metrics)
   return new, metrics
@@ -154,7 +167,8 @@ def _average(state: TrainState, params: Any, averaged: Any, options: StepOptions
 
 def where_finite(state: Any, new: Any, metrics: dict) -> Any:
   """Returns `new`, or if the loss or gradient is not finite the old state with the step counted."""
-  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+  finite_loss = jnp.isfinite(metrics['loss'])
+  finite = finite_loss & jnp.isfinite(metrics['gradient_norm'])
 
   # A loop of no iteration or one, not a `where`: the compiler would fuse that with the update,
   # whose rounding would change.

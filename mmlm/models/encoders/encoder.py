@@ -32,4 +32,5 @@ def presence_mask(present: Array | None, values: Array) -> Array:
   """
   if present is None:
     present = jnp.ones(values.shape[0], bool)
-  return jnp.broadcast_to(present[:, None], values.shape[:2])
+  batch_size, length = values.shape[:2]
+  return jnp.broadcast_to(present[:, None], (batch_size, length))

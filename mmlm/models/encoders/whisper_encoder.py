@@ -25,9 +25,12 @@ def sinusoids(length: int, dim: int) -> np.ndarray:
 
   Wavelengths go from 2 pi to 10000 times that; unlike Vaswani et al.'s they reach the last one.
   """
-  exponents = np.arange(dim // 2) / max(1, dim // 2 - 1)
-  angles = np.arange(length)[:, None] / 10000**exponents
-  return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+  half = dim // 2
+  exponents = np.arange(half) / max(1, half - 1)
+  positions = np.arange(length)[:, None]
+  angles = positions / 10000**exponents
+  table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+  return table.astype(np.float32)
 
 
 class Convolution(nn.Module):

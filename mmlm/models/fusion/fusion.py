@@ -61,31 +61,37 @@ class MainFusion(Fusion):
 
 def concatenated(sequences: Iterable[Sequence]) -> Sequence:
   """Concatenates sequences in time; masked values become 0."""
-  values, masks = zip(*sequences)
+  all_values, masks = zip(*sequences)
   mask = jnp.concatenate(masks, 1)
-  return Sequence(jnp.where(mask[..., None], jnp.concatenate(values, 1), 0), mask)
+  values = jnp.concatenate(all_values, 1)
+  return Sequence(jnp.where(mask[..., None], values, 0), mask)
 
 
 def presence(mask: Array, values: Array) -> Array:
   """Returns [B, 1, 1], 1 for an example that has the modality; in the type of `values`."""
-  return mask.any(1)[:, None, None].astype(values.dtype)
+  present = mask.any(1)
+  return present[:, None, None].astype(values.dtype)
 
 
 def mean_of(sequence: Sequence) -> Array:
   """Returns the mean [B, D] of the unmasked values; 0 if there are none."""
-  weights = sequence.mask[..., None].astype(sequence.values.dtype)
-  return (sequence.values * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+  values, mask = sequence
+  weights = mask[..., None].astype(values.dtype)
+  total = (values * weights).sum(1)
+  return total / jnp.maximum(weights.sum(1), 1)
 
 
 def vector_memory(vector: Array, sequences: dict[str, Sequence]) -> Sequence:
   """Returns [B, D] as a sequence of one position, for examples that have any modality."""
-  present = jnp.stack([mask.any(1) for _, mask in sequences.values()]).any(0)
-  values = jnp.where(present[:, None], vector, 0)
-  return Sequence(values[:, None], present[:, None])
+  any_present = [mask.any(1) for _, mask in sequences.values()]
+  mask = jnp.stack(any_present).any(0)[:, None]
+  values = jnp.where(mask, vector, 0)
+  return Sequence(values[:, None], mask)
 
 
 def latent_vectors(module: nn.Module, name: str, batch_size: int) -> Array:
   """Returns learned vectors of a module, the same for every example: [B, L, D]."""
   init = nn.initializers.normal(0.02)
-  latents = module.param(name, init, (module.latents, module.dim)).astype(module.dtype)
+  latents = module.param(name, init, (module.latents, module.dim))
+  latents = latents.astype(module.dtype)
   return jnp.broadcast_to(latents, (batch_size, *latents.shape))

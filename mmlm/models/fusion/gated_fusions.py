@@ -27,10 +27,11 @@ class Gated(MainFusion):
     (values, mask), others = self.split(sequences)
     for name, other in others.items():
       projection = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_projection')
-      mean = projection(mean_of(other)[:, None])  # [B, 1, D]
-      mean = Dropout(self.dropout)(mean, train)
+      mean = mean_of(other)[:, None]  # [B, 1, D]
+      mean = Dropout(self.dropout)(projection(mean), train)
       gate = _gate(self, name, values, mean)
-      values = values + gate * mean * presence(other.mask, values)
+      update = gate * mean * presence(other.mask, values)
+      values = values + update
     return concatenated([Sequence(values, mask)])
 
 
@@ -52,7 +53,8 @@ class Selective(MainFusion):
       attended = attention(values, other.values, other.mask)  # [B, S, D]
       attended = Dropout(self.dropout)(attended, train)
       gate = _gate(self, name, values, attended)
-      values = values + gate * (attended - values) * presence(other.mask, values)
+      update = gate * (attended - values) * presence(other.mask, values)
+      values = values + update
     return concatenated([Sequence(values, mask)])
 
 
@@ -81,10 +83,13 @@ class AdaptationGate(MainFusion):
     (values, mask), others = self.split(sequences)
     displacement = jnp.zeros_like(values)
     for name, other in others.items():
-      mean = jnp.broadcast_to(mean_of(other)[:, None], values.shape)
       gate_layer = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_gate')
-      gate = nn.relu(gate_layer(jnp.concatenate([values, mean], -1)))
-      moved = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_displacement')(mean)
+      layer = nn.Dense(self.dim, dtype=self.dtype, name=f'{name}_displacement')
+      mean = mean_of(other)[:, None]
+      mean = jnp.broadcast_to(mean, values.shape)
+      both = jnp.concatenate([values, mean], -1)
+      gate = nn.relu(gate_layer(both))
+      moved = layer(mean)
       displacement += gate * moved * presence(other.mask, values)
     limit = self.scale * _length(values) / _length(displacement)
     displacement *= jnp.minimum(limit, 1)
@@ -95,4 +100,5 @@ class AdaptationGate(MainFusion):
 
 def _length(x: Array) -> Array:
   """Returns the norm of each vector, never 0: [..., D] -> [..., 1]."""
-  return jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
+  squared = (x**2).sum(-1, keepdims=True)
+  return jnp.sqrt(squared + 1e-12)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mmlm.models.attention import DecodeStep
+from mmlm.models.attention import MASKED, DecodeStep
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.heads.head import Decoder
 from mmlm.models.layers import Dropout
@@ -54,10 +54,12 @@ class _Step(nn.Module):
     query = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
     logits = jnp.einsum('bkd,bsd->bks', query, keys, preferred_element_type=jnp.float32)
     logits = logits * self.dim**-0.5
-    masked = jnp.where(mask[:, None], logits, -1e30)
-    weights = jax.nn.softmax(masked, -1).astype(x.dtype)
+    logits = jnp.where(mask[:, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, -1)
+    weights = weights.astype(x.dtype)
     self.sow('intermediates', 'weights', weights)
-    return jnp.einsum('bks,bsd->bkd', weights, values).reshape(x.shape)
+    context = jnp.einsum('bks,bsd->bkd', weights, values)
+    return context.reshape(x.shape)
 
 
 class RecurrentDecoder(Decoder):
@@ -123,7 +125,8 @@ class RecurrentDecoder(Decoder):
     hidden = zeros
     if memory is not None:
       weights = memory.mask[..., None].astype(zeros.dtype)
-      mean = (memory.values * weights).sum(1) / jnp.maximum(weights.sum(1), 1)  # [B, D]
+      total = (memory.values * weights).sum(1)
+      mean = total / jnp.maximum(weights.sum(1), 1)  # [B, D]
       projected = jnp.tanh(self.start(mean))
       hidden = jnp.repeat(projected, beams // len(mean), axis=0)
     state: Any = hidden
