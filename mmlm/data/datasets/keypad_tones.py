@@ -1,10 +1,14 @@
-"""Generated set: digits dialled on a keypad, as sounds of two tones each in noise, and the digits as words.
+"""Generated set: digits dialled on a keypad, as sounds of two tones each in noise, and the digits
+as words.
 
-No sequence of digits stands in two splits, and tempo, loudness, pitch and noise differ from sound to sound.
+No sequence of digits stands in two splits, and tempo, loudness, pitch and noise differ from sound
+to sound.
 """
 
 import io
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -28,13 +32,15 @@ LENGTHS = (4, 8)  # digits of a sequence, from and to
 
 
 class KeypadTones(DatasetBuilder):
-  """Features: id (split and number), audio (FLAC, 8 kHz, 0.5 to 3 seconds), digits ('5205'), words ('five two zero five')."""
+  """Features: id (split and number), audio (FLAC, 8 kHz, 0.5 to 3 seconds), digits ('5205'), words
+  ('five two zero five').
+  """
 
   name = 'keypad_tones'
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'words'}
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     features = {
       'id': F.Text(),
       'audio': F.Tensor(shape=(), dtype=np.object_),
@@ -43,7 +49,7 @@ class KeypadTones(DatasetBuilder):
     }
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     sizes = SIZES[self.form]
     rng = random.Random(0)
     found = {}
@@ -55,7 +61,7 @@ class KeypadTones(DatasetBuilder):
       result[split] = self._generate_examples(split, [next(sequences) for _ in range(size)])
     return result
 
-  def _generate_examples(self, split, sequences):
+  def _generate_examples(self, split: str, sequences: Any) -> Iterator:
     for number, digits in enumerate(progress(sequences, f'{self.name} {split}')):
       words = ' '.join(DIGITS[int(digit)] for digit in digits)
       yield (
@@ -65,7 +71,7 @@ class KeypadTones(DatasetBuilder):
 
 
 def dial(digits: str) -> bytes:
-  """A FLAC of the keys pressed one after the other; what is left to chance follows from the digits."""
+  """Returns a FLAC of the keys, pressed one after the other; the digits seed its randomness."""
   rng = np.random.default_rng([int(digit) for digit in digits])
   tempo = rng.uniform(0.7, 1.4)
   detuned = rng.uniform(0.985, 1.015)
@@ -84,5 +90,5 @@ def dial(digits: str) -> bytes:
   return file.getvalue()
 
 
-def _silence(rng, tempo: float) -> np.ndarray:
+def _silence(rng: np.random.Generator, tempo: float) -> np.ndarray:
   return np.zeros(int(RATE * tempo * rng.uniform(0.03, 0.12)))

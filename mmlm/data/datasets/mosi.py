@@ -1,12 +1,14 @@
 """CMU-MOSI (Zadeh et al. 2016): 2,199 utterances of 93 reviews on video, scored from -3 to 3.
 
-Two splits are in use. The standard one, 1,284 / 229 / 686, and that of bc-LSTM (Poria et al. 2017), 1,447 / 752 by videos. The
-utterance features of text and video that are in use were learned on the training labels of the latter: 558 of the 686 test utterances
-of the standard split are among them. They can be had with the split of bc-LSTM only.
+Two splits are in use. The standard one, 1,284 / 229 / 686, and that of bc-LSTM (Poria et al. 2017),
+1,447 / 752 by videos. The utterance features of text and video that are in use were learned on the
+training labels of the latter: 558 of the 686 test utterances of the standard split are among them.
+They can be had with the split of bc-LSTM only.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,17 +32,21 @@ COLUMNS = (
 )
 FORMS = ('standard', 'bclstm', 'bclstm_videos')
 LEAK = (
-  "mosi/standard has no field {0!r}: the {0} features come from classifiers that were trained on most of this split's test utterances, so "
-  'that any score would be one of training examples. Read them from mosi/bclstm or mosi/bclstm_videos; text and audio are free of this.'
+  'mosi/standard has no field {0!r}: the {0} features come from classifiers that were trained on '
+  "most of this split's test utterances, so "
+  'that any score would be one of training examples. Read them from mosi/bclstm or '
+  'mosi/bclstm_videos; text and audio are free of this.'
 )
 
 
 class Mosi(SourceDatasetBuilder):
   """Features of the forms:
 
-  'standard': id, text (the transcript), audio [73] (openSMILE), label (the score), binary (negative, positive).
+  'standard': id, text (the transcript), audio [73] (openSMILE), label (the score), binary
+  (negative, positive).
   'bclstm': the same with text_features [100] (CNN) and video [100] (3D-CNN).
-  'bclstm_videos': one example a video: id, parts (names of its utterances), text_features, audio, video [T, ...], label [T], binary [T].
+  'bclstm_videos': one example a video: id, parts (names of its utterances), text_features, audio,
+  video [T, ...], label [T], binary [T].
 
   The validation split of the last two is ten training videos.
   """
@@ -50,9 +56,10 @@ class Mosi(SourceDatasetBuilder):
   FIELDS = {'id': 'id', 'text': 'text', 'label': 'label'}
   HOW = """\
 ./launch.sh prepare mosi/standard --source FOLDER   (or mosi/bclstm, mosi/bclstm_videos)
-FOLDER holds utterances.tsv (id, video, segment, split, bclstm_split, label, label_source, binary, text), made from the transcripts and
-labels of CMU-MultimodalSDK (https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), and features.npz (text, audio, video, a row an
-utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-learning."""
+FOLDER holds utterances.tsv (id, video, segment, split, bclstm_split, label, label_source, binary,
+text), made from the transcripts and labels of CMU-MultimodalSDK
+(https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK), and features.npz (text, audio, video, a
+row an utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-learning."""
 
   @classmethod
   def check_features(cls, form: str, features: Iterable[str]) -> None:
@@ -63,14 +70,14 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
       if name in ('video', 'text_features'):
         raise UserError(LEAK.format(name))
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     form = self.form
     several = form == 'bclstm_videos'
 
-    def wrap(feature):
+    def wrap(feature: Any) -> Any:
       return F.Sequence(feature) if several else feature
 
-    def shape(width):
+    def shape(width: int) -> tuple:
       return (None, width) if several else (width,)
 
     features = {
@@ -86,13 +93,14 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
       }
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     rows = self._read()
     features = self._features()
     form = self.form
     if wrong := [name for name, values in features.items() if len(values) != len(rows)]:
       raise UserError(
-        f'{self.source}: features.npz has {len(features[wrong[0]])} rows of {wrong[0]}, utterances.tsv {len(rows)}.'
+        f'{self.source}: features.npz has {len(features[wrong[0]])} rows of {wrong[0]}, '
+        f'utterances.tsv {len(rows)}.'
       )
     videos = sorted({row['video'] for row in rows if row['bclstm_split'] == 'train'})
     held_out = set(random.Random(0).sample(videos, 10))
@@ -130,7 +138,8 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
         or row['binary'] not in ('0', '1')
       ):
         raise UserError(
-          f'{path}, line {number}: split {row["split"]!r}, bclstm_split {row["bclstm_split"]!r} or binary {row["binary"]!r} is none.'
+          f'{path}, line {number}: split {row["split"]!r}, bclstm_split {row["bclstm_split"]!r} or '
+          f'binary {row["binary"]!r} is none.'
         )
     return rows
 
@@ -154,7 +163,7 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
         )
     return found
 
-  def _generate_examples(self, examples):
+  def _generate_examples(self, examples: Iterable) -> Iterator:
     if self.form != 'bclstm_videos':
       for example in examples:
         yield (
@@ -168,7 +177,7 @@ utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-
         key=lambda example: example['segment'],
       )
 
-      def column(key, parts=parts):
+      def column(key: str, parts: list[dict] = parts) -> list:
         return [part[key] for part in parts]
 
       arrays = {key: np.stack(column(key)) for key in ('text_features', 'audio', 'video')}

@@ -1,13 +1,17 @@
-"""Multi30k (Elliott et al. 2016, 2017; Barrault et al. 2018): captions of Flickr30k photos with their translations.
+"""Multi30k (Elliott et al. 2016, 2017; Barrault et al. 2018): captions of Flickr30k photos with
+their translations.
 
-Translations: train 29,000, valid 1,014, test_2016 1,000 (en, de, fr, cs), test_2017 1,000 and test_coco 461 (en, de, fr).
-A quarter of the photos of train, valid and test_2016 is also in Flickr8k; no other photo is used.
+Translations: train 29,000, valid 1,014, test_2016 1,000 (en, de, fr, cs), test_2017 1,000 and
+test_coco 461 (en, de, fr). A quarter of the photos of train, valid and test_2016 is also in
+Flickr8k; no other photo is used.
 """
 
 import collections
 import os
 import pathlib
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -37,25 +41,29 @@ FORMS = ('text', 'photos', 'descriptions')
 
 
 class Multi30k(SourceDatasetBuilder):
-  """Forms: 'text' (all pairs, no photo), 'photos' (pairs with their photo: 6,993 / 242 / 243), 'descriptions' (those photos with
-  five English and five German descriptions each, written independently).
+  """Forms: 'text' (all pairs, no photo), 'photos' (pairs with their photo: 6,993 / 242 / 243),
+  'descriptions' (those photos with five English and five German descriptions each, written
+  independently).
 
-  Features: id (the photo's name), en, de, fr, cs ('' where a split has no such language); image (JPEG) with photos;
-  'descriptions' has en and de as lists.
+  Features: id (the photo's name), en, de, fr, cs ('' where a split has no such language); image
+  (JPEG) with photos; 'descriptions' has en and de as lists.
   """
 
   name = 'multi30k'
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FORMS]
   FIELDS = {'id': 'id', 'text': 'en', 'targets': 'de'}
   HOW = """\
-Get the texts from https://github.com/multi30k/dataset (data/task1/raw, data/task2/raw) and make one table a split, then
+Get the texts from https://github.com/multi30k/dataset (data/task1/raw, data/task2/raw) and make one
+table a split, then
   ./launch.sh prepare multi30k --source FOLDER
-FOLDER holds train.tsv, val.tsv, test_2016_flickr.tsv, test_2017_flickr.tsv and test_2017_mscoco.tsv: tab-separated, not tokenised,
-with the columns image, flickr8k_image (the photo's name in Flickr8k, or empty) and one a language (en, de, fr, cs).
-Photos (multi30k/photos, multi30k/descriptions): Flickr8k in FOLDER/../flickr8k or $MMLM_DATA/flickr8k; descriptions also need
-task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)."""
+FOLDER holds train.tsv, val.tsv, test_2016_flickr.tsv, test_2017_flickr.tsv and
+test_2017_mscoco.tsv: tab-separated, not tokenised, with the columns image, flickr8k_image (the
+photo's name in Flickr8k, or empty) and one a language (en, de, fr, cs).
+Photos (multi30k/photos, multi30k/descriptions): Flickr8k in FOLDER/../flickr8k or
+$MMLM_DATA/flickr8k; descriptions also need task2_train_with_image.tsv, task2_val_with_image.tsv and
+task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)."""
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     form = self.form
     if form == 'descriptions':
       text = F.Sequence(F.Text())
@@ -68,7 +76,7 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
       features['image'] = F.Image(shape=(None, None, 3), encoding_format='jpeg')
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     form = self.form
     splits = {
       split: list(self._examples(form, split))
@@ -90,7 +98,7 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
         )
     return {split: self._generate_examples(split, examples) for split, examples in splits.items()}
 
-  def _examples(self, form, split):
+  def _examples(self, form: str, split: str) -> Iterator[dict]:
     """Examples of a split, their image still the photo's name in Flickr8k."""
     name = (DESCRIPTIONS if form == 'descriptions' else FILES)[split]
     path = self.source / f'{name}.tsv'
@@ -122,7 +130,7 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
       elif row['flickr8k_image']:
         yield example | {'image': row['flickr8k_image']}
 
-  def _generate_examples(self, split, examples):
+  def _generate_examples(self, split: str, examples: Any) -> Iterator:
     if 'image' in examples[0]:
       pictures = self._photos()
     else:
@@ -135,7 +143,8 @@ task2_train_with_image.tsv, task2_val_with_image.tsv and task2_test_2016_with_im
         except (UserError, KeyError, OSError, zipfile.BadZipFile) as error:
           if not self.skip_broken:
             raise UserError(
-              f'the photo {example["image"]} ({split}) is unusable ({error}). Leave such out with --skip_broken.'
+              f'the photo {example["image"]} ({split}) is unusable ({error}). Leave such out with '
+              '--skip_broken.'
             ) from None
           self.skipped.append(example['id'])
           continue

@@ -1,6 +1,8 @@
-"""Generated set: numerals in English with one word masked, the same in German, and a picture of the digits.
+"""Generated set: numerals in English with one word masked, the same in German, and a picture of the
+digits.
 
-Only the picture tells the masked word: text alone can guess one of nine or so. Numbers from 1 to 99,999, each in one split only.
+Only the picture tells the masked word: text alone can guess one of nine or so. Numbers from 1 to
+99,999, each in one split only.
 """
 
 import functools
@@ -8,6 +10,8 @@ import io
 import pathlib
 import random
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 import tensorflow_datasets as tfds
@@ -31,20 +35,22 @@ FRAME = {'hundred', 'thousand', 'and'}
 
 
 class Numerals(DatasetBuilder):
-  """Features: id (the number), image (PNG, [16, 80, 1]), en ('twenty-three'), masked ('twenty-\ufffc'), de ('dreiundzwanzig')."""
+  """Features: id (the number), image (PNG, [16, 80, 1]), en ('twenty-three'), masked
+  ('twenty-\ufffc'), de ('dreiundzwanzig').
+  """
 
   name = 'numerals'
   FIELDS = {'id': 'id', 'image': 'image', 'text': 'masked', 'targets': 'de'}
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     features = {
       'id': F.Text(),
       'image': F.Image(shape=(CELL, CELL * DIGITS, 1)),
     } | dict.fromkeys(('en', 'masked', 'de'), F.Text())
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     sizes = SIZES[self.form]
     numbers = iter(
       random.Random(0).sample(
@@ -57,7 +63,7 @@ class Numerals(DatasetBuilder):
       result[split] = self._generate_examples(split, [next(numbers) for _ in range(size)])
     return result
 
-  def _generate_examples(self, split, numbers):
+  def _generate_examples(self, split: str, numbers: Any) -> Iterator:
     for number in progress(numbers, f'{self.name} {split}'):
       english = num2words(number)
       texts = {

@@ -1,6 +1,11 @@
-"""Sentences with a sentiment: SST-2 (Socher et al. 2013), MR (Pang & Lee 2005) and the scored snippets of VADER (Hutto & Gilbert 2014)."""
+"""Sentences with a sentiment.
+
+SST-2 (Socher et al. 2013), MR (Pang & Lee 2005) and the scored snippets of VADER (Hutto & Gilbert
+2014).
+"""
 
 import random
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,15 +27,15 @@ class Sentences(SourceDatasetBuilder, skip_registration=True):
   FIELDS = {'id': 'id', 'text': 'text', 'label': 'label'}
   LABEL = F.ClassLabel(names=CLASSES)
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text(), 'label': self.LABEL})
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
 
-  def _generate_examples(self, rows):
+  def _generate_examples(self, rows: Iterable) -> Iterator:
     for name, text, label in rows:
       yield name, {'id': name, 'text': text, 'label': label}
 
@@ -40,15 +45,17 @@ class Sentences(SourceDatasetBuilder, skip_registration=True):
 
 
 class Sst2(Sentences):
-  """Phrases of the training split, sentences of the others, as GLUE has them: 67,349 / 872 / 1,821."""
+  """Training phrases, sentences of the other splits, as in GLUE: 67,349 / 872 / 1,821."""
 
   name = 'sst2'
   FOLDER = 'text/sst'
   HOW = """\
-Get SST-2.zip of GLUE (https://gluebenchmark.com/tasks) and unpack it:  ./launch.sh prepare sst2 --source FOLDER
-FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv if it has labels (GLUE's own has none)."""
+Get SST-2.zip of GLUE (https://gluebenchmark.com/tasks) and unpack it:  ./launch.sh prepare sst2
+--source FOLDER
+FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv if it has labels
+(GLUE's own has none)."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     files = {
       'train': ('train.tsv', 'glue_like_train.tsv'),
       'dev': ('dev.tsv', 'glue_like_dev.tsv'),
@@ -73,7 +80,8 @@ FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv
       for number, row in enumerate(rows, 2):
         if row['label'] not in ('0', '1') or not row[text].strip():
           raise UserError(
-            f'{path}, line {number}: expected a sentence with label 0 or 1, found {row["label"]!r}, {row[text][:40]!r}.'
+            f'{path}, line {number}: expected a sentence with label 0 or 1, found '
+            f'{row["label"]!r}, {row[text][:40]!r}.'
           )
       found[split] = [
         (
@@ -87,15 +95,18 @@ FOLDER holds train.tsv and dev.tsv with a header (sentence, label), and test.tsv
 
 
 class Mr(Sentences):
-  """10,662 sentences of film reviews, half of them positive, in ten folds of their own for cross-validation: 'fold_0' to 'fold_9'."""
+  """10,662 sentences of film reviews, half of them positive, in ten folds of their own for
+  cross-validation: 'fold_0' to 'fold_9'.
+  """
 
   name = 'mr'
   FOLDER = 'text/mr'
   HOW = """\
-Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as one file in UTF-8, a line each: label (0 or 1), space, sentence:
+Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as one file in UTF-8, a
+line each: label (0 or 1), space, sentence:
   ./launch.sh prepare mr --source FOLDER, which holds it as rt-polarity.all.txt (.xz)"""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     path = self.find('rt-polarity.all.txt', endings=PACKED)
     rows = []
     for number, line in enumerate(read_lines(path), 1):
@@ -111,7 +122,9 @@ Get rt-polarity (https://www.cs.cornell.edu/people/pabo/movie-review-data) as on
 
 
 class Vader(Sentences):
-  """Snippets of four kinds with the mean of twenty people's scores, -4 to 4; snippets of one text are in one split: about 8 : 1 : 1."""
+  """Snippets of four kinds with the mean of twenty people's scores, -4 to 4; snippets of one text
+  are in one split: about 8 : 1 : 1.
+  """
 
   name = 'vader'
   FOLDER = 'text/vader'
@@ -124,10 +137,12 @@ class Vader(Sentences):
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=form) for form in FILES]
   LABEL = F.Scalar(dtype=np.float32)
   HOW = """\
-Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give each a header (id, score, text), tab-separated:
-  ./launch.sh prepare vader/tweets --source FOLDER   (tweets.tsv, movieReviewSnippets.tsv, amazonReviewSnippets.tsv, nytEditorialSnippets.tsv)"""
+Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give each a header (id,
+score, text), tab-separated:
+  ./launch.sh prepare vader/tweets --source FOLDER   (tweets.tsv, movieReviewSnippets.tsv,
+  amazonReviewSnippets.tsv, nytEditorialSnippets.tsv)"""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     path = self.find(f'{self.FILES[self.form]}.tsv', endings=PACKED)
     found = {'train': [], 'valid': [], 'test': []}
     for number, row in enumerate(read_table(path, ('id', 'score', 'text')), 2):
@@ -139,7 +154,8 @@ Get the ground truth files of https://github.com/cjhutto/vaderSentiment and give
         ) from None
       if not -4 <= score <= 4 or not row['text'].strip():
         raise UserError(
-          f'{path}, line {number}: expected a text with a score from -4 to 4, found {score}, {row["text"][:40]!r}.'
+          f'{path}, line {number}: expected a text with a score from -4 to 4, found {score}, '
+          f'{row["text"][:40]!r}.'
         )
       draw = random.Random(row['id'].partition('_')[0]).random()
       found['train' if draw < 0.8 else 'valid' if draw < 0.9 else 'test'].append(

@@ -1,4 +1,6 @@
-"""Speech: FSDD (Jackson et al. 2018), AN4 (Acero and Stern 1990) and the Mboshi-French corpus (Godard et al. 2018)."""
+"""Speech: FSDD (Jackson et al. 2018), AN4 (Acero and Stern 1990) and the Mboshi-French corpus
+(Godard et al. 2018).
+"""
 
 import collections
 import html
@@ -7,6 +9,8 @@ import random
 import re
 import sys
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,28 +28,31 @@ DIGITS = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'
 class Sounds(SourceDatasetBuilder, skip_registration=True):
   """Features: id, audio (the bytes of the file as they are), speaker, and those of `EXTRA`.
 
-  Every sound is decoded once while building: a broken one raises UserError or, with skip_broken, is left out and counted.
+  Every sound is decoded once while building: a broken one raises UserError or, with skip_broken, is
+  left out and counted.
   """
 
   AUDIO = F.Tensor(shape=(), dtype=np.object_)
   EXTRA = {'text': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'text', 'speaker': 'speaker'}
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     features = {'id': F.Text(), 'audio': self.AUDIO, 'speaker': F.Text(), **self.EXTRA}
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     result = {}
     for split, rows in self.read_splits().items():
       result[split] = self._generate_examples(split, rows)
     return result
 
   def read_splits(self) -> dict[str, list[dict]]:
-    """{split: examples}, with the path of a sound (of the disk or in an archive) where its bytes will stand."""
+    """{split: examples}, with the path of a sound (of the disk or in an archive) where its bytes
+    will stand.
+    """
     raise NotImplementedError
 
-  def _generate_examples(self, split, rows):
+  def _generate_examples(self, split: str, rows: Any) -> Iterator:
     for row in progress(rows, f'{self.name} {split}'):
       try:
         yield row['id'], row | {'audio': self.read(row['audio'])}
@@ -60,7 +67,7 @@ class Sounds(SourceDatasetBuilder, skip_registration=True):
         )
         self.skipped.append(row['id'])
 
-  def read(self, sound):
+  def read(self, sound: Any) -> Any:
     data = sound.read_bytes()
     decode_audio(data)
     return data
@@ -70,7 +77,9 @@ class Sounds(SourceDatasetBuilder, skip_registration=True):
 
 
 def files_in(place: pathlib.Path) -> dict:
-  """{name without its ending: path} of the sounds in a folder, or in an archive `<folder>.zip` beside it."""
+  """{name without its ending: path} of the sounds in a folder, or in an archive `<folder>.zip`
+  beside it.
+  """
   if place.is_dir():
     found = place.iterdir()
   elif (archive := place.with_suffix('.zip')).is_file():
@@ -84,16 +93,20 @@ def files_in(place: pathlib.Path) -> dict:
 
 
 class Fsdd(Sounds):
-  """Spoken digits of six speakers, 50 times each. Recordings 0 to 4 are the official test; 5 to 9 of the others are held out as 'valid'."""
+  """Spoken digits of six speakers, 50 times each.
+
+  Recordings 0 to 4 are the official test; 5 to 9 of the others are held out as 'valid'.
+  """
 
   name = 'fsdd'
   EXTRA = {'word': F.Text(), 'label': F.ClassLabel(names=DIGITS)}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'word', 'label': 'label', 'speaker': 'speaker'}
   HOW = """\
-git clone https://github.com/Jakobovski/free-spoken-digit-dataset:  ./launch.sh prepare fsdd --source FOLDER
+git clone https://github.com/Jakobovski/free-spoken-digit-dataset:  ./launch.sh prepare fsdd
+--source FOLDER
 FOLDER holds recordings/{digit}_{speaker}_{number}.wav (or .flac), or the same in recordings.zip."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     splits = {'train': [], 'valid': [], 'test': []}
     for name, path in files_in(self.source / 'recordings').items():
       if not (parts := re.fullmatch(r'(\d)_(.+)_(\d+)', name)):
@@ -118,18 +131,22 @@ FOLDER holds recordings/{digit}_{speaker}_{number}.wav (or .flac), or the same i
 
 
 class An4(Sounds):
-  """Spelled words, numbers, dates: 1,078 utterances as 13 cepstra a hundred times a second. 'valid' is eight of the training speakers."""
+  """Spelled words, numbers, dates: 1,078 utterances as 13 cepstra a hundred times a second. 'valid'
+  is eight of the training speakers.
+  """
 
   name = 'an4'
   FOLDER = 'an4_mfcc'
   WIDTH = 13
   AUDIO = F.Tensor(shape=(None, WIDTH), dtype=np.float32)
   HOW = """\
-Get AN4 (http://www.speech.cs.cmu.edu/databases/an4) and compute its cepstra with Sphinx:  ./launch.sh prepare an4 --source FOLDER
-FOLDER holds utterances.tsv (id, split, speaker, frames, text) and mfcc.npz: 'mfcc' [all frames, 13], an utterance after the other in the
-order of the table, and 'offsets', where each begins and where the last ends."""
+Get AN4 (http://www.speech.cs.cmu.edu/databases/an4) and compute its cepstra with Sphinx:
+./launch.sh prepare an4 --source FOLDER
+FOLDER holds utterances.tsv (id, split, speaker, frames, text) and mfcc.npz: 'mfcc' [all frames,
+13], an utterance after the other in the order of the table, and 'offsets', where each begins and
+where the last ends."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     path = self.source / 'utterances.tsv'
     if not path.is_file():
       raise self.missing('no utterances.tsv')
@@ -139,7 +156,8 @@ order of the table, and 'offsets', where each begins and where the last ends."""
     )
     if len(offsets) != len(rows) + 1 or offsets[-1] != len(cepstra):
       raise UserError(
-        f'{path}: {len(rows)} utterances, mfcc.npz has {len(offsets) - 1} of {offsets[-1]} frames out of {len(cepstra)}.'
+        f'{path}: {len(rows)} utterances, mfcc.npz has {len(offsets) - 1} of {offsets[-1]} frames '
+        f'out of {len(cepstra)}.'
       )
     speakers = sorted({row['speaker'] for row in rows if row['split'] == 'train'})
     held_out = set(random.Random(0).sample(speakers, max(1, len(speakers) // 9)))
@@ -152,7 +170,8 @@ order of the table, and 'offsets', where each begins and where the last ends."""
         or not row['text'].strip()
       ):
         raise UserError(
-          f'{path}, line {i + 2}: split {row["split"]!r}, {row["frames"]} frames ({len(found)} in mfcc.npz) or an empty text.'
+          f'{path}, line {i + 2}: split {row["split"]!r}, {row["frames"]} frames ({len(found)} in '
+          'mfcc.npz) or an empty text.'
         )
       if not len(found) or not np.isfinite(found).all():
         raise UserError(
@@ -172,7 +191,7 @@ order of the table, and 'offsets', where each begins and where the last ends."""
       )
     return splits
 
-  def read(self, sound):
+  def read(self, sound: Any) -> Any:
     return sound
 
   def _cepstra(self) -> tuple:
@@ -189,27 +208,30 @@ order of the table, and 'offsets', where each begins and where the last ends."""
 
 
 class Mboshi(Sounds):
-  """5,130 read sentences of three speakers, written in Mboshi and translated into French, in lower case.
+  """5,130 read sentences of three speakers, written in Mboshi and translated into French, in lower
+  case.
 
-  The corpus has a training and a development split, which is the 'test' here; they share no Mboshi sentence, but 52 French ones.
-  'valid' is about a twentieth of each training speaker, without a sentence, Mboshi or French, that is also in 'train'.
+  The corpus has a training and a development split, which is the 'test' here; they share no Mboshi
+  sentence, but 52 French ones. 'valid' is about a twentieth of each training speaker, without a
+  sentence, Mboshi or French, that is also in 'train'.
   """
 
   name = 'mboshi'
   FOLDER = 'mboshi_french'
-  VERSION = tfds.core.Version(
-    '1.0.1'
-  )  # 1.0.0 had &apos; in its French, which sacreBLEU's 13a reads as '& apos ;', words that are found cheaply
+  # 1.0.0 had &apos; in its French, which sacreBLEU's 13a reads as the words '& apos ;'.
+  VERSION = tfds.core.Version('1.0.1')
   EXTRA = {'mboshi': F.Text(), 'french': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'mboshi', 'speaker': 'speaker'}
   COLUMNS = ('id', 'split', 'speaker', 'mboshi', 'french')
   SHARE = 0.055  # of the training split that is held out
   HOW = """\
-git clone https://github.com/besacier/mboshi-french-parallel-corpus:  ./launch.sh prepare mboshi --source FOLDER
-FOLDER holds full_corpus_newsplit/{train,dev} with NAME.wav, NAME.mb.cleaned and NAME.fr.cleaned, or utterances.tsv (id, split, speaker,
-mboshi, french) and the sounds in speech_{train,dev} or speech_{train,dev}.zip."""
+git clone https://github.com/besacier/mboshi-french-parallel-corpus:  ./launch.sh prepare mboshi
+--source FOLDER
+FOLDER holds full_corpus_newsplit/{train,dev} with NAME.wav, NAME.mb.cleaned and NAME.fr.cleaned, or
+utterances.tsv (id, split, speaker, mboshi, french) and the sounds in speech_{train,dev} or
+speech_{train,dev}.zip."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     table = self.source / 'utterances.tsv'
     splits = {'train': [], 'dev': []}
     for where, row, sound in (
@@ -233,17 +255,18 @@ mboshi, french) and the sounds in speech_{train,dev} or speech_{train,dev}.zip."
     )
     return {'train': rest, 'valid': valid, 'test': splits['dev']}
 
-  def _of_table(self, table):
+  def _of_table(self, table: pathlib.Path) -> Iterator:
     sounds = {split: files_in(self.source / f'speech_{split}') for split in ('train', 'dev')}
     for number, row in enumerate(read_table(table, self.COLUMNS), 2):
       sound = sounds.get(row['split'], {}).get(row['id'])
       if sound is None:
         raise UserError(
-          f'{table}, line {number}: no sound {row["id"]} in speech_{row["split"]} or speech_{row["split"]}.zip.'
+          f'{table}, line {number}: no sound {row["id"]} in speech_{row["split"]} or '
+          f'speech_{row["split"]}.zip.'
         )
       yield f'{table}, line {number}', row, sound
 
-  def _of_files(self, folder):
+  def _of_files(self, folder: pathlib.Path) -> Iterator:
     for split in ('train', 'dev'):
       for name, sound in files_in(folder / split).items():
         texts = []
@@ -260,8 +283,10 @@ mboshi, french) and the sounds in speech_{train,dev} or speech_{train,dev}.zip."
           sound,
         )
 
-  def _held_out(self, rows) -> set[str]:
-    """Ids of utterances whose sentences are in no other: groups that share a sentence, drawn as long as their speakers have room."""
+  def _held_out(self, rows: list[dict]) -> set[str]:
+    """Ids of utterances whose sentences are in no other: groups that share a sentence, drawn as
+    long as their speakers have room.
+    """
     group = {}  # text -> list of rows, one object for all that hang together
     for row in rows:
       joined = [row]

@@ -1,4 +1,9 @@
-"""Speech corpora in the folders that users have of them: LibriSpeech (Panayotov et al. 2015) and CoVoST 2 (Wang et al. 2020)."""
+"""Speech corpora in the folders that users have of them.
+
+LibriSpeech (Panayotov et al. 2015) and CoVoST 2 (Wang et al. 2020).
+"""
+
+import pathlib
 
 import tensorflow_datasets as tfds
 
@@ -28,15 +33,20 @@ INTO_ENGLISH = ('fr', 'es', 'it', 'ru', 'pt', 'nl', *FROM_ENGLISH)
 
 
 class LibriSpeech(Sounds):
-  """A split for each top folder, its name with _ for -: 'train_clean_100', 'dev_clean'. Texts in lower case."""
+  """A split for each top folder, its name with _ for -: 'train_clean_100', 'dev_clean'.
+
+  Texts in lower case.
+  """
 
   name = 'librispeech'
   HOW = """\
-Get the archives of https://www.openslr.org/12 and unpack them into one folder:  ./launch.sh prepare librispeech --source FOLDER
-FOLDER, or FOLDER/LibriSpeech, holds train-clean-100/SPEAKER/CHAPTER/*.flac with SPEAKER-CHAPTER.trans.txt, and so on. What is there is
-prepared; for more splits later remove data/librispeech first."""
+Get the archives of https://www.openslr.org/12 and unpack them into one folder:  ./launch.sh prepare
+librispeech --source FOLDER
+FOLDER, or FOLDER/LibriSpeech, holds train-clean-100/SPEAKER/CHAPTER/*.flac with
+SPEAKER-CHAPTER.trans.txt, and so on. What is there is prepared; for more splits later remove
+data/librispeech first."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     root = next(
       (place for place in (self.source / 'LibriSpeech', self.source) if place.is_dir()), self.source
     )
@@ -48,7 +58,7 @@ prepared; for more splits later remove data/librispeech first."""
       raise self.missing('no folder with */*/*.trans.txt below')
     return splits
 
-  def _split(self, folder) -> list[dict]:
+  def _split(self, folder: pathlib.Path) -> list[dict]:
     rows = []
     told = set()
     for transcripts in sorted(folder.glob('*/*/*.trans.txt')):
@@ -76,7 +86,9 @@ prepared; for more splits later remove data/librispeech first."""
 
 
 class Covost(Sounds):
-  """Common Voice recordings with a translation of each sentence, in the splits of CoVoST 2: train, dev, test."""
+  """Common Voice recordings with a translation of each sentence, in the splits of CoVoST 2: train,
+  dev, test.
+  """
 
   name = 'covost'
   BUILDER_CONFIGS = [
@@ -86,11 +98,14 @@ class Covost(Sounds):
   EXTRA = {'sentence': F.Text(), 'translation': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'translation', 'speaker': 'speaker'}
   HOW = """\
-Get the Common Voice corpus 4 of the source language (https://commonvoice.mozilla.org/datasets) and the translations of
-https://github.com/facebookresearch/covost, split them by its get_covost_splits.py:  ./launch.sh prepare covost/fr_en --source FOLDER
-FOLDER holds clips/*.mp3 and covost_v2.fr_en.{train,dev,test}.tsv with a header (path, sentence, translation; client_id is the speaker)."""
+Get the Common Voice corpus 4 of the source language (https://commonvoice.mozilla.org/datasets) and
+the translations of
+https://github.com/facebookresearch/covost, split them by its get_covost_splits.py:  ./launch.sh
+prepare covost/fr_en --source FOLDER
+FOLDER holds clips/*.mp3 and covost_v2.fr_en.{train,dev,test}.tsv with a header (path, sentence,
+translation; client_id is the speaker)."""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     splits = {}
     for split in ('train', 'dev', 'test'):
       path = self.source / f'covost_v2.{self.form}.{split}.tsv'

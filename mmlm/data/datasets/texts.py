@@ -1,4 +1,10 @@
-"""Running text for language models: Tiny Shakespeare (Karpathy 2015) and the Brown corpus (Francis & Kucera 1979)."""
+"""Running text for language models.
+
+Tiny Shakespeare (Karpathy 2015) and the Brown corpus (Francis & Kucera 1979).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -15,17 +21,17 @@ class RunningText(SourceDatasetBuilder, skip_registration=True):
 
   FIELDS = {'id': 'id', 'targets': 'text'}
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self,
       features=F.FeaturesDict({'id': F.Text(), 'text': F.Text()}),
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     return {split: self._generate_examples(rows) for split, rows in self.read_splits().items()}
 
-  def _generate_examples(self, rows):
+  def _generate_examples(self, rows: Iterable) -> Iterator:
     for number, (name, text) in enumerate(rows):
       yield number, {'id': name, 'text': text}
 
@@ -35,33 +41,37 @@ class RunningText(SourceDatasetBuilder, skip_registration=True):
 
 
 class TinyShakespeare(RunningText):
-  """One document a split: the first nine tenths of its 1,115,394 characters to train on, the rest to validate."""
+  """One document a split: the first nine tenths of its 1,115,394 characters to train on, the rest
+  to validate.
+  """
 
   name = 'tiny_shakespeare'
   FOLDER = 'text/lm'
   HOW = """\
-Get input.txt of https://github.com/karpathy/char-rnn (data/tinyshakespeare):  ./launch.sh prepare tiny_shakespeare --source FOLDER
+Get input.txt of https://github.com/karpathy/char-rnn (data/tinyshakespeare):  ./launch.sh prepare
+tiny_shakespeare --source FOLDER
 FOLDER holds it as input.txt or tinyshakespeare.txt"""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     text = read_text(self.find('input.txt', 'tinyshakespeare.txt'))
     border = len(text) * 9 // 10
     return {'train': [('train', text[:border])], 'valid': [('valid', text[border:])]}
 
 
 class Brown(RunningText):
-  """57,340 sentences of words between spaces, in order. Of twenty stretches of BLOCK sentences one is for validation and one for the test,
-  so that all of them hold every kind of text.
+  """57,340 sentences of words between spaces, in order. Of twenty stretches of BLOCK sentences one
+  is for validation and one for the test, so that all of them hold every kind of text.
   """
 
   name = 'brown'
   FOLDER = 'text/lm'
   BLOCK = 100
   HOW = """\
-Get the Brown corpus (nltk.download('brown') gives it) and write a sentence a line, words between spaces, without tags:
+Get the Brown corpus (nltk.download('brown') gives it) and write a sentence a line, words between
+spaces, without tags:
   ./launch.sh prepare brown --source FOLDER, which holds it as brown.txt (.xz)"""
 
-  def read_splits(self):
+  def read_splits(self) -> dict[str, list]:
     path = self.find('brown.txt', 'brown.txt.xz')
     found = {'train': [], 'valid': [], 'test': []}
     for number, line in enumerate(read_lines(path)):

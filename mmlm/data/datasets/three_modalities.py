@@ -1,14 +1,18 @@
-"""Generated set: a sentence, a face and a melody, each of which may displease, leave cold or please; the label needs all that are there.
+"""Generated set: a sentence, a face and a melody, each of which may displease, leave cold or
+please; the label needs all that are there.
 
-Each says one of three values, and the label is the sum of those that are there modulo 3: whoever does not look at one of them can only
-guess. Half of the training examples lack one or two. Without these nothing could be learned: no modality and no pair tells anything of
-the label of three. Held-out examples have all three.
+Each says one of three values, and the label is the sum of those that are there modulo 3: whoever
+does not look at one of them can only guess. Half of the training examples lack one or two. Without
+these nothing could be learned: no modality and no pair tells anything of the label of three.
+Held-out examples have all three.
 """
 
 import functools
 import io
 import math
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -41,7 +45,8 @@ BANDS = 12
 
 
 class ThreeModalities(DatasetBuilder):
-  """Features: id, text, image (PNG [32, 32, 1], a face), audio ([S, 12], the energies of a melody over time), label (the class), score (-1, 0, 1).
+  """Features: id, text, image (PNG [32, 32, 1], a face), audio ([S, 12], the energies of a melody
+  over time), label (the class), score (-1, 0, 1).
 
   What an example lacks is empty.
   """
@@ -51,7 +56,7 @@ class ThreeModalities(DatasetBuilder):
   FIELDS = {'id': 'id', 'text': 'text', 'image': 'image', 'audio': 'audio', 'label': 'label'}
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SIZES]
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     features = {
       'id': F.Text(),
       'text': F.Text(),
@@ -62,19 +67,21 @@ class ThreeModalities(DatasetBuilder):
     }
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     result = {}
     for split, size in SIZES[self.form].items():
       result[split] = self._generate_examples(split, size)
     return result
 
-  def _generate_examples(self, split, size):
+  def _generate_examples(self, split: str, size: Any) -> Iterator:
     for number in progress(range(size), f'{self.name} {split}'):
       yield number, draw(f'{split}/{number}')
 
 
 def draw(name: str) -> dict:
-  """The example of a name, which begins with its split: its values and all that is left to chance follow from it."""
+  """The example of a name, which begins with its split: its values and all that is left to chance
+  follow from it.
+  """
   rng = random.Random(name)
   values = [rng.randrange(3) for _ in range(3)]
   few = name.startswith('train/') and rng.randrange(2)

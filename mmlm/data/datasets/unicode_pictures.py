@@ -1,21 +1,22 @@
 """Generated set: pictures of Unicode characters, captioned with their lower-cased Unicode names.
 
-The faces are the 16 text faces of DejaVu and STIX General that matplotlib ships; its Display faces hold a few
-glyphs only, its cm faces and LastResort carry other glyphs, STIXNonUni and STIXSiz have private or partial
-sets. A character is used when it has a name, is no control, space or combining mark, and stands in at least
-MIN_FACES faces.
+The faces are the 16 text faces of DejaVu and STIX General that matplotlib ships; its Display faces
+hold a few glyphs only, its cm faces and LastResort carry other glyphs, STIXNonUni and STIXSiz have
+private or partial sets. A character is used when it has a name, is no control, space or combining
+mark, and stands in at least MIN_FACES faces.
 
-A picture is 32 x 32 grey, white on black, antialiased, at font size 22 on a baseline at row 24, so that 'c'
-differs from 'C' and a comma from an apostrophe; centred left to right by its ink. A glyph that would be
-clipped (1 in 390) is drawn at the largest smaller size at which it fits, on the same baseline.
+A picture is 32 x 32 grey, white on black, antialiased, at font size 22 on a baseline at row 24, so
+that 'c' differs from 'C' and a comma from an apostrophe; centred left to right by its ink. A glyph
+that would be clipped (1 in 390) is drawn at the largest smaller size at which it fits, on the same
+baseline.
 
-Held out, before any training: one slanted face of each of three designs (sans to choose on, serif and mono to
-test on). Slanted faces share symbols with upright ones (28 to 33 % of their pictures stand pixel for pixel in
-a training face under the same name), so such pictures are left out: nothing in `valid` and `test_faces` was
-seen in training. Held-out characters are those whose hash of the code point says so (5 %). Of the pictures of
-a face 11 % have a twin under another name in it (Latin, Greek and Cyrillic A), which bounds the exact names
-at 94 %. The nearest training picture (pixels, squared distance) gives the right name for 64 % of
-`test_faces`.
+Held out, before any training: one slanted face of each of three designs (sans to choose on, serif
+and mono to test on). Slanted faces share symbols with upright ones (28 to 33 % of their pictures
+stand pixel for pixel in a training face under the same name), so such pictures are left out:
+nothing in `valid` and `test_faces` was seen in training. Held-out characters are those whose hash
+of the code point says so (5 %). Of the pictures of a face 11 % have a twin under another name in it
+(Latin, Greek and Cyrillic A), which bounds the exact names at 94 %. The nearest training picture
+(pixels, squared distance) gives the right name for 64 % of `test_faces`.
 
   train             training characters in the 13 training faces
   valid             training characters in VALID_FACE, at most 1,500 pictures
@@ -31,6 +32,8 @@ import hashlib
 import io
 import pathlib
 import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import matplotlib
 import tensorflow_datasets as tfds
@@ -74,21 +77,23 @@ LIMITS = {'valid': 1500, 'test_faces': 3000, 'test_characters': 1000}
 
 
 class UnicodePictures(DatasetBuilder):
-  """Features: id ('U+0041/DejaVuSans-Bold'), image (PNG, [32, 32, 1]), caption ('latin capital letter a')."""
+  """Features: id ('U+0041/DejaVuSans-Bold'), image (PNG, [32, 32, 1]), caption ('latin capital
+  letter a').
+  """
 
   name = 'unicode_pictures'
   FIELDS = {'id': 'id', 'image': 'image', 'targets': 'caption'}
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in FORMS]
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     features = {'id': F.Text(), 'image': F.Image(shape=(SIDE, SIDE, 1)), 'caption': F.Text()}
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     splits = make_splits(*FORMS[self.form])
     return {split: self._generate_examples(split, pictures) for split, pictures in splits.items()}
 
-  def _generate_examples(self, split, pictures):
+  def _generate_examples(self, split: str, pictures: Any) -> Iterator:
     for (code, face), picture in progress(pictures.items(), f'{self.name} {split}'):
       file = io.BytesIO()
       Image.frombytes('L', (SIDE, SIDE), picture).save(file, 'PNG', compress_level=1)
@@ -99,7 +104,7 @@ class UnicodePictures(DatasetBuilder):
       )
 
 
-def make_splits(faces=FACES, characters=None) -> dict:
+def make_splits(faces: tuple[str, ...] = FACES, characters: int | None = None) -> dict:
   """Split -> {(code point, face): SIDE * SIDE grey bytes}."""
   codes = _codes()
   if characters:
@@ -126,16 +131,16 @@ def make_splits(faces=FACES, characters=None) -> dict:
   return splits
 
 
-def _hash(*key) -> int:
+def _hash(*key: object) -> int:
   return int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8])
 
 
-def _file(face):
+def _file(face: str) -> str:
   return str(pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf', f'{face}.ttf'))
 
 
 @functools.cache
-def _map(face) -> frozenset:
+def _map(face: str) -> frozenset[int]:
   return frozenset(FT2Font(_file(face)).get_charmap())
 
 
@@ -151,7 +156,7 @@ def _codes() -> list:
   )
 
 
-def _render(face, codes):
+def _render(face: str, codes: Iterable[int]) -> Iterator[tuple[int, bytes]]:
   """Yields (code, grey bytes), in order, of the codes that the face has and that leave ink."""
   fonts = []
   for size in range(SIZE, SIZE // 2, -1):
