@@ -17,11 +17,11 @@ import jax
 
 from mmlm.config import ROOT
 from mmlm.sweeps.listing import summarize_run
-from mmlm.sweeps.slurm_jobs import INTERRUPTED, array_executor
+from mmlm.sweeps.slurm_jobs import array_executor
 from mmlm.sweeps.study import Run, Sweep
 from mmlm.sweeps.together import train_trials
 from mmlm.sweeps.trial_runs import Scores, Trial
-from mmlm.training.loop import Interrupted, stop_signals
+from mmlm.training.loop import SIGINT_CODE, Interrupted, stop_signals
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 
@@ -112,7 +112,7 @@ class Processes:
     return job.poll() is not None
 
   def error(self, run: Run, job: Process) -> str | None:
-    if job is None or job.returncode == INTERRUPTED:
+    if job is None or job.returncode == SIGINT_CODE:
       return None
     log = self._log_of(run).read_text(encoding='utf-8', errors='replace')
     lines = log.splitlines()
@@ -184,7 +184,7 @@ class SlurmArray:
       log = job.stderr() or ''
     except OSError:
       log = ''
-    if f'exit status {INTERRUPTED}' in log:
+    if f'exit status {SIGINT_CODE}' in log:
       return None
     _, separator, last = log.rpartition(MESSAGE)
     if separator:

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mmlm.config import ROOT
-from mmlm.training.loop import PREEMPTED
+from mmlm.training.loop import PREEMPTED, SIGINT_CODE
 from mmlm.utils import run_dir
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
@@ -20,9 +20,8 @@ from mmlm.utils.errors import UserError
 if TYPE_CHECKING:
   import submitit
 
-INTERRUPTED = 130  # exit code of a training that SIGINT has stopped, after it saved its state
 TERMINATED = 143  # exit code of a process that SIGTERM has ended
-GO_ON = (PREEMPTED, INTERRUPTED, TERMINATED)  # exit codes of a training that should be resumed
+GO_ON = (PREEMPTED, SIGINT_CODE, TERMINATED)  # exit codes of a training that should be resumed
 DEFAULT_PARAMETERS = {'job_name': 'mmlm', 'time': 24 * 60}  # minutes
 SCRIPT = """#!/usr/bin/env bash
 # Written by `{command}`.

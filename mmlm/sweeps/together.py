@@ -30,7 +30,6 @@ from mmlm.utils.errors import UserError
 
 Numbers = dict[str, Any]  # {key of the config: its values, [K] or [K, T]}
 Batch = dict[str, np.ndarray]
-GetState = Callable[[], TrainState]
 
 
 def train_together(config: ConfigDict, folders: dict[int, pathlib.Path]) -> list[Experiment]:
@@ -275,7 +274,7 @@ class _Stretch:
       if other is not member:
         other.keeper.progress.exclude(seconds)
 
-  def _after_step_of(self, member: Member, step: int, state: GetState) -> None:
+  def _after_step_of(self, member: Member, step: int, state: loop.GetState) -> None:
     keeper = member.keeper
     if keeper.after(step, state):
       member.end()
@@ -337,6 +336,6 @@ def _unstack(state: TrainState, i: int) -> TrainState:
   return jax.tree.map(of_member, state)
 
 
-def _unstacker(state: TrainState, i: int) -> GetState:
+def _unstacker(state: TrainState, i: int) -> loop.GetState:
   """Returns a function that gives the state of member `i`."""
   return lambda: _unstack(state, i)

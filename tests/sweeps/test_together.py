@@ -1,6 +1,5 @@
 """Trials trained as one program are those trained one by one."""
 
-import re
 import shutil
 import signal
 import types
@@ -61,8 +60,6 @@ def test_a_seed_that_is_trained_among_others_is_what_it_is_alone(tmp_path):
   for name, values in alone.items():
     np.testing.assert_allclose(fourth[name], values, atol=1e-5, err_msg=name)
   assert any(np.abs(third[name] - fourth[name]).max() > 1e-3 for name in alone)
-  scores = done('evaluate', folders[3], '--config.evaluate.checkpoint=latest')
-  assert re.search(r'accuracy +[\d.]+', scores)
   with pytest.raises(UserError, match='is not empty'):
     train_together(config, folders)
 
