@@ -19,10 +19,10 @@ import io
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmlm.cli.flags import Train
 from mmlm.cli.train import train
@@ -91,7 +91,7 @@ def _share_right(scores: np.ndarray, batch: dict) -> float:
   return float((np.asarray(scores).argmax(-1) == batch['label'])[batch['label_mask']].mean())
 
 
-def _draws(batch: dict, config: ConfigDict, params: dict):
+def _draws(batch: dict, config: Any, params: dict):
   """Returns the batch DRAWS times, with the noise that each encoder adds in training."""
   random = np.random.default_rng(0)
   for _ in range(DRAWS):

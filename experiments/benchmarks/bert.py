@@ -42,7 +42,6 @@ from common import (
   row,
   with_folder,
 )
-from ml_collections import ConfigDict
 
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
@@ -196,7 +195,7 @@ class Answerer:
     return np.concatenate(result)
 
 
-def train_alone(config: ConfigDict, folder: pathlib.Path, steps_per_epoch: int, batches: list):
+def train_alone(config: Any, folder: pathlib.Path, steps_per_epoch: int, batches: list):
   experiment = Experiment(config, folder)
   Trainer(
     config, experiment.model, batches[0], steps_per_epoch, experiment.initial_params(batches[0])

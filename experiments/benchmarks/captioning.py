@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from common import (
@@ -39,7 +40,6 @@ from common import (
   main,
   row,
 )
-from ml_collections import ConfigDict
 
 from mmlm.data.batching import TrainPlan, pad
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
@@ -64,7 +64,7 @@ SIZES = {
 SMOKE_SIZES = {'smoke': ({'model.dim': '32', 'train.batch_size': '8'}, 100)}
 
 
-def random_batches(config: ConfigDict, vocabulary: int, number: int) -> list[dict]:
+def random_batches(config: Any, vocabulary: int, number: int) -> list[dict]:
   """Returns random grids and words, bucketed as in training.
 
   Lengths are spread like those of Flickr8k's captions.

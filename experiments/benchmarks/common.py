@@ -57,7 +57,7 @@ class Trainer:
   """The train step as `mmlm train` compiles it; `params` to start from, or random ones."""
 
   def __init__(
-    self, config: ConfigDict, model: Any, batch: dict, steps_per_epoch: int, params: Any = None
+    self, config: Any, model: Any, batch: dict, steps_per_epoch: int, params: Any = None
   ):
     size = config.train.batch_size
     smoothing = config.train.label_smoothing
@@ -86,7 +86,7 @@ class Trainer:
 class Generator:
   """The decoding of `mmlm evaluate`, from inputs to tokens, forced to STEPS steps."""
 
-  def __init__(self, config: ConfigDict, model: Any, batch: dict, method: str):
+  def __init__(self, config: Any, model: Any, batch: dict, method: str):
     self.params = initial_params(model, batch)
     task = TASKS[config.task]
     rng = jax.random.key(0)

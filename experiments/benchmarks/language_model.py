@@ -16,10 +16,10 @@ weights, the same loss.
 
 import functools
 import tempfile
+from typing import Any
 
 import numpy as np
 from common import ROOT, Options, Trainer, check_parameters, config_of, in_turns, main, row
-from ml_collections import ConfigDict
 
 from mmlm.data.running_text import RandomWindows, RunningText, StreamLoader
 from mmlm.experiment.experiment import Experiment
@@ -43,7 +43,7 @@ VOCABULARY = 69  # of random characters: 65 and the special ones
 GOAL = 'ratio 1'
 
 
-def text_of(config: ConfigDict, options: Options) -> tuple[RunningText, int, str]:
+def text_of(config: Any, options: Options) -> tuple[RunningText, int, str]:
   """The text, its vocabulary, and what is in it."""
   if not options.smoke and list(options.data_dir.glob('tiny_shakespeare/*/dataset_info.json')):
     with tempfile.TemporaryDirectory() as folder:

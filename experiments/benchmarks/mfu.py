@@ -17,11 +17,11 @@ Computation is in bfloat16 on a GPU or TPU and in float32, with no MFU, on a CPU
 
 import collections
 import functools
+from typing import Any
 
 import jax
 import numpy as np
 from common import ROOT, Options, Trainer, config_of, in_turns, main, row
-from ml_collections import ConfigDict
 from translation import random_table
 
 from mmlm.data.batching import TrainPlan
@@ -122,7 +122,7 @@ def commonest(batches: list, shapes: int = 2, each: int = 8) -> list:
 
 def measured(
   name: str,
-  config: ConfigDict,
+  config: Any,
   vocabulary: int,
   batches: list,
   steps_per_epoch: int,

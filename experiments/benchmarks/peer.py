@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ml_collections import ConfigDict
 from torch import nn
 
 PAD = 0
@@ -42,7 +41,7 @@ class Trainer:
   `read`: batch -> (what the model takes, ..., targets).
   """
 
-  def __init__(self, config: ConfigDict, model: nn.Module, read: Callable):
+  def __init__(self, config: Any, model: nn.Module, read: Callable):
     self.config = config
     self.model = model.train()
     self.read = read

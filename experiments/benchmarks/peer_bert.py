@@ -7,12 +7,11 @@ Axes: B batch, S sequence, V vocabulary, W width, C classes.
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import peer
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 from transformers import BertConfig, BertModel, logging
 
@@ -86,7 +85,7 @@ def probabilities(model: Classifier, batches: list) -> np.ndarray:
   return torch.cat([model(*inputs(batch))[:, 0].softmax(-1) for batch in batches]).numpy()
 
 
-def train_alone(config: ConfigDict, weights: Weights, batches: list):
+def train_alone(config: Any, weights: Weights, batches: list):
   peer.use_all_cores()
   peer.Trainer(config, Classifier(weights), tensors)(batches)
 

@@ -6,11 +6,10 @@ Axes: B batch, S places of the grid, C channels of the grid, T time, D width, V 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from ml_collections import ConfigDict
 from peer import BOS, EOS, NORM_EPSILON, PAD, Generator, drop_nothing_in_attention, shifted
 from torch import nn
 from transformers import MBartConfig, MBartForConditionalGeneration
@@ -31,7 +30,7 @@ class Size(NamedTuple):
   grid_dropout: float
 
   @classmethod
-  def of(cls, config: ConfigDict, vocabulary: int, grid: tuple) -> 'Size':
+  def of(cls, config: Any, vocabulary: int, grid: tuple) -> 'Size':
     """The sizes of a completed config of mmlm; `grid` is (places, channels)."""
     encoder = config.model.encoders.image
     head = config.model.head

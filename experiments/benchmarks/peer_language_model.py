@@ -5,13 +5,12 @@ A decoder-only Transformer with mmlm's sums, attention by PyTorch's fused functi
 Axes: B batch, T time, D width, H heads, E width of a head, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 from peer import NORM_EPSILON
 from torch import nn
 
@@ -24,7 +23,7 @@ class Size(NamedTuple):
   context: int
 
   @classmethod
-  def of(cls, config: ConfigDict, vocabulary: int):
+  def of(cls, config: Any, vocabulary: int):
     return cls(
       vocabulary,
       config.model.dim,

@@ -7,13 +7,12 @@ Axes: B batch, S source, T time, D width, V vocabulary.
 
 import itertools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ctranslate2
 import numpy as np
 import torch
 from ctranslate2.converters.transformers import BartLoader
-from ml_collections import ConfigDict
 from peer import BOS, EOS, NORM_EPSILON, PAD, Generator, drop_nothing_in_attention, shifted
 from torch import nn
 from transformers import MarianConfig, MarianMTModel
@@ -30,7 +29,7 @@ class Size(NamedTuple):
   dropout: float
 
   @classmethod
-  def of(cls, config: ConfigDict, vocabulary: int) -> 'Size':
+  def of(cls, config: Any, vocabulary: int) -> 'Size':
     """The sizes of a completed config of mmlm."""
     encoder = config.model.encoders.text
     head = config.model.head

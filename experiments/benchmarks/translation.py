@@ -33,7 +33,6 @@ from common import (
   row,
 )
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
 from mmlm.data.batching import TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
@@ -92,9 +91,7 @@ def multi30k(data_dir: pathlib.Path) -> Experiment:
   return experiment
 
 
-def texts(
-  config: ConfigDict, options: Options, split: str, with_targets: bool
-) -> tuple[Table, int, str]:
+def texts(config: Any, options: Options, split: str, with_targets: bool) -> tuple[Table, int, str]:
   """The table of a split ('train' or 'test'), the vocabulary, and what is in it."""
   if options.smoke:
     return random_table(config.data.max_length, 100, 100), 100, 'smoke'

@@ -1,8 +1,7 @@
 """The commands on word vectors: evaluate, similarity, export."""
 
 import pathlib
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from mmlm.config import default_config
 from mmlm.pretrained.formats.vector_files import Vectors, read_vectors
@@ -92,7 +91,7 @@ def _score(
   sets: str,
   restrict: int,
   method: str,
-  options: ConfigDict,
+  options: Any,
   step: int = 0,
 ) -> dict:
   """Scores vectors, prints the scores and returns the content of a score file."""

@@ -6,6 +6,7 @@ Axes: V words, D width, R rows of the inputs.
 import contextlib
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ class VectorExperiment:
 
   def __init__(
     self,
-    config: ConfigDict,
+    config: Any,
     folder: str | pathlib.Path,
   ):
     if config.task != TASK:
@@ -203,7 +204,7 @@ class VectorExperiment:
     return (sums / np.diff(starts)[:, None]).astype(np.float32)
 
 
-def _check(config: ConfigDict, optimizer: str) -> None:
+def _check(config: Any, optimizer: str) -> None:
   """Raises UserError for settings that do not apply to word vectors."""
   strategy = config.parallel.strategy
   if strategy not in ('auto', 'jit') or jax.process_count() > 1:
@@ -238,7 +239,7 @@ def _check(config: ConfigDict, optimizer: str) -> None:
     )
 
 
-def _subwords(words: list[str], head: ConfigDict) -> Subwords:
+def _subwords(words: list[str], head: Any) -> Subwords:
   """Numbers the subwords of a vocabulary, behind the V words."""
   hashes = []
   lengths = []

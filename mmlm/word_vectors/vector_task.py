@@ -1,7 +1,7 @@
 """The task of learning word vectors: tables are learned, not a network, so it has its own pipeline."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -31,7 +31,7 @@ class WordVectors(Task):
     commands=('train', 'sweep', 'evaluate', 'similarity', 'export', 'report'),
   )
 
-  def smoke(self, config: ConfigDict) -> ConfigDict:
+  def smoke(self, config: Any) -> ConfigDict:
     """Returns the small form of a config: few words, few steps."""
     config.tokenizer.min_frequency = 1
     config.model.dim = 8
