@@ -11,7 +11,8 @@ from mmlm.data import batching
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search import SearchOptions
-from mmlm.parallel import Parallel, run_concurrently
+from mmlm.parallel import run_concurrently
+from mmlm.parallel.strategies import Strategy
 from mmlm.utils.progress import progress
 
 Params = Any  # a tree of arrays
@@ -35,7 +36,7 @@ class Evaluator:
     self,
     model: Any,
     task: Any,
-    parallel: Parallel,
+    parallel: Strategy,
     outputs: Any,
     options: SearchOptions,
     seed: int = 0,

@@ -13,7 +13,8 @@ from mmlm.data.running_text import RunningText, StreamLoader, evaluation_plan
 from mmlm.evaluation.metrics import METRICS
 from mmlm.evaluation.metrics.language_metrics import stretches
 from mmlm.evaluation.metrics.metric import Rows, Unavailable
-from mmlm.parallel import Parallel, run_concurrently
+from mmlm.parallel import run_concurrently
+from mmlm.parallel.strategies import Strategy
 
 
 class Reading(NamedTuple):
@@ -43,7 +44,7 @@ class TextEvaluator:
     self,
     model: Any,
     task: Any,
-    parallel: Parallel,
+    parallel: Strategy,
     reading: Reading,
     whole: bool,
   ):

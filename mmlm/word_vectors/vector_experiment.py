@@ -144,7 +144,7 @@ class VectorExperiment:
     self,
     split: str,
     batch_size: int,
-  ) -> tuple[WindowPlan | PairPlan, WindowLoader | PairLoader]:
+  ) -> tuple[Any, Any]:
     """Returns the batches of a split, and what makes them."""
     corpus = self.corpus(split)
     counts = self.tokenizer.counts

@@ -1,6 +1,7 @@
 """What the training loop needs to train word vectors: steps, batches, validation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def training_parts(experiment: VectorExperiment, split: str) -> tuple[loop.Parts
     return [f'of epoch {epoch} the batch {batch}']
 
   total = steps('duration')
-  rate = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
+  rate: Any = make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
   params = experiment.initial_vectors()
   print(
     f'{split}: {len(experiment.corpus(split).ids):,} words of the vocabulary, '
@@ -76,8 +77,9 @@ def _first_state(
   optimizer: str,
   seed: int,
 ) -> TrainState:
+  first_step: Any = np.zeros((), np.int32)  # on the host until it is placed
   return TrainState(
-    step=np.zeros((), np.int32),
+    step=first_step,
     params=params,
     opt_state=initial_optimizer_state(params, optimizer),
     ema=(),
