@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 
-from mmlm.cli.command_line import parse
+from mmlm.cli.command_line import HelpRequested, parse
 from mmlm.cli.flags import Train
 from mmlm.sweeps.slurm_jobs import submit_training
 from mmlm.utils.errors import UserError
@@ -26,6 +26,8 @@ def submit(argv: list[str]) -> None:
 if __name__ == '__main__':
   try:
     submit(sys.argv)
+  except HelpRequested as help_text:
+    print(help_text)
   except UserError as error:
     print(f'mmlm: {error}', file=sys.stderr)
     sys.exit(2)
