@@ -11,10 +11,10 @@ from mmlm.evaluation.metrics.speech_metrics import error_report, format_report, 
 from mmlm.evaluation.predictions_file import read_predictions
 from mmlm.evaluation.score_predictions import Predictions, check_reference_words, score_predictions
 from mmlm.experiment.data import ReplacedTexts
+from mmlm.experiment.decoding import GREEDY
 from mmlm.experiment.environment import announce_environment
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, decode, file_name, params_of
-from mmlm.experiment.training import GREEDY
 from mmlm.inference.scoring import evaluate_text
 from mmlm.tasks import pipeline_of_run
 from mmlm.utils import run_dir

@@ -21,17 +21,17 @@ def generate(options: flags.Generate) -> list[str]:
   params, _ = language_params(experiment)
   params = jax.tree.map(jnp.asarray, params)
   context = experiment.config.data.max_length
-  writer = generation.Writer(experiment.model, params, context, search_options)
+  generator = generation.TokenGenerator(experiment.model, params, context, search_options)
   texts = []
   keys = jax.random.split(jax.random.key(options.seed), options.num)
   for number, key in enumerate(keys, 1):
     if options.num > 1:
       print(f'--- {number} of {options.num}')
     print(options.prompt, end='', flush=True)
-    spelling = generation.Spelling(experiment.data.tokenizer, prompt[1:])
+    streamed = generation.StreamedText(experiment.data.tokenizer, prompt[1:])
     text = options.prompt
-    for token in writer(prompt, key, options.max_length):
-      piece = spelling(token)
+    for token in generator(prompt, key, options.max_length):
+      piece = streamed(token)
       print(piece, end='', flush=True)
       text += piece
     print()

@@ -20,7 +20,7 @@ def plan(options: flags.Plan) -> None:
   from mmlm.experiment import virtual_mesh
 
   cost = virtual_mesh.planned(options.config, options.settings, options.devices, options.mesh)
-  print('\n'.join(virtual_mesh.told(cost)))
+  print('\n'.join(virtual_mesh.format_cost(cost)))
   if limit is not None:
     fits = cost['memory'] <= limit
     verdict = 'fits' if fits else 'does NOT fit'

@@ -1,4 +1,4 @@
-"""How an experiment searches for its answers: options of the search, and what scores beside the model."""
+"""How an experiment searches for its answers, and what else scores hypotheses beside the model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,6 +14,18 @@ from mmlm.decoding.search import SearchOptions
 from mmlm.experiment.data import ExperimentData, ctc_labels_of
 from mmlm.tasks.text_generation import begin_decoder
 from mmlm.utils.errors import UserError
+
+# Changes to config.decoding for greedy search by the model alone.
+GREEDY = {
+  'method': 'greedy',
+  'n_best': 1,
+  'temperature': 1.0,
+  'top_k': 0,
+  'top_p': 1.0,
+  'ctc_weight': 0.0,
+  'language_model_weight': 0.0,
+  'ngram_weight': 0.0,
+}
 
 
 def check_decoding(config: Any) -> None:

@@ -8,24 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mmlm.decoding.score_fusion import Fusion, FusionOptions
 from mmlm.decoding.search import SearchOptions
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.metrics import higher_is_better
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
-from mmlm.experiment import decoding
+from mmlm.experiment import decoding, initialization
 from mmlm.experiment.checks import check_config
 from mmlm.experiment.data import ExperimentData, ReplacedTexts, ctc_labels_of
-from mmlm.experiment.initialization import started
 from mmlm.experiment.run import config_of_run
 from mmlm.models.multimodal import build_model
 from mmlm.parallel import Parallel
 from mmlm.tasks import TASKS
 from mmlm.training.checkpoints import Checkpoints
 from mmlm.training.exported_weights import is_export, read_weights
-from mmlm.training.lora import add_lora, merge_lora
+from mmlm.training.lora import merge_lora
 from mmlm.utils import run_dir
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
@@ -108,21 +106,17 @@ class Experiment:
     vocab_size = tokenizer.vocab_size if tokenizer else 0
     return build_model(config.model, vocab_size, config.data.max_length, self.data.special_tokens)
 
-  def _random_params(self, batch: dict) -> Any:
-    """Returns random parameters for the shapes of a batch (seeded)."""
-    example = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
-    inputs = jnp.zeros((1, self.data.buckets[0]), jnp.int32)
-    key = jax.random.key(self.config.seed)
-    params = jax.jit(self.model.init)({'params': key}, example, inputs)['params']
-    return add_lora(params, self.config.optimizer.lora_rules, key)
+  def random_params(self, batch: dict) -> dict[str, Any]:
+    """Returns random parameters for the shapes of a batch, drawn from config.seed."""
+    return initialization.random_params(self.model, batch, self.data.buckets[0], self.config)
 
-  def initial_params(self, batch: dict) -> Any:
+  def initial_params(self, batch: dict) -> dict[str, Any]:
     """Returns random parameters, with pretrained ones where the config names them."""
-    return started(self, self._random_params(batch))
+    return initialization.replace_initial(self.random_params(batch), self.data, type(self).of_run)
 
   def abstract_params(self, batch: dict) -> Any:
     """Returns shapes and types of the parameters."""
-    return jax.eval_shape(lambda: self._random_params(batch))
+    return jax.eval_shape(lambda: self.random_params(batch))
 
   def weights(self, params: Any) -> Any:
     """Returns the parameters that the model reads, LoRA's products added."""

@@ -1,163 +1,252 @@
-"""What the parameters of an experiment start from: pretrained weights, word vectors, another run, and the statistics of features."""
+"""What parameters start from: random numbers, pretrained weights, word vectors, statistics of
+features, or another run.
+
+Axes: B batch, S frames, C values of a frame, V vocabulary, W width of word vectors.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmlm.data import batching
-from mmlm.data.pipeline import stream
+from mmlm.data.pipeline import Table, stream
+from mmlm.experiment.data import ExperimentData
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.heads import HEADS
+from mmlm.models.multimodal import MultimodalModel
 from mmlm.pretrained import family_of
 from mmlm.pretrained.bert import load_pooler
 from mmlm.pretrained.formats.vector_files import embedding_table, read_vectors
+from mmlm.training.lora import add_lora
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import differences, flat, graft, renamed
 
-NORMALIZED_BY = (
-  2000  # examples at most: more tell little of a mean, and of sounds each has to be read
-)
+# Examples that statistics of features are computed from: more change a mean little, and every sound
+# has to be read for them.
+STATISTICS_EXAMPLES = 2000
+# A variance below this share of the mean square is the rounding of a constant.
+SMALLEST_VARIANCE = 1e-10
+
+Params = dict[str, Any]
 
 
-def started(experiment, params: dict) -> dict:
-  """Random parameters of an experiment, with what its config lets its parts start from in their place.
+def random_params(model: MultimodalModel, batch: dict, length: int, config: ConfigDict) -> Params:
+  """Returns random parameters for the shapes of a batch, drawn from config.seed.
+
+  Args:
+    length: tokens that the head reads.
+  """
+  example = {key: jnp.asarray(value[:1]) for key, value in batch.items()}
+  tokens = jnp.zeros((1, length), jnp.int32)
+  key = jax.random.key(config.seed)
+  params = jax.jit(model.init)({'params': key}, example, tokens)['params']
+  return add_lora(params, config.optimizer.lora_rules, key)
+
+
+def replace_initial(
+  params: Params, data: ExperimentData, open_run: Callable[[str, dict], Any]
+) -> Params:
+  """Returns random parameters with those in place that the config names another start for.
+
+  Args:
+    params: random parameters.
+    open_run: (run folder, overrides of its config) -> its experiment.
 
   Raises:
-    UserError: where sizes or tokens differ from those of the model.
+    UserError: sizes or tokens differ from those of the model.
   """
-  config = experiment.config
+  config = data.config
+  params = dict(params)
   for modality, options in config.model.encoders.items():
-    encoder = ENCODERS[options.name]
-    if encoder.backbone and not options.frozen:
-      params[f'encoders_{modality}']['backbone'] = jax.tree.map(
-        jnp.asarray, family_of(encoder).load_params('')
-      )
-    part = params[f'encoders_{modality}']
-    if options.get('pretrained'):
-      weights = family_of(encoder).load_params(options.pretrained)
-      params[f'encoders_{modality}'] = _loaded(
-        weights, part, f'model.encoders.{modality}', options.pretrained
-      )
-    if options.get('vectors'):
-      tokens = part['tokens'].get('vectors', part['tokens'])
-      tokens['embedding'] = jnp.asarray(
-        _word_vectors(experiment, modality, options, tokens['embedding'].shape[1])
-      )
-  for modality, statistics in _statistics(experiment).items():
-    params[f'encoders_{modality}']['normalization'] = statistics
-  if name := config.model.head.get('pooler'):
-    params['head']['hidden'] = _loaded(
-      load_pooler(name), params['head'].get('hidden', {}), 'model.head.hidden', name
-    )
-  if name := config.model.head.get('pretrained'):
-    weights = family_of(HEADS[config.model.head.name]).load_params(name)
-    params['head'] = _loaded(weights, params['head'], 'model.head', name)
-  # A run that goes on needs the other no more.
-  fresh = not any((experiment.folder / 'checkpoints').glob('[0-9]*'))
-  if config.train.start_from and fresh:
-    return _of_run(experiment, params, config.train.start_from)
+    name = f'encoders_{modality}'
+    params[name] = _initial_encoder(params[name], modality, options, data)
+  for modality, statistics in _feature_statistics(data).items():
+    name = f'encoders_{modality}'
+    params[name] = params[name] | {'normalization': statistics}
+  if 'head' in params:
+    params['head'] = _initial_head(params['head'], config.model.head)
+  # A resumed run does not need the other run any more.
+  if config.train.start_from and not _has_checkpoints(data.folder):
+    return _graft_run(params, data, open_run)
   return params
 
 
-def _of_run(experiment, params: dict, run: str) -> dict:
-  """`params` with those of another run that train.start_rules take."""
-  other = type(experiment).of_run(run, {})
-  rules = experiment.config.train.start_rules
-  tokenizer = experiment.data.tokenizer
-  theirs, step = other.trained_params()
-  taken = renamed(params, rules, 'train.start_rules')
-  words = []
-  for name in sorted(taken):
-    if tokenizer and tokenizer.vocab_size in flat(params)[name].shape:
-      words.append(name)
-  if words and getattr(other.data.tokenizer, 'fingerprint', '') != tokenizer.fingerprint:
-    raise UserError(
-      f"train.start_from={run!r}: {words[0]} has a row a token, and the tokens there are others. Set tokenizer.kind to 'run' and "
-      f'tokenizer.source to {run!r}, or leave it out in train.start_rules.'
-    )
-  print(f'{len(taken)} of {len(flat(params))} arrays of parameters start from {run}, step {step}.')
-  return graft(
-    params, jax.tree.map(jnp.asarray, other.weights(theirs)), rules, 'train.start_rules', run
-  )
+def _has_checkpoints(folder: pathlib.Path) -> bool:
+  return any((folder / 'checkpoints').glob('[0-9]*'))
 
 
-def _word_vectors(experiment, modality: str, options, width: int) -> np.ndarray:
-  """The table [V, W] of an encoder that starts from word vectors."""
-  vectors = read_vectors(options.vectors)
+def _initial_encoder(
+  params: Params, modality: str, options: ConfigDict, data: ExperimentData
+) -> Params:
+  encoder = ENCODERS[options.name]
   key = f'model.encoders.{modality}'
-  config = experiment.config
+  if encoder.backbone and not options.frozen:
+    backbone = family_of(encoder).load_params('')
+    params = params | {'backbone': jax.tree.map(jnp.asarray, backbone)}
+  if options.get('pretrained'):
+    weights = family_of(encoder).load_params(options.pretrained)
+    params = _replace_weights(params, weights, key, options.pretrained)
+  if options.get('vectors'):
+    params = _replace_embeddings(params, key, options.vectors, data)
+  return params
+
+
+def _initial_head(params: Params, options: ConfigDict) -> Params:
+  pooler = options.get('pooler')
+  if pooler:
+    hidden = params.get('hidden', {})
+    hidden = _replace_weights(hidden, load_pooler(pooler), 'model.head.hidden', pooler)
+    params = params | {'hidden': hidden}
+  pretrained = options.get('pretrained')
+  if pretrained:
+    weights = family_of(HEADS[options.name]).load_params(pretrained)
+    params = _replace_weights(params, weights, 'model.head', pretrained)
+  return params
+
+
+def _replace_weights(params: Params, weights: dict, key: str, name: str) -> Params:
+  """Returns the parameters of a part with pretrained weights in place.
+
+  Raises:
+    UserError: their shapes differ.
+  """
+  mismatches = differences(_shapes(weights), _shapes(params))
+  if mismatches:
+    title = f'{key}: shape mismatch with {name} (checkpoint -> model):'
+    raise UserError('\n  '.join([title, *mismatches[:10]]))
+  return params | jax.tree.map(jnp.asarray, weights)
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+  """Returns {name: shape}; projections to the model's width are never pretrained."""
+  shapes = {}
+  for name, leaf in flat(params).items():
+    if not name.startswith('projection/'):
+      shapes[name] = leaf.shape
+  return shapes
+
+
+def _replace_embeddings(params: Params, key: str, name: str, data: ExperimentData) -> Params:
+  """Returns the parameters of a text encoder with word vectors as its embedding table."""
+  tokens = params['tokens']
+  is_projected = 'vectors' in tokens
+  table = tokens['vectors'] if is_projected else tokens
+  width = table['embedding'].shape[1]
+  table = table | {'embedding': jnp.asarray(_word_vectors(data, key, name, width))}
+  tokens = tokens | {'vectors': table} if is_projected else table
+  return params | {'tokens': tokens}
+
+
+def _word_vectors(data: ExperimentData, key: str, name: str, width: int) -> np.ndarray:
+  """Returns the embedding table [V, W] of the vocabulary, from a file of word vectors."""
+  vectors = read_vectors(name)
+  config = data.config
   if vectors.width != width:
-    raise UserError(
-      f'{key}.vector_dim={width}: the vectors of {options.vectors} have {vectors.width} values.'
-    )
+    raise UserError(f'{key}.vector_dim={width}: the vectors of {name} have {vectors.width} values.')
   if config.tokenizer.kind != 'word':
     raise UserError(
       f"tokenizer.kind={config.tokenizer.kind!r}: {key}.vectors are of whole words, choose 'word'."
     )
-  return embedding_table(vectors, experiment.data.tokenizer.pieces, config.seed)
+  assert data.tokenizer is not None
+  return embedding_table(vectors, data.tokenizer.pieces, config.seed)
 
 
-def _statistics(experiment) -> dict[str, dict]:
-  """{modality whose encoder normalises: `mean` and `deviation` [C] of its features in the training split}"""
-  names = []
-  for modality, options in experiment.config.model.encoders.items():
+def _graft_run(
+  params: Params, data: ExperimentData, open_run: Callable[[str, dict], Any]
+) -> Params:
+  """Returns parameters with those of the run train.start_from that train.start_rules name."""
+  folder = data.config.train.start_from
+  rules = data.config.train.start_rules
+  run = open_run(folder, {})
+  run_params, step = run.trained_params()
+  names = renamed(params, rules, 'train.start_rules')
+  _check_vocabulary(params, sorted(names), data, run, folder)
+  print(
+    f'{len(names)} of {len(flat(params))} arrays of parameters start from {folder}, step {step}.'
+  )
+  weights = jax.tree.map(jnp.asarray, run.weights(run_params))
+  return graft(params, weights, rules, 'train.start_rules', folder)
+
+
+def _check_vocabulary(
+  params: Params, names: list[str], data: ExperimentData, run: Any, folder: str
+) -> None:
+  """Raises UserError where embeddings of another vocabulary would be copied."""
+  tokenizer = data.tokenizer
+  if tokenizer is None:
+    return
+  leaves = flat(params)
+  embeddings = [name for name in names if tokenizer.vocab_size in leaves[name].shape]
+  run_tokenizer = run.data.tokenizer
+  is_same = run_tokenizer is not None and run_tokenizer.fingerprint == tokenizer.fingerprint
+  if embeddings and not is_same:
+    raise UserError(
+      f'train.start_from={folder!r}: {embeddings[0]} has an embedding for each token, and the '
+      "vocabulary of that run differs. Set tokenizer.kind to 'run' and tokenizer.source to "
+      f'{folder!r}, or exclude the parameter in train.start_rules.'
+    )
+
+
+# Statistics of features
+
+
+def _feature_statistics(data: ExperimentData) -> dict[str, dict]:
+  """Returns {modality whose encoder normalizes: its `mean` and `deviation` [C] in training}."""
+  modalities = []
+  for modality, options in data.config.model.encoders.items():
     if options.get('normalize'):
-      names.append(modality)
-  if not names:
+      modalities.append(modality)
+  if not modalities:
     return {}
-  (split,), config = experiment.data.splits('train'), experiment.config
-  source = experiment.data.source(split)
-  table = experiment.task.table(source, *experiment.data.texts, True).with_rows(
-    experiment.data.rows(split)
-  )
-  fits = np.random.default_rng(0).permutation(
-    np.flatnonzero(table.lengths <= config.data.max_length)
-  )
-  table = table.select(np.sort(fits[:NORMALIZED_BY]))
+  size = data.config.evaluate.batch_size
+  (split,) = data.splits('train')
+  source = data.source(split)
+  table = data.task.table(source, *data.texts, True).with_rows(data.rows(split))
+  table = _sample(table, data.config.data.max_length)
   # Every process computes the statistics of all examples.
-  loader = experiment.data.loader_of(source, table, config.evaluate.batch_size, all_parts=True)
-  plan = batching.eval_plan(table.lengths, config.evaluate.batch_size, experiment.data.buckets)
-  with stream(plan, loader, 0, len(plan), config.data.workers) as batches:
-    return moments(batches, names)
+  loader = data.loader_of(source, table, size, all_parts=True)
+  plan = batching.eval_plan(table.lengths, size, data.buckets)
+  with stream(plan, loader, 0, len(plan), data.config.data.workers) as batches:
+    return moments(batches, modalities)
 
 
-def moments(batches, names: list[str]) -> dict[str, dict]:
-  """{name: {'mean', 'deviation'}}, each [C] float32, of the rows of `batches` [B, S, C] that are there; 1 stands for a deviation of 0."""
-  sums = {name: 0.0 for name in names}
+def _sample(table: Table, max_length: int) -> Table:
+  """Returns a random sample of the examples that are not too long."""
+  fits = np.flatnonzero(table.lengths <= max_length)
+  order = np.random.default_rng(0).permutation(fits)
+  return table.select(np.sort(order[:STATISTICS_EXAMPLES]))
+
+
+def moments(batches: Iterable[dict], modalities: list[str]) -> dict[str, dict]:
+  """Computes mean and standard deviation of the frames of batches, without padding.
+
+  Args:
+    batches: with {modality: [B, S, C]}, their masks [B, S] and weights [B].
+
+  Returns:
+    {modality: {'mean': [C], 'deviation': [C]}} in float32; a deviation of 0 is replaced by 1.
+  """
+  sums: dict[str, Any] = {modality: 0.0 for modality in modalities}
   for batch in batches:
-    for name in names:
-      rows = batch[name][batch[f'{name}_mask'] & (batch['weight'] > 0)[:, None]].astype(np.float64)
-      sums[name] += np.stack(
-        [
-          np.ones(rows.shape[1]) * len(rows),
-          rows.sum(0),
-          (rows**2).sum(0),
-        ]
-      )
-  found = {}
-  for name, (count, first, second) in sums.items():
-    mean = first / np.maximum(count, 1)
-    square = second / np.maximum(count, 1)
-    variance = square - mean**2
-    # What is left of a constant by rounding is no deviation.
-    deviation = np.sqrt(np.where(variance > 1e-10 * square, variance, 1))
-    found[name] = {
+    for modality in modalities:
+      mask = batch[f'{modality}_mask'] & (batch['weight'] > 0)[:, None]
+      frames = batch[modality][mask].astype(np.float64)  # [frames that are no padding, C]
+      count = np.ones(frames.shape[1]) * len(frames)
+      sums[modality] += np.stack([count, frames.sum(0), (frames**2).sum(0)])
+  statistics = {}
+  for modality, (count, total, total_square) in sums.items():
+    mean = total / np.maximum(count, 1)
+    mean_square = total_square / np.maximum(count, 1)
+    variance = mean_square - mean**2
+    varies = variance > SMALLEST_VARIANCE * mean_square
+    deviation = np.sqrt(np.where(varies, variance, 1))
+    statistics[modality] = {
       'mean': jnp.asarray(mean, jnp.float32),
       'deviation': jnp.asarray(deviation, jnp.float32),
     }
-  return found
-
-
-def _loaded(weights: dict, part: dict, key: str, name: str) -> dict:
-  """The parameters of a part with the pretrained `weights` in it; UserError where their shapes differ."""
-
-  def shapes(tree):
-    result = {}
-    for name, leaf in flat(tree).items():
-      if not name.startswith('projection/'):
-        result[name] = leaf.shape
-    return result
-
-  if bad := differences(shapes(weights), shapes(part)):
-    raise UserError('\n  '.join([f'{key} has not the sizes of {name} (there -> here):', *bad[:10]]))
-  return part | jax.tree.map(jnp.asarray, weights)
+  return statistics

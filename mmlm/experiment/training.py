@@ -1,251 +1,215 @@
-"""From an experiment to what its training needs: data, step, validation."""
+"""What the training of an experiment needs: batches, step, schedule and validation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+from ml_collections import ConfigDict
 
 from mmlm import config as configs
 from mmlm.data import batching
 from mmlm.data.labels import Classes
 from mmlm.data.pipeline import stream
 from mmlm.data.running_text import PLANS, StreamLoader
-from mmlm.evaluation.metrics import METRICS
-from mmlm.evaluation.score_predictions import Predictions, score_predictions
-from mmlm.evaluation.text_evaluator import summary
 from mmlm.experiment.experiment import Experiment
-from mmlm.experiment.prediction import decode
+from mmlm.experiment.validation import Validate, make_validation
 from mmlm.training import loop
 from mmlm.training.optimizers import make_optimizer, make_schedule
 from mmlm.training.step import StepOptions, TrainState, initial_state
-from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
 from mmlm.utils.watchdog import Watch
 
-GREEDY = {
-  'method': 'greedy',
-  'n_best': 1,
-  'temperature': 1.0,
-  'top_k': 0,
-  'top_p': 1.0,
-  'ctc_weight': 0.0,
-  'language_model_weight': 0.0,
-  'ngram_weight': 0.0,
-}
+
+class Plan(Protocol):
+  """Which examples are in which batch of a training."""
+
+  steps_per_epoch: int
+  examples_per_step: float
+
+  def __getitem__(self, number: int) -> batching.Batch: ...
+
+
+class TrainingData(NamedTuple):
+  """The batches of a training split."""
+
+  plan: Plan
+  loader: Callable[[int, batching.Batch], dict]
+  ids: Callable[[int], list[str]]  # number of a batch -> ids of its examples
+  size: str  # for messages
 
 
 def training_parts(
-  experiment: Experiment, split: str, validate=None
+  experiment: Experiment, split: str, validate: Validate | None = None
 ) -> tuple[loop.Parts, TrainState]:
-  """What `loop.train` needs, and the state before the first step. `validate`: of another experiment with the same data and model."""
+  """Returns what `loop.train` needs, and the state before the first step.
+
+  Args:
+    split: the training split.
+    validate: validation of another experiment with the same data and model.
+  """
   config = experiment.config
-  averages = config.optimizer.average_after
-  if averages and config.train.ema_decay:
-    raise UserError(
-      f'optimizer.average_after={averages} and train.ema_decay={config.train.ema_decay}: choose one kind of average.'
-    )
-  validate = validate or (text_validation if config.data.stream else validation)(experiment)
-  planned = _planned(experiment, split)
-  plan = planned.plan
-  loader = planned.loader
-  steps = _steps(config, plan)
-  total = steps('duration')
-  with stream(plan, loader, 0, 1) as first:
-    params = experiment.initial_params(next(first))
-  rate = _rate(config, plan)
-  options = step_options(experiment, config, rate, params)
-  print(f'{split}: {planned.size}, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
+  _check_averages(config)
+  validate = validate or make_validation(experiment)
+  data = training_data(experiment, split)
+  plan, loader, ids, size = data
+  total = _steps(config, plan, 'duration')
+  with stream(plan, loader, 0, 1) as batches:
+    params = experiment.initial_params(next(batches))
+  learning_rate = _learning_rate(config, plan)
+  options = step_options(experiment, config, learning_rate, params)
+  print(f'{split}: {size}, {plan.steps_per_epoch} steps an epoch, {total} steps in all')
   parts = loop.Parts(
     options=options,
-    learning_rate=rate,
+    learning_rate=learning_rate,
     validate=validate,
     stream=lambda start, stop: stream(plan, loader, start, stop, config.data.workers),
-    ids=planned.ids,
-    schedule=loop.Schedule(
-      total,
-      max(1, steps('log_every', total)),
-      max(1, steps('eval_every', total)),
-      config.train.patience,
-      averages,
-    ),
+    ids=ids,
+    schedule=_schedule(config, plan, total),
     watch=watch_of(config),
     skips=config.watch.skips_in_a_row,
   )
   return parts, _first_state(experiment, params, options)
 
 
-def watch_of(config) -> Watch:
+def _check_averages(config: ConfigDict) -> None:
+  averages = config.optimizer.average_after
+  if averages and config.train.ema_decay:
+    raise UserError(
+      f'optimizer.average_after={averages} and train.ema_decay={config.train.ema_decay}: '
+      'choose one kind of average.'
+    )
+
+
+def watch_of(config: ConfigDict) -> Watch:
+  """Returns what reports batches and steps that take too long."""
   return Watch(config.watch.slow_seconds, config.watch.stop_seconds)
 
 
-def _first_state(experiment: Experiment, params, options: StepOptions) -> TrainState:
+def _first_state(experiment: Experiment, params: Any, options: StepOptions) -> TrainState:
   config = experiment.config
+  carry = ()
   if config.data.stream == 'continuous':
     carry = experiment.task.first_carry(experiment.model, config.train.batch_size)
-  else:
-    carry = ()
-  return initial_state(params, options, config.seed, carry, config.optimizer.average_after > 0)
+  averages = config.optimizer.average_after > 0
+  return initial_state(params, options, config.seed, carry, averages)
 
 
-class _Planned(NamedTuple):
-  """What a split gives to learn from."""
-
-  plan: object  # which examples stand in which batch
-  loader: object
-  ids: Callable  # number of a batch -> ids of its examples
-  size: str  # how much there is, in words
+# Batches
 
 
-def _planned(experiment: Experiment, split: str) -> _Planned:
-  return (_running_text if experiment.config.data.stream else _examples)(experiment, split)
+def training_data(experiment: Experiment, split: str) -> TrainingData:
+  """Returns the batches of a split: of examples, or of running text where data.stream is set."""
+  if experiment.config.data.stream:
+    return _running_text(experiment, split)
+  return _examples(experiment, split)
 
 
-def _examples(experiment: Experiment, split: str) -> _Planned:
-  """Of examples one by one."""
-  config = experiment.config
-  table = experiment.data.table(split, with_targets=True, train=True)
-  if isinstance(experiment.data.texts.outputs, Classes):
-    experiment.data.texts.outputs.check_learnable(table.labels, split)
+def _examples(experiment: Experiment, split: str) -> TrainingData:
+  data = experiment.data
+  options = experiment.config.train
+  table = data.table(split, with_targets=True, train=True)
+  if isinstance(data.texts.outputs, Classes):
+    data.texts.outputs.check_learnable(table.labels, split)
   plan = batching.TrainPlan(
     table.lengths,
-    config.train.batch_size,
-    experiment.data.buckets,
-    config.seed,
-    config.train.batch_tokens,
-  )
-  loader = experiment.data.loader(split, table, config.train.batch_size, train=True)
-  return _Planned(
-    plan,
-    loader,
-    lambda number: [table.ids[i] for i in plan[number].indices],
-    f'{len(table.ids):,} examples',
+    options.batch_size,
+    data.buckets,
+    experiment.config.seed,
+    options.batch_tokens,
   )
 
+  def ids(number: int) -> list[str]:
+    return [table.ids[i] for i in plan[number].indices]
 
-def _running_text(experiment: Experiment, split: str) -> _Planned:
+  loader = data.loader(split, table, options.batch_size, train=True)
+  return TrainingData(plan, loader, ids, f'{len(table.ids):,} examples')
+
+
+def _running_text(experiment: Experiment, split: str) -> TrainingData:
   config = experiment.config
   text = experiment.data.running_text(split)
-  plan = PLANS[config.data.stream](
-    text, config.data.max_length, config.train.batch_size, config.seed
-  )
+  make_plan = PLANS[config.data.stream]
+  plan = make_plan(text, config.data.max_length, config.train.batch_size, config.seed)
   loader = StreamLoader(text, plan, experiment.data.documents_apart, experiment.parallel.part)
-  return _Planned(
-    plan, loader, loader.ids, f'{len(text.tokens):,} tokens in {len(text.ids):,} documents'
+  size = f'{len(text.tokens):,} tokens in {len(text.ids):,} documents'
+  return TrainingData(plan, loader, loader.ids, size)
+
+
+# Steps
+
+
+def _steps(config: ConfigDict, plan: Plan, key: str, total: int | None = None) -> int:
+  """Returns a duration of config.train in steps.
+
+  Args:
+    total: steps of the run, for durations that are a share of it.
+  """
+  return configs.to_steps(
+    config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch, total
   )
 
 
-def text_validation(experiment: Experiment):
-  """params on the host -> {'loss': nats a token, and the metrics that the tokenizer allows} of running text."""
-  config = experiment.config
-  evaluator = experiment.text_evaluator()
-  splits = experiment.data.splits('valid')
-  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
-  metrics = config.evaluate.metrics or experiment.task.metrics
-  one_of(
-    'train.monitor',
-    config.train.monitor,
-    [prefix + name for prefix in names for name in ('loss', *metrics)],
-  )
-  texts = {}
-  for prefix, split in names.items():
-    texts[prefix] = experiment.data.running_text(split).first(config.data.max_valid_examples)
-
-  def validate(params) -> dict:
-    params = experiment.parallel.place(experiment.weights(params))
-    found = {}
-    for prefix, text in texts.items():
-      found[prefix] = summary(evaluator.rows(params, text), metrics)
-    result = {}
-    for prefix, values in found.items():
-      for name, value in values.items():
-        result[prefix + name] = value
-    return result
-
-  return validate
-
-
-def _steps(config, plan):
-  """A key of config.train -> how many steps its duration is."""
-
-  def steps(key: str, total: int | None = None) -> int:
-    return configs.to_steps(
-      config.train[key], f'train.{key}', plan.examples_per_step, plan.steps_per_epoch, total
-    )
-
-  return steps
-
-
-def _rate(config, plan):
-  """Step -> learning rate."""
-  return make_schedule(
-    config.optimizer, _steps(config, plan)('duration'), plan.examples_per_step, plan.steps_per_epoch
+def _schedule(config: ConfigDict, plan: Plan, total: int) -> loop.Schedule:
+  return loop.Schedule(
+    total=total,
+    log_every=max(1, _steps(config, plan, 'log_every', total)),
+    eval_every=max(1, _steps(config, plan, 'eval_every', total)),
+    patience=config.train.patience,
+    average_after=config.optimizer.average_after,
   )
 
 
-def step_options(experiment: Experiment, config, rate, params) -> StepOptions:
-  """The optimizer and the loss of `config`, that of the experiment or one in which numbers are traced, for parameters or their shapes."""
-  if config is experiment.config:
-    model = experiment.model
-  else:
+def _learning_rate(config: ConfigDict, plan: Plan) -> Callable:
+  """Returns step -> learning rate."""
+  total = _steps(config, plan, 'duration')
+  return make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)
+
+
+def step_options(
+  experiment: Experiment, config: ConfigDict, learning_rate: Callable, params: Any
+) -> StepOptions:
+  """Returns the optimizer and the loss of a config.
+
+  Args:
+    config: that of the experiment, or one in which numbers are traced.
+    learning_rate: step -> learning rate.
+    params: parameters, or their shapes.
+  """
+  model = experiment.model
+  if config is not experiment.config:
     model = experiment.model_of(config)
   task = experiment.task
   smoothing = config.train.label_smoothing
 
-  def loss(params, batch, rng):
+  def loss(params: Any, batch: dict, rng: jax.Array) -> tuple:
     return task.loss(model, experiment.weights(params), batch, smoothing, rng)
 
-  optimizer = make_optimizer(config.optimizer, rate, params)
-  skip = config.watch.non_finite == 'skip'
-  return StepOptions(optimizer, loss, config.train.accumulate, config.train.ema_decay, skip)
-
-
-def abstract_step(experiment: Experiment) -> tuple:
-  """(step options, shapes of the state before the first step, a batch of the longest bucket); no parameters are made."""
-  config, (split,) = experiment.config, experiment.data.splits('train')
-  plan, loader, _, _ = _planned(experiment, split)
-  longest = max(
-    range(plan.steps_per_epoch), key=lambda number: plan[number].length * plan[number].size
+  return StepOptions(
+    optimizer=make_optimizer(config.optimizer, learning_rate, params),
+    loss=loss,
+    accumulate=config.train.accumulate,
+    ema_decay=config.train.ema_decay,
+    skip=config.watch.non_finite == 'skip',
   )
-  with stream(plan, loader, longest, longest + 1) as batches:
+
+
+def abstract_step(experiment: Experiment) -> tuple[StepOptions, TrainState, dict]:
+  """Describes a step on the longest batch, without making parameters.
+
+  Returns:
+    The options of the step, the shapes of the state before the first step, and the batch.
+  """
+  config = experiment.config
+  data = training_data(experiment, *experiment.data.splits('train'))
+  plan = data.plan
+
+  def tokens(number: int) -> int:
+    return plan[number].length * plan[number].size
+
+  longest = max(range(plan.steps_per_epoch), key=tokens)
+  with stream(plan, data.loader, longest, longest + 1) as batches:
     batch = next(batches)
   params = experiment.abstract_params(batch)
-  options = step_options(experiment, config, _rate(config, plan), params)
-  return (
-    options,
-    jax.eval_shape(lambda params: _first_state(experiment, params, options), params),
-    batch,
-  )
-
-
-def validation(experiment: Experiment):
-  """params on the host -> the validation scores that the config asks for."""
-  config = experiment.config
-  evaluator = experiment.evaluator(**GREEDY)
-  size = config.evaluate.batch_size
-  limit = config.data.max_valid_examples
-  splits = experiment.data.splits('valid')
-  names = {f'{split}/' if len(splits) > 1 else '': split for split in splits}
-  scores = [prefix + name for prefix in names for name in ('loss', 'perplexity', *METRICS)]
-  metric = one_of('train.monitor', config.train.monitor, scores).rpartition('/')[2]
-  loaders = {
-    split: experiment.data.loader(split, experiment.data.table(split, True, limit), size)
-    for split in splits
-  }
-
-  def validate(params) -> dict:
-    params = experiment.parallel.place(experiment.weights(params))
-    values = {}
-    for prefix, split in names.items():
-      found = evaluator.loss(params, loaders[split], experiment.data.buckets, config.data.workers)
-      if metric in METRICS:
-        rows = decode(experiment, evaluator, params, split, limit)
-        found |= {
-          name: s['value']
-          for name, s in score_predictions(
-            Predictions(rows, config.data.languages.target), (metric,), 1
-          ).items()
-        }
-      values |= {prefix + name: value for name, value in found.items()}
-    return values
-
-  return validate
+  options = step_options(experiment, config, _learning_rate(config, plan), params)
+  state = jax.eval_shape(lambda params: _first_state(experiment, params, options), params)
+  return options, state, batch

@@ -1,152 +1,176 @@
-"""A trained language model: scores running text and writes text.
+"""Text generation with a trained language model.
 
-Axes: C tokens that the model reads at once, V vocabulary.
+Axes: C tokens of the context, V vocabulary.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.decoding.search import SearchOptions, draw
 from mmlm.experiment.experiment import Experiment
+from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks.text_generation import begin_decoder
 from mmlm.utils.errors import UserError
 
+UNLIMITED = 1 << 30  # tokens; the caller of the generator sets the limit
+# Tokens before a new one whose text decides whether a space separates them.
+OVERLAP = 4
+# A character of UTF-8 has at most so many bytes, so at most so many tokens.
+LONGEST_CHARACTER = 4
 
-class Writer:
-  """Writes token by token, of any length: a decoder whose context is full reads the last half of it again and goes on from there. A model
+
+class TokenGenerator:
+  """Generates texts of any length token by token.
+
+  A decoder whose context is full reads the last half of it again and continues from there. A model
   that carries a state needs no context.
 
   Args:
-    options: how to draw (`max_length` is not used).
+    model: a language model.
+    params: its parameters.
+    context: C, tokens that the decoder can attend to.
+    options: how to choose a token (`max_length` is not used).
   """
 
-  def __init__(self, model, params, context: int, options: SearchOptions):
+  def __init__(self, model: MultimodalModel, params: Any, context: int, options: SearchOptions):
     self.context = context
     self.options = options
-    self.endless = model.head.carries_state
-    alone = SearchOptions('greedy', max_length=context)
-    self._begin = jax.jit(lambda params: begin_decoder(model, params, None, 1, alone)[1])
+    self.carries_state = model.head.carries_state
     self._params = params
+    greedy = SearchOptions('greedy', max_length=context)
 
-    def step(params, cache, token):
-      return begin_decoder(model, params, None, 1, alone)[0](token[None], cache)
+    def begin(params: Any) -> Any:
+      return begin_decoder(model, params, None, 1, greedy)[1]
 
-    def read(params, cache, tokens, count):
-      return jax.lax.fori_loop(0, count, lambda i, cache: step(params, cache, tokens[i])[1], cache)
+    def step(params: Any, cache: Any, token: jax.Array) -> tuple[jax.Array, Any]:
+      decode, _, _ = begin_decoder(model, params, None, 1, greedy)
+      return decode(token[None], cache)
 
-    def write(params, cache, token, length, key):
-      logits, cache = step(params, cache, token)
-      if self.options.method == 'greedy':
-        keys = None
-      else:
-        keys = key[None]
-      return draw(
-        logits.astype(jnp.float32), length[None], self.options, keys, self.options.temperature
-      )[0][0], cache
+    def read(params: Any, cache: Any, tokens: jax.Array, count: jax.Array) -> Any:
+      def read_one(i: jax.Array, cache: Any) -> Any:
+        return step(params, cache, tokens[i])[1]
 
+      return jax.lax.fori_loop(0, count, read_one, cache)
+
+    def write(
+      params: Any, cache: Any, token: jax.Array, length: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+      logits, cache = step(params, cache, token)  # [1, V]
+      keys = None if options.method == 'greedy' else key[None]
+      logits = logits.astype(jnp.float32)
+      tokens, *_ = draw(logits, length[None], options, keys, options.temperature)
+      return tokens[0], cache
+
+    self._begin = jax.jit(begin)
     self._read = jax.jit(read)
     self._write = jax.jit(write, donate_argnums=1)
 
-  def __call__(self, prompt: list[int], key, limit: int):
-    """Yields tokens behind the prompt (at least one token), `limit` of them or until the end token, which is not among them."""
-    said = list(prompt)
-    cache, used = self._behind(
-      said if self.endless or len(said) <= self.context else said[-self._half :]
-    )
+  def __call__(self, prompt: list[int], key: jax.Array, limit: int) -> Iterator[int]:
+    """Yields the tokens that follow a prompt of at least one token, without the end token.
+
+    Args:
+      key: of the random numbers.
+      limit: tokens after which the text ends, if no end token comes before.
+    """
+    tokens = list(prompt)
+    context = tokens
+    if len(tokens) > self.context and not self.carries_state:
+      context = tokens[-self._half_context :]
+    cache, used = self._read_prompt(context)
     for number in range(limit):
-      if used == self.context and not self.endless:
-        cache, used = self._behind(said[-self._half :])
-      token, cache = self._write(
-        self._params,
-        cache,
-        np.int32(said[-1]),
-        np.int32(number),
-        key,
-      )
+      if used == self.context and not self.carries_state:
+        cache, used = self._read_prompt(tokens[-self._half_context :])
+      new, cache = self._write(self._params, cache, np.int32(tokens[-1]), np.int32(number), key)
+      token = int(new)
       used += 1
-      if int(token) in self.options.eos_ids:
+      if token in self.options.eos_ids:
         return
-      said.append(int(token))
-      yield int(token)
+      tokens.append(token)
+      yield token
 
   @property
-  def _half(self) -> int:
+  def _half_context(self) -> int:
     return max(1, self.context // 2)
 
-  def _behind(self, tokens: list[int]):
-    """The cache in which all tokens but the last stand, and how many these are."""
+  def _read_prompt(self, tokens: list[int]) -> tuple[Any, int]:
+    """Returns the cache after all tokens but the last, and the number of these."""
     cache = self._begin(self._params)
-    known = tokens[:-1]
-    for start in range(0, len(known), self.context):
-      part = known[start : start + self.context]
-      cache = self._read(
-        self._params,
-        cache,
-        np.pad(np.array(part, np.int32), (0, self.context - len(part))),
-        len(part),
-      )
-    return cache, len(known)
+    previous = tokens[:-1]
+    for start in range(0, len(previous), self.context):
+      part = np.array(previous[start : start + self.context], np.int32)
+      padded = np.pad(part, (0, self.context - len(part)))
+      cache = self._read(self._params, cache, padded, len(part))
+    return cache, len(previous)
 
 
-class Spelling:
-  """Text of tokens as they come: what each adds, held back while the bytes are no whole character."""
+class StreamedText:
+  """Decodes tokens one by one to the text that each adds.
 
-  def __init__(self, tokenizer, before: list[int]):
+  Bytes that are no complete character yet are held back until it is complete.
+
+  Args:
+    prompt: tokens that precede the text.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
     self.tokenizer = tokenizer
-    self.told = list(before)
-    self.waiting = []
+    self._previous = list(prompt)[-OVERLAP:]
+    self._waiting: list[int] = []
 
   def __call__(self, token: int) -> str:
-    self.waiting.append(token)
-    decode = self.tokenizer.decode_batch
-    # A few tokens before tell whether a space stands between: their text is a prefix of both.
-    old, new = decode(
-      [
-        self.told[-4:],
-        self.told[-4:] + self.waiting,
-      ]
-    )
-    if new.endswith('\N{REPLACEMENT CHARACTER}') and len(self.waiting) < 4:
+    """Returns the text that a token adds, '' if its character is not complete."""
+    self._waiting.append(token)
+    # Whether a space separates two tokens shows only in the text of both.
+    sequences = [self._previous, self._previous + self._waiting]
+    before, after = self.tokenizer.decode_batch(sequences)
+    is_incomplete = after.endswith('\N{REPLACEMENT CHARACTER}')
+    if is_incomplete and len(self._waiting) < LONGEST_CHARACTER:
       return ''
-    self.told = (self.told + self.waiting)[-4:]
-    self.waiting = []
-    return new[len(old) :]
+    self._previous = (self._previous + self._waiting)[-OVERLAP:]
+    self._waiting = []
+    return after[len(before) :]
 
 
 def search_options(
   experiment: Experiment, temperature: float, top_k: int, top_p: float
 ) -> SearchOptions:
+  """Returns how to choose the tokens of a text; temperature 0 takes the most likely ones.
+
+  Raises:
+    UserError: options of sampling with temperature 0.
+  """
+  sampling: dict[str, Any] = {'method': 'greedy'}
   if temperature:
-    drawn = {'method': 'sample', 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
-  else:
-    drawn = {'method': 'greedy'}
-  if not temperature and (top_k, top_p) != (0, 1.0):
+    sampling = {'method': 'sample', 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+  elif (top_k, top_p) != (0, 1.0):
     raise UserError(
-      '--temperature=0 always takes the likeliest token: --top_k and --top_p do nothing with it.'
+      '--temperature=0 always takes the most likely token: --top_k and --top_p have no effect.'
     )
-  # A text whose ends were never learned has none: it is cut by --max_length alone.
-  endless = not experiment.config.data.ends
-  most = 1 << 30
-  tokenizer = experiment.data.tokenizer
+  special = experiment.data.special_tokens
+  # A model that has not learned where texts end is stopped by --max_length alone.
+  learned_ends = experiment.config.data.ends
   return SearchOptions(
-    **drawn,
-    max_length=most,
-    min_length=most if endless else 0,
-    pad_id=tokenizer.pad_id,
-    bos_id=tokenizer.bos_id,
-    eos_ids=tokenizer.eos_ids,
+    **sampling,
+    max_length=UNLIMITED,
+    min_length=0 if learned_ends else UNLIMITED,
+    pad_id=special.pad_id,
+    bos_id=special.bos_id,
+    eos_ids=special.eos_ids,
   )
 
 
 def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
-  """What the model reads first: the start, where documents have one, and the prompt."""
+  """Returns the start token and those of a prompt; prints characters that are not in the vocabulary."""
   tokenizer = experiment.data.tokenizer
+  assert tokenizer is not None
   tokens = tokenizer.encode(prompt)
-  unk_id = tokenizer.unk_id
-  if unk_id in tokens:
-    strange = sorted(
-      {character for character in prompt if unk_id in tokenizer.encode(character)}
-    ) or [prompt]
-    print(f'(not in the vocabulary and read as unknown: {" ".join(map(repr, strange))})')
+  if tokenizer.unk_id in tokens:
+    unknown = {char for char in prompt if tokenizer.unk_id in tokenizer.encode(char)}
+    listed = ' '.join(map(repr, sorted(unknown) or [prompt]))
+    print(f'(not in the vocabulary and read as unknown: {listed})')
   return [tokenizer.bos_id, *tokens]

@@ -1,10 +1,14 @@
-"""./launch.sh export RUN: the model of a run for others, as safetensors and StableHLO, checked against the run itself.
+"""Exports the model of a run as safetensors and StableHLO, and checks the files against the run.
+
+mmlm/training/exported_weights.py lists the files.
 
 Axes: B batch.
 """
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,12 +22,14 @@ from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import params_of
 from mmlm.inference.scoring import language_params
 from mmlm.training.exported_weights import ABOUT, WEIGHTS, is_export, read_weights, write_weights
-from mmlm.utils import run_dir as runs
+from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
 from mmlm.utils.pytree import flat
 
-ANY = 'any'  # the size of a batch of a function that takes every one
-TOLERANCE = 1e-5  # of the outputs of an exported function, against the largest of the run's
+ANY = 'any'  # the batch size of a function that takes every one
+# Largest difference of the outputs of an exported function, relative to the run's largest output.
+TOLERANCE = 1e-5
+# Config keys that an export sets back to their defaults.
 TRAINING_ONLY = {
   'optimizer.lora_rules': (),
   'train.start_from': '',
@@ -31,38 +37,41 @@ TRAINING_ONLY = {
   'evaluate.average': 1,
 }
 
+# (parameters, batch) -> outputs
+Function = Callable[[Any, dict], dict]
+
 
 def export(
-  workdir: str, output: str, platforms: list[str], settings: dict, with_functions: bool = True
+  workdir: str,
+  output: str,
+  platforms: list[str],
+  settings: dict[str, str],
+  with_functions: bool = True,
 ) -> dict:
-  """Writes the parameters, config, tokenizer and functions of a run; returns what export.json holds.
+  """Writes parameters, config, tokenizer and functions of a run.
 
   Args:
-    output: the folder; '' = WORKDIR/export.
-    with_functions: whether to write the functions as StableHLO.
+    workdir: the run folder.
+    output: the folder of the export; '' = WORKDIR/export.
+    platforms: that the functions are compiled for; [] = the one of this process.
+    settings: overrides of the config.
+    with_functions: write the functions as StableHLO.
+
+  Returns:
+    The contents of export.json.
 
   Raises:
-    UserError: a folder that holds something else; a function that gives other outputs than the run.
+    UserError: the folder holds something else, or a function gives other outputs than the run.
   """
   experiment = Experiment.of_run(workdir, settings | {'parallel.strategy': 'jit'})
   folder = pathlib.Path(output or f'{workdir}/export')
-  _check_free(folder, workdir)
+  _prepare_folder(folder, workdir)
   batches = batches_of(experiment)
-  (split,) = experiment.data.splits('valid')[:1]
-  if experiment.modalities:
-    params, step = params_of(
-      experiment, experiment.data.loader(split, experiment.data.table(split, False), 1)
-    )
-  else:
-    params, step = language_params(experiment)
+  params, step = _trained_params(experiment)
   checksum = write_weights(folder, params)
-  config = experiment.config.copy_and_resolve_references().unlock()
-  config.update_from_flattened_dict(TRAINING_ONLY)
-  runs.write_json(folder / 'config.json', json.loads(json.dumps(config.to_dict())))
-  for name in ('tokenizer.json', 'environment.json'):
-    if (source := experiment.folder / name).exists():
-      runs.write_atomic(folder / name, source.read_bytes())
+  _write_config(folder, experiment)
   options = experiment.config.evaluate
+  functions: dict[str, dict] = {}
   about = {
     'run': str(workdir),
     'step': step,
@@ -70,170 +79,233 @@ def export(
     'average': options.average,
     'checksum': checksum,
     'jax': jax.__version__,
-    'functions': {},
+    'functions': functions,
   }
-  runs.write_json(folder / ABOUT, about)  # without functions it is whole already
-  saved, _ = read_weights(folder, params)
-  if any(
-    not np.array_equal(
-      a,
-      b,
-    )
-    for a, b in zip(*map(jax.tree.leaves, (saved, params)), strict=True)
-  ):
-    raise UserError(
-      f'{folder / WEIGHTS}: the parameters that were read back are not those of the run.'
-    )
-  print(
-    f'{folder / WEIGHTS}: {len(flat(params))} arrays of step {step}, the same bits as in the run'
-  )
-  functions = functions_of(experiment) if with_functions else {}
-  for name, fn in functions.items():
-    about['functions'][name] = _write_function(
-      folder / f'{name}.stablehlo', fn, params, batches[name], platforms
-    )
-  runs.write_json(folder / ABOUT, about)
+  run_dir.write_json(folder / ABOUT, about)  # an export without functions is complete
+  _check_weights(folder, params)
+  print(f'{folder / WEIGHTS}: {len(flat(params))} arrays of step {step}, bit-identical to the run')
+  if with_functions:
+    for name, fn in functions_of(experiment).items():
+      path = folder / f'{name}.stablehlo'
+      functions[name] = _write_function(path, fn, params, batches[name], platforms)
+    run_dir.write_json(folder / ABOUT, about)
   return about
 
 
-def _check_free(folder: pathlib.Path, workdir: str):
-  if (
-    folder.exists()
-    and any(folder.iterdir())
-    and not is_export(folder)
-    and not (folder / WEIGHTS).exists()
-  ):
-    raise UserError(f'{folder} is not empty and holds no export: give another --output.')
+def _prepare_folder(folder: pathlib.Path, workdir: str) -> None:
+  """Removes an older export.
+
+  Raises:
+    UserError: the folder holds something else.
+  """
+  has_files = folder.exists() and any(folder.iterdir())
+  holds_export = is_export(folder) or (folder / WEIGHTS).exists()
+  if has_files and not holds_export:
+    raise UserError(f'{folder} is not empty and holds no export: choose another --output.')
   if folder.resolve() == pathlib.Path(workdir).resolve():
-    raise UserError(f'{folder} is the run itself: give another --output.')
+    raise UserError(f'{folder} is the run itself: choose another --output.')
   (folder / ABOUT).unlink(missing_ok=True)
-  for left in folder.glob('*.stablehlo'):
-    left.unlink()
+  for path in folder.glob('*.stablehlo'):
+    path.unlink()
 
 
-def functions_of(experiment: Experiment) -> dict:
-  """{'forward': (params, batch) -> outputs, 'decode': the same to hypotheses, for a task that decodes}"""
+def _trained_params(experiment: Experiment) -> tuple[Any, int]:
+  """Returns the parameters to export and their step."""
+  if not experiment.modalities:
+    return language_params(experiment)
+  data = experiment.data
+  split = data.splits('valid')[0]
+  return params_of(experiment, data.loader(split, data.table(split, False), 1))
+
+
+def _write_config(folder: pathlib.Path, experiment: Experiment) -> None:
+  """Writes config.json and copies the other files that describe the run."""
+  config = experiment.config.copy_and_resolve_references().unlock()
+  config.update_from_flattened_dict(TRAINING_ONLY)
+  run_dir.write_json(folder / 'config.json', json.loads(json.dumps(config.to_dict())))
+  for name in ('tokenizer.json', 'environment.json'):
+    source = experiment.folder / name
+    if source.exists():
+      run_dir.write_atomic(folder / name, source.read_bytes())
+
+
+def _check_weights(folder: pathlib.Path, params: Any) -> None:
+  """Raises UserError where the written parameters are not those of the run."""
+  written, _ = read_weights(folder, params)
+  pairs = zip(jax.tree.leaves(written), jax.tree.leaves(params), strict=True)
+  if not all(np.array_equal(a, b) for a, b in pairs):
+    raise UserError(f'{folder / WEIGHTS}: the written parameters differ from those of the run.')
+
+
+# Functions
+
+
+def functions_of(experiment: Experiment) -> dict[str, Function]:
+  """Returns the functions of a model by name.
+
+  'forward': (parameters, batch) -> outputs; 'decode', for a task that writes text: (parameters,
+  batch) -> hypotheses.
+  """
   model = experiment.model
   task = experiment.task
-  functions = {'forward': lambda params, batch: task.forward(model, params, batch)}
-  if task.writes_text:
-    options, fused = experiment.search_options()
-    fusion = experiment.score_fusion(options, fused)
-    key = jax.random.key(experiment.config.seed)
-    functions['decode'] = lambda params, batch: task.answer(
-      model, params, batch, options, key, fusion
-    )
-  return functions
+
+  def forward(params: Any, batch: dict) -> dict:
+    return task.forward(model, params, batch)
+
+  if not task.writes_text:
+    return {'forward': forward}
+  search, fusion_options = experiment.search_options()
+  fusion = experiment.score_fusion(search, fusion_options)
+  key = jax.random.key(experiment.config.seed)
+
+  def decode(params: Any, batch: dict) -> dict:
+    return task.answer(model, params, batch, search, key, fusion)
+
+  return {'forward': forward, 'decode': decode}
 
 
-def batches_of(experiment: Experiment) -> dict:
-  """{name of a function: a batch of the validation data}, with evaluate.batch_size rows and the longest lengths."""
+def batches_of(experiment: Experiment) -> dict[str, dict]:
+  """Returns {name of a function: a batch of the validation data}.
+
+  A batch has evaluate.batch_size examples, padded to the longest bucket.
+  """
   split = experiment.data.splits('valid')[0]
-  size = experiment.config.evaluate.batch_size
   if experiment.config.data.stream:
-    batch = _running_text(experiment, split)
+    batch = _batch_of_text(experiment, split)
   else:
-    table = experiment.data.table(split, True, size)
-    plan = [batching.Batch(np.arange(len(table.ids)), experiment.data.buckets[-1], size)]
-    with stream(plan, experiment.data.loader(split, table, size), 0, 1) as found:
-      batch = {key: np.asarray(value) for key, value in next(found).items()}
-  inputs = {f'{m}{end}' for m in experiment.modalities for end in ('', '_mask')} | {'weight'}
-  return {'forward': batch, 'decode': {key: value for key, value in batch.items() if key in inputs}}
+    batch = _batch_of_examples(experiment, split)
+  names = {'weight'}
+  for modality in experiment.modalities:
+    names |= {modality, f'{modality}_mask'}
+  inputs = {name: array for name, array in batch.items() if name in names}
+  return {'forward': batch, 'decode': inputs}
 
 
-def _running_text(experiment: Experiment, split: str) -> dict:
-  """Rows of the text of a split, as they are read when it is scored; a state that lanes carry is none of the inputs."""
+def _batch_of_examples(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+  data = experiment.data
+  size = experiment.config.evaluate.batch_size
+  table = data.table(split, True, size)
+  plan = [batching.Batch(np.arange(len(table.ids)), data.buckets[-1], size)]
+  with stream(plan, data.loader(split, table, size), 0, 1) as batches:
+    batch = next(batches)
+  return {name: np.asarray(array) for name, array in batch.items()}
+
+
+def _batch_of_text(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+  """Returns a batch of running text as it is scored, without a state that is carried on."""
   text = experiment.data.running_text(split)
   reading = experiment.text_evaluator().reading
   plan = evaluation_plan(text, *reading)
-  result = {}
-  for key, value in StreamLoader(text, plan, reading.apart)(0, plan[0]).items():
-    if key != 'fresh':
-      result[key] = value
-  return result
+  loader = StreamLoader(text, plan, reading.apart)
+  batch = loader(0, plan[0])
+  batch.pop('fresh', None)
+  return batch
 
 
-def _write_function(path: pathlib.Path, fn, params, batch: dict, platforms: list[str]) -> dict:
-  """Writes `fn` and compares what was written with `fn` itself; returns what export.json tells about it."""
+# StableHLO
+
+
+class _Exported(NamedTuple):
+  """An exported function and the batch size that it takes, a number or ANY."""
+
+  function: jax_export.Exported
+  batch_size: int | str
+
+
+def _write_function(
+  path: pathlib.Path, fn: Function, params: Any, batch: dict, platforms: list[str]
+) -> dict:
+  """Writes a function and compares the file with it; returns its entry in export.json."""
   weights = flat(params)
 
-  def named(weights, batch):
+  def fn_of_names(weights: dict, batch: dict) -> dict:
     return fn(unflatten_dict(weights, sep='/'), batch)
 
-  found, size = _exported(named, weights, batch, platforms or [jax.default_backend()])
-  runs.write_atomic(path, found.serialize())
-  if size == ANY:
-    sizes = (len(batch['weight']), 1)
-  else:
-    sizes = (size,)
+  platforms = platforms or [jax.default_backend()]
+  exported, batch_size = _export_function(fn_of_names, weights, batch, platforms)
+  run_dir.write_atomic(path, exported.serialize())
   difference = 0.0
-  if jax.default_backend() in found.platforms:
-    read = jax_export.deserialize(bytearray(path.read_bytes()))
-    for rows in sizes:
-      some = {key: value[:rows] for key, value in batch.items()}
-      difference = max(
-        difference, _difference(path, jax.jit(read.call)(weights, some), jax.jit(fn)(params, some))
-      )
-    print(f'{path}: batches of {size} rows; largest difference to the run {difference:.1e}')
-
-  def described(tree):
-    result = {}
-    for name, leaf in flat(tree).items():
-      result[name] = [np.dtype(leaf.dtype).name, *map(str, leaf.shape)]
-    return result
-
-  _, inputs = jax.tree.unflatten(found.in_tree, found.in_avals)[0]
+  if jax.default_backend() in exported.platforms:
+    sizes = [len(batch['weight']), 1] if batch_size == ANY else [batch_size]
+    for size in sizes:
+      part = {name: array[:size] for name, array in batch.items()}
+      difference = max(difference, _difference_from(path, fn, params, part))
+    print(f'{path}: batches of {batch_size} rows; largest difference to the run {difference:.1e}')
+  _, inputs = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
+  outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   return {
     'file': path.name,
-    'batch': size,
-    'platforms': list(found.platforms),
+    'batch': batch_size,
+    'platforms': list(exported.platforms),
     'largest_difference': difference,
-    'inputs': described(inputs),
-    'outputs': described(jax.tree.unflatten(found.out_tree, found.out_avals)),
+    'inputs': _describe(inputs),
+    'outputs': _describe(outputs),
   }
 
 
-def _exported(fn, weights: dict, batch: dict, platforms: list[str]):
-  """(`fn` exported, ANY or the one size of its batches)."""
+def _describe(tree: Any) -> dict[str, list[str]]:
+  """Returns {name of an array: [type, *shape]}."""
+  arrays = {}
+  for name, leaf in flat(tree).items():
+    arrays[name] = [np.dtype(leaf.dtype).name, *map(str, leaf.shape)]
+  return arrays
 
-  def shapes(tree, first):
-    result = {}
-    for name, x in tree.items():
-      result[name] = jax.ShapeDtypeStruct((*first, *x.shape[len(first) :]), x.dtype)
-    return result
 
-  def make(first):
-    return jax_export.export(jax.jit(fn), platforms=platforms)(
-      shapes(weights, ()), shapes(batch, first)
-    )
+def _export_function(fn: Function, weights: dict, batch: dict, platforms: list[str]) -> _Exported:
+  """Exports a function for every batch size, or for the size of `batch` if it needs to know it."""
+
+  def export_for(batch_shape: tuple) -> jax_export.Exported:
+    arguments = _shapes(weights), _shapes(batch, batch_shape)
+    return jax_export.export(jax.jit(fn), platforms=platforms)(*arguments)
 
   try:
-    return make(jax_export.symbolic_shape('b')), ANY
-  except Exception:  # whatever a function that needs to know the size raises
+    return _Exported(export_for(jax_export.symbolic_shape('b')), ANY)
+  except Exception:  # whatever a function that needs a number raises
     size = len(batch['weight'])
-    return make((size,)), size
+    return _Exported(export_for((size,)), size)
 
 
-def _difference(path, got: dict, wanted: dict) -> float:
-  """The largest difference of two trees of outputs; UserError where it is more than rounding."""
+def _shapes(arrays: dict, first_axes: tuple = ()) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of arrays with the first axes replaced."""
+  shapes = {}
+  for name, array in arrays.items():
+    shape = (*first_axes, *array.shape[len(first_axes) :])
+    shapes[name] = jax.ShapeDtypeStruct(shape, array.dtype)
+  return shapes
+
+
+def _difference_from(path: pathlib.Path, fn: Function, params: Any, batch: dict) -> float:
+  """Returns the largest difference between the outputs of a file and of its function."""
+  exported = jax_export.deserialize(bytearray(path.read_bytes()))
+  outputs = jax.jit(exported.call)(flat(params), batch)
+  return largest_difference(path, outputs, jax.jit(fn)(params, batch))
+
+
+def largest_difference(path: pathlib.Path | str, outputs: dict, expected: dict) -> float:
+  """Returns the largest difference of two trees of outputs.
+
+  Raises:
+    UserError: they differ by more than rounding.
+  """
   largest = 0.0
-  for (name, a), b in zip(flat(got).items(), flat(wanted).values(), strict=True):
-    a = np.asarray(a)
-    b = np.asarray(b)
-    if not np.issubdtype(a.dtype, np.floating):
-      same = np.array_equal(a, b)
-      gap = 0.0
-    else:
-      there = np.isfinite(b)
-      gap = float(np.max(np.abs(a - b), where=there, initial=0.0))
-      same = np.array_equal(
-        a[~there],
-        b[~there],
-        equal_nan=True,
-      ) and gap <= TOLERANCE * max(1.0, np.max(np.abs(b), where=there, initial=0.0))
-    if not same:
+  expected_leaves = flat(expected).values()
+  for (name, output), leaf in zip(flat(outputs).items(), expected_leaves, strict=True):
+    difference, is_same = _compare(np.asarray(output), np.asarray(leaf))
+    if not is_same:
       raise UserError(
-        f'{path}: its {name!r} differ from those of the run (largest difference {gap:.1e}). It is no copy of the model.'
+        f'{path}: its {name!r} differ from those of the run (largest difference {difference:.1e}).'
       )
-    largest = max(largest, gap)
+    largest = max(largest, difference)
   return largest
+
+
+def _compare(output: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
+  """Returns the largest difference of two arrays, and whether it is within rounding."""
+  if not np.issubdtype(output.dtype, np.floating):
+    return 0.0, np.array_equal(output, expected)
+  finite = np.isfinite(expected)
+  difference = float(np.max(np.abs(output - expected), where=finite, initial=0.0))
+  scale = np.max(np.abs(expected), where=finite, initial=0.0)
+  is_close = difference <= TOLERANCE * max(1.0, scale)
+  same_special = np.array_equal(output[~finite], expected[~finite], equal_nan=True)
+  return difference, bool(is_close and same_special)

@@ -299,7 +299,7 @@ def untrained():
       batch = loader.finish(batch)
     else:
       batch = batch
-    return experiment.parallel.place(experiment._random_params(batch)), 0
+    return experiment.parallel.place(experiment.random_params(batch)), 0
 
   def one(experiment):
     return inference.batching.Batch(np.arange(1), experiment.data.buckets[-1], 1)

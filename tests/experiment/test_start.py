@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_does_not_need_the_other(base, tmp_path):
 @pytest.mark.parametrize(
   'more, says',
   [
-    ([NEW], 'has a row a token, and the tokens there are others'),
+    ([NEW], 'has an embedding for each token, and the vocabulary of that run differs'),
     (['--config.tokenizer.kind=run'], "tokenizer.source=''"),
     (
       ['--config.tokenizer.kind=run', '--config.tokenizer.source=BASE'],

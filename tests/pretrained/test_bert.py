@@ -206,7 +206,7 @@ def test_other_sizes_than_those_of_the_weights_are_refused(tmp_path):
   ]
   said = refused(*argv, '--config.model.encoders.text.layers=3')
   assert (
-    f'model.encoders.text has not the sizes of {name}' in said and 'transformer/block_2' in said
+    f'model.encoders.text: shape mismatch with {name}' in said and 'transformer/block_2' in said
   )
 
 

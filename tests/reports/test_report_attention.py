@@ -172,7 +172,7 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
     batch = next(batches)
   batch = {**batch, 'image_mask': np.array([True, False])}
   tokens = jnp.full((2, 3), 5)
-  params = other._random_params(batch)
+  params = other.random_params(batch)
   kept = tuple(FUSIONS[fusion].keeps_positions(other.modalities, ''))
   assert kept == (('image', 'text') if fusion in ('concatenation', 'bottleneck') else ('text',))
   found = jax.jit(

@@ -25,7 +25,7 @@ from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding.search import SearchOptions, search
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
-from mmlm.inference.generation import Spelling, Writer
+from mmlm.inference.generation import StreamedText, TokenGenerator
 from mmlm.models.embeddings import TokenEmbedding
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
@@ -405,7 +405,7 @@ def test_it_writes_what_the_search_finds(kind):
   step, cache, _ = begin_decoder(model, params, None, 1, options)
   wanted = jax.jit(lambda: search(step, cache, options, jnp.array([[BOS]])).tokens[0, 0])().tolist()
   # A state needs no context.
-  writer = Writer(
+  writer = TokenGenerator(
     model,
     params,
     4 if kind == 'lstm' else 40,
@@ -428,7 +428,7 @@ def test_beams_of_an_lstm_have_each_their_own_state():
 def test_a_full_context_is_half_read_again():
   model, params = built('rotary')
   options = SearchOptions('sample', max_length=1 << 30, min_length=1 << 30, temperature=0.7)
-  writer = Writer(model, params, 6, options)
+  writer = TokenGenerator(model, params, 6, options)
   tokens = [BOS, *writer([BOS], jax.random.key(3), 30)]
   assert len(tokens) == 31 and EOS not in tokens and BOS not in tokens[1:]
   assert (
@@ -436,7 +436,9 @@ def test_a_full_context_is_half_read_again():
     == list(writer([BOS], jax.random.key(3), 30))
     != list(writer([BOS], jax.random.key(4), 30))
   )
-  greedy = Writer(model, params, 6, SearchOptions('greedy', max_length=1 << 30, min_length=1 << 30))
+  greedy = TokenGenerator(
+    model, params, 6, SearchOptions('greedy', max_length=1 << 30, min_length=1 << 30)
+  )
   said = [BOS]
   context = [BOS]
   for token in greedy([BOS], jax.random.key(0), 20):
@@ -453,7 +455,7 @@ def test_an_end_stops_it():
   model, params = built('rotary')
   ends = jax.tree.map(np.copy, params)
   ends['head']['tokens']['bias'][EOS] = 100
-  writer = Writer(model, ends, 6, SearchOptions('greedy', max_length=1 << 30))
+  writer = TokenGenerator(model, ends, 6, SearchOptions('greedy', max_length=1 << 30))
   assert list(writer([BOS], jax.random.key(0), 20)) == []
 
 
@@ -465,6 +467,6 @@ def test_what_is_spelled_is_the_text(kind):
     written = 'the mat of the cat'
   tokenizer = train_tokenizer([written], kind, 300, exact=True)
   tokens = tokenizer.encode(written)
-  spelled = Spelling(tokenizer, [])
+  spelled = StreamedText(tokenizer, [])
   pieces = [spelled(token) for token in tokens]
   assert ''.join(pieces) == written and '\N{REPLACEMENT CHARACTER}' not in ''.join(pieces)

@@ -107,9 +107,7 @@ def test_it_is_exported_and_planned(place, tmp_path):
     'export', place / 'lm', '--output', tmp_path / 'out', '--config.decoding.method=greedy'
   )
   about = json.loads((tmp_path / 'out' / 'export.json').read_text())
-  assert (
-    about['functions'].keys() == {'forward', 'decode'} and 'the same bits as in the run' in said
-  )
+  assert about['functions'].keys() == {'forward', 'decode'} and 'bit-identical to the run' in said
   assert all(found['largest_difference'] <= 1e-5 for found in about['functions'].values())
   assert about['functions']['forward']['inputs'].keys() >= {'inputs', 'segments', 'positions'}
   scored = []

@@ -115,7 +115,7 @@ def test_a_run_keeps_its_base_and_is_asked_like_any_other(tmp_path):
   kept, _ = experiment.checkpoints().params(
     experiment.abstract_params(loader_batch(experiment, loader)), 'latest'
   )
-  start = experiment._random_params(loader_batch(experiment, loader))
+  start = experiment.random_params(loader_batch(experiment, loader))
 
   def base(params):
     return {name: leaf for name, leaf in flat(params).items() if name.startswith('encoders_text')}
