@@ -1,10 +1,8 @@
 """How an experiment searches for its answers, and what else scores hypotheses beside the model."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
@@ -12,6 +10,7 @@ from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import Fusion, FusionOptions, Scorer
 from mmlm.decoding.search import SearchOptions
 from mmlm.experiment.data import ExperimentData, ctc_labels_of
+from mmlm.experiment.run import OpenRun
 from mmlm.tasks.text_generation import begin_decoder
 from mmlm.utils.errors import UserError
 
@@ -70,14 +69,14 @@ def score_fusion(
   data: ExperimentData,
   search: SearchOptions,
   options: FusionOptions,
-  open_run: Callable[[str, dict], Any],
+  open_run: OpenRun,
 ) -> Fusion:
   """Returns what scores hypotheses beside the model, ready to use.
 
   Args:
     open_run: (run folder, overrides of its config) -> its experiment.
   """
-  scorers: list[tuple[Scorer, Any]] = []
+  scorers = []
   if options.ngram_weight:
     scorers.append(_ngram_scorer(data, search, options))
   if options.language_model_weight:
@@ -102,7 +101,7 @@ def _language_model_scorer(
   data: ExperimentData,
   search: SearchOptions,
   options: FusionOptions,
-  open_run: Callable[[str, dict], Any],
+  open_run: OpenRun,
 ) -> tuple[Scorer, Any]:
   """Returns the language model of a run folder."""
   parallel = {f'parallel.{key}': str(value) for key, value in data.config.parallel.items()}
@@ -112,9 +111,10 @@ def _language_model_scorer(
   def begin(params: Any, examples: int, options: SearchOptions) -> Any:
     return begin_decoder(run.model, params, None, examples, options)
 
-  params, _ = run.trained_params(run.abstract_params({'weight': np.ones(1, np.float32)}))
-  weights: jax.Array = run.weights(params)
-  return Scorer(options.language_model_weight, begin), weights
+  no_inputs = {'weight': np.ones(1, np.float32)}
+  shapes = run.abstract_params(no_inputs)
+  params, _ = run.trained_params(shapes)
+  return Scorer(options.language_model_weight, begin), run.weights(params)
 
 
 def _check_language_model(data: ExperimentData, search: SearchOptions, run: Any, name: str) -> None:

@@ -5,7 +5,7 @@ Axes: B batch, S frames, C values of a frame, V vocabulary, W width of word vect
 """
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mmlm.data import batching
 from mmlm.data.pipeline import Table, stream
 from mmlm.experiment.data import ExperimentData
+from mmlm.experiment.run import OpenRun
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import MultimodalModel
@@ -32,7 +33,7 @@ STATISTICS_EXAMPLES = 2000
 # A variance below this share of the mean square is the rounding of a constant.
 SMALLEST_VARIANCE = 1e-10
 
-Params = dict[str, Any]
+Params = dict
 
 
 def random_params(model: MultimodalModel, batch: dict, length: int, config: ConfigDict) -> Params:
@@ -48,9 +49,7 @@ def random_params(model: MultimodalModel, batch: dict, length: int, config: Conf
   return add_lora(params, config.optimizer.lora_rules, key)
 
 
-def replace_initial(
-  params: Params, data: ExperimentData, open_run: Callable[[str, dict], Any]
-) -> Params:
+def replace_initial(params: Params, data: ExperimentData, open_run: OpenRun) -> Params:
   """Returns random parameters with those in place that the config names another start for.
 
   Args:
@@ -115,14 +114,15 @@ def _replace_weights(params: Params, weights: dict, key: str, name: str) -> Para
   Raises:
     UserError: their shapes differ.
   """
-  mismatches = differences(_shapes(weights), _shapes(params))
+  pretrained_shapes = _shapes(weights)
+  mismatches = differences(pretrained_shapes, _shapes(params))
   if mismatches:
     title = f'{key}: shape mismatch with {name} (checkpoint -> model):'
     raise UserError('\n  '.join([title, *mismatches[:10]]))
   return params | jax.tree.map(jnp.asarray, weights)
 
 
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+def _shapes(params: Params) -> dict[str, tuple]:
   """Returns {name: shape}; projections to the model's width are never pretrained."""
   shapes = {}
   for name, leaf in flat(params).items():
@@ -137,7 +137,8 @@ def _replace_embeddings(params: Params, key: str, name: str, data: ExperimentDat
   is_projected = 'vectors' in tokens
   table = tokens['vectors'] if is_projected else tokens
   width = table['embedding'].shape[1]
-  table = table | {'embedding': jnp.asarray(_word_vectors(data, key, name, width))}
+  vectors = _word_vectors(data, key, name, width)
+  table = table | {'embedding': jnp.asarray(vectors)}
   tokens = tokens | {'vectors': table} if is_projected else table
   return params | {'tokens': tokens}
 
@@ -156,9 +157,7 @@ def _word_vectors(data: ExperimentData, key: str, name: str, width: int) -> np.n
   return embedding_table(vectors, data.tokenizer.pieces, config.seed)
 
 
-def _graft_run(
-  params: Params, data: ExperimentData, open_run: Callable[[str, dict], Any]
-) -> Params:
+def _graft_run(params: Params, data: ExperimentData, open_run: OpenRun) -> Params:
   """Returns parameters with those of the run train.start_from that train.start_rules name."""
   folder = data.config.train.start_from
   rules = data.config.train.start_rules
@@ -166,9 +165,8 @@ def _graft_run(
   run_params, step = run.trained_params()
   names = renamed(params, rules, 'train.start_rules')
   _check_vocabulary(params, sorted(names), data, run, folder)
-  print(
-    f'{len(names)} of {len(flat(params))} arrays of parameters start from {folder}, step {step}.'
-  )
+  count = len(flat(params))
+  print(f'{len(names)} of {count} arrays of parameters start from {folder}, step {step}.')
   weights = jax.tree.map(jnp.asarray, run.weights(run_params))
   return graft(params, weights, rules, 'train.start_rules', folder)
 
@@ -206,7 +204,8 @@ def _feature_statistics(data: ExperimentData) -> dict[str, dict]:
   size = data.config.evaluate.batch_size
   (split,) = data.splits('train')
   source = data.source(split)
-  table = data.task.table(source, *data.texts, True).with_rows(data.rows(split))
+  table = data.task.table(source, *data.texts, True)
+  table = table.with_rows(data.rows(split))
   table = _sample(table, data.config.data.max_length)
   # Every process computes the statistics of all examples.
   loader = data.loader_of(source, table, size, all_parts=True)
@@ -231,13 +230,15 @@ def moments(batches: Iterable[dict], modalities: list[str]) -> dict[str, dict]:
   Returns:
     {modality: {'mean': [C], 'deviation': [C]}} in float32; a deviation of 0 is replaced by 1.
   """
-  sums: dict[str, Any] = {modality: 0.0 for modality in modalities}
+  sums = dict.fromkeys(modalities, 0.0)
   for batch in batches:
     for modality in modalities:
       mask = batch[f'{modality}_mask'] & (batch['weight'] > 0)[:, None]
-      frames = batch[modality][mask].astype(np.float64)  # [frames that are no padding, C]
+      frames = batch[modality][mask]  # [frames that are no padding, C]
+      frames = frames.astype(np.float64)
       count = np.ones(frames.shape[1]) * len(frames)
-      sums[modality] += np.stack([count, frames.sum(0), (frames**2).sum(0)])
+      squares = frames**2
+      sums[modality] += np.stack([count, frames.sum(0), squares.sum(0)])
   statistics = {}
   for modality, (count, total, total_square) in sums.items():
     mean = total / np.maximum(count, 1)

@@ -1,11 +1,15 @@
 """Reads the config of a run folder."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from mmlm import config as configs
 from mmlm.utils import run_dir
 from mmlm.utils.errors import UserError
+
+# (run folder, overrides of its config) -> its experiment
+OpenRun = Callable[[str, dict], Any]
 
 
 def config_of_run(folder: str | pathlib.Path, assignments: dict[str, str]) -> Any:

@@ -12,8 +12,10 @@ from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import decode
 from mmlm.utils.choices import one_of
 
-# Parameters on the host -> {name of a score: value}; names begin with the split if there are several.
-Validate = Callable[[Any], dict[str, float]]
+# {name of a score: value}; names begin with the split if there are several.
+Scores = dict[str, float]
+# Parameters on the host -> scores
+Validate = Callable[[Any], Scores]
 
 
 def make_validation(experiment: Experiment) -> Validate:
@@ -23,7 +25,7 @@ def make_validation(experiment: Experiment) -> Validate:
   return _validation_of_examples(experiment)
 
 
-def _prefixes(experiment: Experiment) -> dict[str, str]:
+def _prefixes(experiment: Experiment) -> dict:
   """Returns {prefix of the names of scores: validation split}."""
   splits = experiment.data.splits('valid')
   if len(splits) == 1:
@@ -31,7 +33,7 @@ def _prefixes(experiment: Experiment) -> dict[str, str]:
   return {f'{split}/': split for split in splits}
 
 
-def _check_monitor(experiment: Experiment, prefixes: dict[str, str], names: list[str]) -> str:
+def _check_monitor(experiment: Experiment, prefixes: dict, names: list) -> str:
   """Returns the name of the monitored score without its prefix.
 
   Raises:
@@ -56,7 +58,7 @@ def _validation_of_text(experiment: Experiment) -> Validate:
   for prefix, split in prefixes.items():
     texts[prefix] = data.running_text(split).first(limit)
 
-  def validate(params: Any) -> dict[str, float]:
+  def validate(params: Any) -> Scores:
     params = experiment.parallel.place(experiment.weights(params))
     values = {}
     for prefix, text in texts.items():
@@ -80,7 +82,7 @@ def _validation_of_examples(experiment: Experiment) -> Validate:
     table = data.table(split, True, limit)
     loaders[split] = data.loader(split, table, config.evaluate.batch_size)
 
-  def validate(params: Any) -> dict[str, float]:
+  def validate(params: Any) -> Scores:
     params = experiment.parallel.place(experiment.weights(params))
     values = {}
     for prefix, split in prefixes.items():
@@ -95,7 +97,7 @@ def _validation_of_examples(experiment: Experiment) -> Validate:
 
 def _greedy_score(
   experiment: Experiment, evaluator: Evaluator, params: Any, split: str, metric: str
-) -> dict[str, float]:
+) -> Scores:
   """Returns {metric: value} of a sample of a split."""
   config = experiment.config
   rows = decode(experiment, evaluator, params, split, config.data.max_valid_examples)
@@ -104,5 +106,5 @@ def _greedy_score(
   return {name: score['value'] for name, score in scores.items()}
 
 
-def _prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:
+def _prefixed(prefix: str, scores: Scores) -> Scores:
   return {prefix + name: value for name, value in scores.items()}

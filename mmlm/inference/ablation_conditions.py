@@ -16,11 +16,14 @@ def conditions_of(experiment: Experiment, split: str) -> list[Condition]:
   modalities = experiment.modalities
   not_text = [modality for modality in modalities if modality != 'text']
   conditions = [Condition()]
-  conditions += [Condition(shuffled=modality) for modality in modalities]
-  conditions += [Condition(without=modality) for modality in experiment.task.removable(modalities)]
+  for modality in modalities:
+    conditions.append(Condition(shuffled=modality))
+  for modality in experiment.task.removable(modalities):
+    conditions.append(Condition(without=modality))
   for kind in _maskable_words(experiment, split):
     conditions.append(Condition(masked=kind))
-    conditions += [Condition(masked=kind, shuffled=modality) for modality in not_text]
+    for modality in not_text:
+      conditions.append(Condition(masked=kind, shuffled=modality))
   return conditions
 
 
@@ -32,7 +35,11 @@ def _maskable_words(experiment: Experiment, split: str) -> list[str]:
     return []
   source = experiment.data.source(split)
   texts = [source[i].get('text', '') for i in range(len(source))]
-  return [kind for kind in WORDS if any(mask_words(text, kind) != text for text in texts)]
+  kinds = []
+  for kind in WORDS:
+    if any(mask_words(text, kind) != text for text in texts):
+      kinds.append(kind)
+  return kinds
 
 
 def missing_curves(experiment: Experiment, predictions: dict[str, list[dict]]) -> dict:
@@ -50,7 +57,8 @@ def missing_curves(experiment: Experiment, predictions: dict[str, list[dict]]) -
   complete = predictions[str(Condition())]
   curves = {}
   for modality in experiment.modalities:
-    without = predictions.get(str(Condition(without=modality)))
+    condition = Condition(without=modality)
+    without = predictions.get(str(condition))
     if without is not None:
       curves[modality] = {name: missing_curve(complete, without, name) for name in metrics}
   return curves

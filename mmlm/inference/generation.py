@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.decoding.search import SearchOptions, draw
@@ -45,21 +46,27 @@ class TokenGenerator:
     greedy = SearchOptions('greedy', max_length=context)
 
     def begin(params: Any) -> Any:
-      return begin_decoder(model, params, None, 1, greedy)[1]
+      _, cache, _ = begin_decoder(model, params, None, 1, greedy)
+      return cache
 
-    def step(params: Any, cache: Any, token: jax.Array) -> tuple[jax.Array, Any]:
+    def step(params: Any, cache: Any, token: Array) -> tuple:
       decode, _, _ = begin_decoder(model, params, None, 1, greedy)
       return decode(token[None], cache)
 
-    def read(params: Any, cache: Any, tokens: jax.Array, count: jax.Array) -> Any:
-      def read_one(i: jax.Array, cache: Any) -> Any:
-        return step(params, cache, tokens[i])[1]
+    def read(params: Any, cache: Any, tokens: Array, count: Array) -> Any:
+      def read_one(i: Array, cache: Any) -> Any:
+        _, cache = step(params, cache, tokens[i])
+        return cache
 
       return jax.lax.fori_loop(0, count, read_one, cache)
 
     def write(
-      params: Any, cache: Any, token: jax.Array, length: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Any]:
+      params: Any,
+      cache: Any,
+      token: Array,
+      length: Array,
+      key: Array,
+    ) -> tuple:
       logits, cache = step(params, cache, token)  # [1, V]
       keys = None if options.method == 'greedy' else key[None]
       logits = logits.astype(jnp.float32)
@@ -70,7 +77,7 @@ class TokenGenerator:
     self._read = jax.jit(read)
     self._write = jax.jit(write, donate_argnums=1)
 
-  def __call__(self, prompt: list[int], key: jax.Array, limit: int) -> Iterator[int]:
+  def __call__(self, prompt: list[int], key: Array, limit: int) -> Iterator[int]:
     """Yields the tokens that follow a prompt of at least one token, without the end token.
 
     Args:
@@ -102,8 +109,10 @@ class TokenGenerator:
     cache = self._begin(self._params)
     previous = tokens[:-1]
     for start in range(0, len(previous), self.context):
-      part = np.array(previous[start : start + self.context], np.int32)
-      padded = np.pad(part, (0, self.context - len(part)))
+      stop = start + self.context
+      part = np.array(previous[start:stop], np.int32)
+      missing = self.context - len(part)
+      padded = np.pad(part, (0, missing))
       cache = self._read(self._params, cache, padded, len(part))
     return cache, len(previous)
 
@@ -165,7 +174,7 @@ def search_options(
 
 
 def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
-  """Returns the start token and those of a prompt; prints characters that are not in the vocabulary."""
+  """Returns the tokens of a prompt after the start token; prints its unknown characters."""
   tokenizer = experiment.data.tokenizer
   assert tokenizer is not None
   tokens = tokenizer.encode(prompt)

@@ -37,6 +37,7 @@ TRAINING_ONLY = {
   'evaluate.average': 1,
 }
 
+Arrays = dict[str, np.ndarray]
 # (parameters, batch) -> outputs
 Function = Callable[[Any, dict], dict]
 
@@ -115,14 +116,17 @@ def _trained_params(experiment: Experiment) -> tuple[Any, int]:
     return language_params(experiment)
   data = experiment.data
   split = data.splits('valid')[0]
-  return params_of(experiment, data.loader(split, data.table(split, False), 1))
+  table = data.table(split, with_targets=False)
+  loader = data.loader(split, table, batch_size=1)
+  return params_of(experiment, loader)
 
 
 def _write_config(folder: pathlib.Path, experiment: Experiment) -> None:
   """Writes config.json and copies the other files that describe the run."""
   config = experiment.config.copy_and_resolve_references().unlock()
   config.update_from_flattened_dict(TRAINING_ONLY)
-  run_dir.write_json(folder / 'config.json', json.loads(json.dumps(config.to_dict())))
+  values = json.loads(json.dumps(config.to_dict()))
+  run_dir.write_json(folder / 'config.json', values)
   for name in ('tokenizer.json', 'environment.json'):
     source = experiment.folder / name
     if source.exists():
@@ -181,17 +185,19 @@ def batches_of(experiment: Experiment) -> dict[str, dict]:
   return {'forward': batch, 'decode': inputs}
 
 
-def _batch_of_examples(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+def _batch_of_examples(experiment: Experiment, split: str) -> Arrays:
   data = experiment.data
   size = experiment.config.evaluate.batch_size
-  table = data.table(split, True, size)
-  plan = [batching.Batch(np.arange(len(table.ids)), data.buckets[-1], size)]
-  with stream(plan, data.loader(split, table, size), 0, 1) as batches:
+  table = data.table(split, with_targets=True, limit=size)
+  loader = data.loader(split, table, size)
+  indices = np.arange(len(table.ids))
+  plan = [batching.Batch(indices, data.buckets[-1], size)]
+  with stream(plan, loader, 0, 1) as batches:
     batch = next(batches)
   return {name: np.asarray(array) for name, array in batch.items()}
 
 
-def _batch_of_text(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+def _batch_of_text(experiment: Experiment, split: str) -> Arrays:
   """Returns a batch of running text as it is scored, without a state that is carried on."""
   text = experiment.data.running_text(split)
   reading = experiment.text_evaluator().reading
@@ -247,7 +253,8 @@ def _describe(tree: Any) -> dict[str, list[str]]:
   """Returns {name of an array: [type, *shape]}."""
   arrays = {}
   for name, leaf in flat(tree).items():
-    arrays[name] = [np.dtype(leaf.dtype).name, *map(str, leaf.shape)]
+    dtype = np.dtype(leaf.dtype)
+    arrays[name] = [dtype.name, *map(str, leaf.shape)]
   return arrays
 
 
@@ -269,7 +276,8 @@ def _shapes(arrays: dict, first_axes: tuple = ()) -> dict[str, jax.ShapeDtypeStr
   """Returns the shapes of arrays with the first axes replaced."""
   shapes = {}
   for name, array in arrays.items():
-    shape = (*first_axes, *array.shape[len(first_axes) :])
+    last_axes = array.shape[len(first_axes) :]
+    shape = (*first_axes, *last_axes)
     shapes[name] = jax.ShapeDtypeStruct(shape, array.dtype)
   return shapes
 
@@ -278,7 +286,8 @@ def _difference_from(path: pathlib.Path, fn: Function, params: Any, batch: dict)
   """Returns the largest difference between the outputs of a file and of its function."""
   exported = jax_export.deserialize(bytearray(path.read_bytes()))
   outputs = jax.jit(exported.call)(flat(params), batch)
-  return largest_difference(path, outputs, jax.jit(fn)(params, batch))
+  expected = jax.jit(fn)(params, batch)
+  return largest_difference(path, outputs, expected)
 
 
 def largest_difference(path: pathlib.Path | str, outputs: dict, expected: dict) -> float:
@@ -290,7 +299,8 @@ def largest_difference(path: pathlib.Path | str, outputs: dict, expected: dict) 
   largest = 0.0
   expected_leaves = flat(expected).values()
   for (name, output), leaf in zip(flat(outputs).items(), expected_leaves, strict=True):
-    difference, is_same = _compare(np.asarray(output), np.asarray(leaf))
+    output = np.asarray(output)
+    difference, is_same = _compare(output, np.asarray(leaf))
     if not is_same:
       raise UserError(
         f'{path}: its {name!r} differ from those of the run (largest difference {difference:.1e}).'
@@ -299,12 +309,13 @@ def largest_difference(path: pathlib.Path | str, outputs: dict, expected: dict) 
   return largest
 
 
-def _compare(output: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
+def _compare(output: np.ndarray, expected: np.ndarray) -> tuple:
   """Returns the largest difference of two arrays, and whether it is within rounding."""
   if not np.issubdtype(output.dtype, np.floating):
     return 0.0, np.array_equal(output, expected)
   finite = np.isfinite(expected)
-  difference = float(np.max(np.abs(output - expected), where=finite, initial=0.0))
+  differences = np.abs(output - expected)
+  difference = float(np.max(differences, where=finite, initial=0.0))
   scale = np.max(np.abs(expected), where=finite, initial=0.0)
   is_close = difference <= TOLERANCE * max(1.0, scale)
   same_special = np.array_equal(output[~finite], expected[~finite], equal_nan=True)

@@ -1,5 +1,6 @@
 """Scores running text with a trained language model."""
 
+import pathlib
 import time
 from typing import Any
 
@@ -36,6 +37,7 @@ def evaluate_text(experiment: Experiment, splits: tuple[str, ...] | list[str]) -
 
 
 def _score_split(experiment: Experiment, params: Any, step: int, split: str) -> dict:
+  """Scores the running text of a split; returns the contents of its score file."""
   began = time.monotonic()
   config = experiment.config
   options = config.evaluate
@@ -63,14 +65,20 @@ def _score_split(experiment: Experiment, params: Any, step: int, split: str) -> 
     'average': options.average,
     'seconds': round(time.monotonic() - began, 1),
   }
+  folder = experiment.folder
   name = f'{file_name(split)}-{step}'
-  trained = run_dir.read_json(experiment.folder / 'config.json')
-  if trained['evaluate'].get('stride', 0) != options.stride:
+  if options.stride != _stride_of_run(folder):
     name += f'-stride_{options.stride}'
-  run_dir.write_jsonl(experiment.folder / 'predictions' / f'{name}.jsonl', stretches)
-  run_dir.write_json(experiment.folder / 'scores' / f'{name}.json', result)
+  run_dir.write_jsonl(folder / 'predictions' / f'{name}.jsonl', stretches)
+  run_dir.write_json(folder / 'scores' / f'{name}.json', result)
   _print(result)
   return result
+
+
+def _stride_of_run(folder: pathlib.Path) -> int:
+  """Returns evaluate.stride as the run was configured."""
+  config = run_dir.read_json(folder / 'config.json')
+  return config['evaluate'].get('stride', 0)
 
 
 def _print(result: dict) -> None:
