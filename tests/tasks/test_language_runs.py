@@ -147,7 +147,7 @@ def test_it_writes_and_goes_on_with_what_it_was_given(place, tmp_path):
   assert '--temperature=-1.0: expected 0 or more' in refused(
     'generate', place / 'lm', '--temperature', '-1'
   )
-  assert '--top_k and --top_p do nothing' in refused(
+  assert '--top_k and --top_p have no effect' in refused(
     'generate', place / 'lm', '--temperature', '0', '--top_k', '3'
   )
   assert 'use `./launch.sh generate' in refused('predict', place / 'lm', '--input', 'a')
