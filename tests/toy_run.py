@@ -1,4 +1,7 @@
-"""A toy whose training is interrupted and harmed: a linear model of tiny pictures, through the real input pipeline."""
+"""A small training run that tests interrupt and damage.
+
+Its model is linear in the pixels of tiny pictures, which the real input pipeline loads.
+"""
 
 import io
 import json
@@ -34,7 +37,7 @@ def png(value):
 
 
 def toy_loss(noise):
-  """Squared error of a linear model of the pixels; with `noise`, half of them are dropped at random."""
+  """Returns the squared error of the model; with `noise`, half of the pixels are dropped."""
 
   def loss(params, batch, rng):
     x = batch['image'].reshape(len(batch['weight']), -1)
@@ -51,7 +54,7 @@ def one_loss(params):
 
 
 class Toy:
-  """A run of the toy in `folder`; every part can be replaced."""
+  """The training run in `folder`; every part of it can be replaced."""
 
   def __init__(
     self,
@@ -116,7 +119,7 @@ class Toy:
     return self
 
   def restored(self):
-    """The newest state, as host arrays by name."""
+    """Returns the newest state, as arrays on the host, and what was saved beside it."""
     checkpoints = self.checkpoints(writing=False)
     state, meta = checkpoints.restore(jax.eval_shape(lambda: self.state))
     return jax.device_get(state), meta
@@ -134,7 +137,10 @@ class Toy:
 
 
 class _Watched:
-  """Batches of a stream; calls `at(number)` before each, and makes the pictures of batch `bad` infinite."""
+  """A stream that calls `at(number)` before each batch.
+
+  The pictures of batch `bad` are infinite.
+  """
 
   def __init__(self, inner, number, at, bad):
     self.inner = inner
@@ -148,7 +154,9 @@ class _Watched:
   def _batches(self, batches):
     for number, batch in enumerate(batches, self.number):
       self.at(number)
-      yield batch | {'image': np.full_like(batch['image'], np.inf)} if number == self.bad else batch
+      if number == self.bad:
+        batch = batch | {'image': np.full_like(batch['image'], np.inf)}
+      yield batch
 
   def __exit__(self, *error):
     return self.inner.__exit__(*error)
@@ -177,7 +185,7 @@ def tree(folder):
 
 
 def fill(folder, scores, **options):
-  """Checkpoints whose parameters are the step, saved with the given scores."""
+  """Saves checkpoints with these scores; the parameters are the number of the step."""
   options['higher_is_better'] = higher_is_better(options.get('monitor', 'loss'))
   checkpoints = Checkpoints(folder, **options)
   for step, score in enumerate(scores, 1):
