@@ -10,9 +10,9 @@ import numpy as np
 
 from mmlm.data.filters import alignable, name_unknown
 from mmlm.data.labels import Classes
+from mmlm.data.open_split import open_split
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.running_text import RunningText, read_running_text
-from mmlm.data.sources.manifest import ManifestSource
 from mmlm.data.sources.tfds_source import WithTexts
 from mmlm.data.text import Texts
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
@@ -21,7 +21,6 @@ from mmlm.data.transforms.audio_ops import longest, shortest
 from mmlm.data.transforms.features import lengthened, rows_of, shortened
 from mmlm.data.transforms.image import blank_picture
 from mmlm.data.transforms.ops import parse_ops
-from mmlm.experiment.open_split import open_split
 from mmlm.experiment.tokenization import load_or_train_tokenizer
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.encoders.subsampling import subsampled_length
@@ -373,9 +372,7 @@ class ExperimentData:
         "data.eval_ops by 'flip' alone. Set model.encoders.image.cache to False to compute the "
         'grids in every step.'
       )
-    name = f'{data.name}/{split}'
-    if data.name == 'manifest':
-      name = ManifestSource(split).identity
+    name = source.identity or f'{data.name}/{split}'
     grids = self.backbone.cached(source, name, data.eval_ops, 'flip' in data.train_ops, data.dir)
     blank = self.blank | {'image': grids.blank}
     return self._make_loader(

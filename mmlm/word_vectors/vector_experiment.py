@@ -14,10 +14,10 @@ from jax import Array
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
+from mmlm.data.open_split import open_split
 from mmlm.data.text import check_language
 from mmlm.evaluation.metrics import higher_is_better
 from mmlm.experiment.data import split_names
-from mmlm.experiment.open_split import open_split
 from mmlm.experiment.run import config_of_run
 from mmlm.parallel import Parallel
 from mmlm.pretrained.formats.subwords import piece_hashes

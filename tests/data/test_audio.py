@@ -18,7 +18,7 @@ from mmlm.data.transforms.audio import (
   log_mel_spectrogram,
   mel_filters,
 )
-from mmlm.data.transforms.audio_ops import OPS
+from mmlm.data.transforms.audio_ops import AUDIO_TRANSFORMS
 from mmlm.models.log_mel import log_mel
 from mmlm.utils.errors import UserError
 
@@ -220,9 +220,9 @@ def test_filterbanks_are_kaldis():
 
 def test_features_pass_as_they_are():
   array = np.ones((3, 80), np.float32)
-  assert OPS['log_mel']({'audio': array}, None)['audio'] is array and OPS['log_mel'](
-    {'id': 'a'}, None
-  ) == {'id': 'a'}
+  assert AUDIO_TRANSFORMS['log_mel']({'audio': array}, None)['audio'] is array and AUDIO_TRANSFORMS[
+    'log_mel'
+  ]({'id': 'a'}, None) == {'id': 'a'}
 
 
 @pytest.mark.parity

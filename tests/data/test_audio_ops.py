@@ -206,7 +206,7 @@ def test_warped_time_runs_forward_between_its_ends():
 def test_there_is_room_for_what_ops_lengthen_and_less_for_what_they_shorten(ops):
   rng = np.random.default_rng(0)
   ops = parse_ops(ops)
-  plain = [op for op in ops if op.func.__name__ in ('log_mel', 'fbank')]
+  plain = [op for op in ops if op.transform.change.__name__ in ('log_mel', 'fbank')]
   for number in rng.integers(1, 5000, 60):
     example = {'id': 'a', 'audio': Sound(noise(1)[:number], RATE)}
     rows = len(apply_ops(plain, example, rng)['audio'])
@@ -283,9 +283,15 @@ def test_counts_are_remembered_until_something_changes(tmp_path, monkeypatch):
   for _ in range(2):  # an error is not remembered
     with pytest.raises(UserError, match="Example 'b': the sound can't be decoded"):
       rows()
-  assert rows_of(
-    [{'id': 'q', 'audio': log_mel_spectrogram(noise(), 8)}], {'audio': 8}, (), tmp_path
-  )['audio'].tolist() == [100]
+
+
+def test_frames_of_a_source_without_identity_are_counted_each_time(tmp_path):
+  class Examples(list):
+    identity = ''
+
+  source = Examples([{'id': 'q', 'audio': log_mel_spectrogram(noise(), 8)}])
+  assert rows_of(source, {'audio': 8}, (), tmp_path)['audio'].tolist() == [100]
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_sound_without_features_is_named():

@@ -1,28 +1,31 @@
-"""Sources: `len(source)`, `source[i] -> dict`; random access, picklable. An example is a dict:
-
-{'id': str, 'image': bytes (encoded), 'text': str, 'targets': tuple[str, ...], 'label': int | float}; what
-is absent is not there.
-"""
+"""A split of a prepared data set, and a source whose texts are replaced."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmlm.data.sources.source import Source
 from mmlm.utils.errors import UserError
 
 F = tfds.features
 
 
 class TfdsSource:
-  """A split of any TFDS folder prepared as array_record; `split` in TFDS's syntax ('train', 'train[:50%]').
+  """A split of any TFDS folder prepared as array_record; pictures stay encoded.
 
-  `fields` maps our names to paths of features, e.g. {'id': 'id', 'image': 'image', 'targets':
-  'captions/text'}. Pictures stay encoded; without an 'id' it is '<split>/<i>'. Raises UserError for a folder,
-  split or field that is not there, or an empty split.
+  Args:
+    folder: with a dataset_info.json.
+    split: in TFDS's syntax ('train', 'train[:50%]').
+    fields: {our name: path of a feature}, as {'image': 'image', 'targets': 'captions/text'}; without
+      an 'id' it is '<split>/<i>'.
+
+  Raises:
+    UserError: a missing folder, split or field, or an empty split.
   """
 
-  def __init__(self, folder, split: str, fields: dict):
+  def __init__(self, folder: str | pathlib.Path, split: str, fields: dict[str, str]):
     self.folder = str(folder)
     self.split = split
     self.fields = dict(fields)
@@ -31,95 +34,110 @@ class TfdsSource:
     builder = tfds.builder_from_directory(str(folder))
     self._leaves = _leaves(builder.info.features)
     if unknown := [path for path in self.fields.values() if path not in self._leaves]:
-      raise UserError(
-        f'{folder}: no field {unknown[0]!r}; there are: {", ".join(sorted(self._leaves))}.'
-      )
+      known = ', '.join(sorted(self._leaves))
+      raise UserError(f'{folder}: no field {unknown[0]!r}; there are: {known}.')
+    self._data = self._open(builder)
+    self[0]  # a field of the wrong kind is an error now, not in a loader process
+
+  def _open(self, builder: tfds.core.DatasetBuilder) -> Any:
     try:
-      self._data = builder.as_data_source(split, decoders=_undecoded(builder.info.features))
-      if not len(self._data):
+      data = builder.as_data_source(self.split, decoders=_undecoded(builder.info.features))
+      if not len(data):
         raise ValueError('it is empty')
     except NotImplementedError:
+      file_format = builder.info.file_format.value
       raise UserError(
-        f'{folder}: prepared as {builder.info.file_format.value}, prepare it again as array_record.'
+        f'{self.folder}: prepared as {file_format}, prepare it again as array_record.'
       ) from None
     except (ValueError, KeyError, AssertionError) as error:
-      splits = ', '.join(
-        f'{name} ({info.num_examples})' for name, info in builder.info.splits.items()
-      )
-      raise UserError(f'{folder}: no split {split!r} ({error}); there are: {splits}.') from None
-    self[0]  # a field of the wrong kind is found here, not by a worker
+      counts = [f'{name} ({info.num_examples})' for name, info in builder.info.splits.items()]
+      raise UserError(
+        f'{self.folder}: no split {self.split!r} ({error}); there are: {", ".join(counts)}.'
+      ) from None
+    return data
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._data)
 
   @property
   def identity(self) -> str:
     """Changes when the set is prepared again, or something else of it is read."""
-    stat = pathlib.Path(self.folder, 'dataset_info.json').stat()
-    return f'{pathlib.Path(self.folder).absolute()} {self.split} {sorted(self.fields.items())} {stat.st_size} {stat.st_mtime_ns}'
+    folder = pathlib.Path(self.folder)
+    stat = (folder / 'dataset_info.json').stat()
+    fields = sorted(self.fields.items())
+    return f'{folder.absolute()} {self.split} {fields} {stat.st_size} {stat.st_mtime_ns}'
 
-  def __getitem__(self, i) -> dict:
-    row = self._data[int(i)]
+  def __getitem__(self, i: int) -> dict:
+    features = self._data[int(i)]
     example = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
-      value = _read(row, *self._leaves[path], name in ('targets', 'label'))
-      if isinstance(value, np.ndarray) and value.shape[:1] == (
-        0,
-      ):  # of a set, this says that an example lacks it
-        continue
+      value = _read(features, *self._leaves[path], name in ('targets', 'label'))
+      if isinstance(value, np.ndarray) and value.shape[:1] == (0,):
+        continue  # an empty array stands for a field that the example lacks
       if name == 'targets':
-        if isinstance(value, str):
-          value = (value,)
-        else:
-          value = tuple(value)
-        if not value or not all(isinstance(text, str) and text.strip() for text in value):
-          raise UserError(
-            f'{self.folder}: {path!r} of example {example["id"]} is no text, or is empty.'
-          )
+        value = self._targets(value, path, example['id'])
       example[name] = str(value) if name == 'id' else value
     return example
 
+  def _targets(self, value: Any, path: str, example: str) -> tuple[str, ...]:
+    """Returns the texts of a field, one or more, none of them empty."""
+    targets = (value,) if isinstance(value, str) else tuple(value)
+    if not targets or not all(isinstance(text, str) and text.strip() for text in targets):
+      raise UserError(f'{self.folder}: {path!r} of example {example} is no text, or is empty.')
+    return targets
+
 
 class WithTexts:
-  """A source whose examples have other texts, {id: text} from a file `path`; UserError for an example that it does not name."""
+  """A source whose texts are replaced.
 
-  def __init__(self, source, texts: dict[str, str], path: str):
+  Args:
+    texts: {id of an example: its text}.
+    path: the file that they were read from, for the message about an example without a text.
+  """
+
+  def __init__(self, source: Source, texts: dict[str, str], path: str):
     self.source = source
     self.texts = texts
     self.path = path
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.source)
 
-  def __getitem__(self, i) -> dict:
+  @property
+  def identity(self) -> str:
+    """That of the source, whose pictures, sounds and features are unchanged."""
+    return self.source.identity
+
+  def __getitem__(self, i: int) -> dict:
     example = self.source[i]
     if example['id'] not in self.texts:
       raise UserError(
-        f'{self.path}: no text for the example {example["id"]!r}. Was it predicted from the same split?'
+        f'{self.path}: no text for the example {example["id"]!r}. '
+        'Was it predicted from the same split?'
       )
     return example | {'text': self.texts[example['id']]}
 
 
-def _leaves(feature, keys=()) -> dict:
-  """Path to (keys that lead there, feature) of all leaves; a Sequence counts as what it holds."""
+def _leaves(feature: Any, keys: tuple[str, ...] = ()) -> dict[str, tuple]:
+  """Returns {path: (keys that lead there, feature)}; a Sequence counts as what it holds."""
   if isinstance(feature, F.Sequence):
     feature = feature.feature
-  else:
-    feature = feature
   if not isinstance(feature, F.FeaturesDict):
     return {'/'.join(keys): (keys, feature)}
-  result = {}
+  leaves = {}
   for key in feature:
-    for path, leaf in _leaves(feature[key], (*keys, key)).items():
-      result[path] = leaf
-  return result
+    leaves |= _leaves(feature[key], (*keys, key))
+  return leaves
 
 
-def _read(value, keys, leaf, named: bool):
-  """The value below the keys as ours, in a Sequence a list: texts are str, numbers Python's, classes their names if `named`."""
-  if isinstance(value, (list, tuple, np.ndarray)) and (
-    keys or isinstance(leaf, F.Text | F.ClassLabel)
-  ):
+def _read(value: Any, keys: tuple[str, ...], leaf: Any, named: bool) -> Any:
+  """Returns the value below the keys as Python's own; a list for a Sequence.
+
+  Args:
+    named: classes as names; otherwise as numbers.
+  """
+  is_sequence = isinstance(value, list | tuple | np.ndarray)
+  if is_sequence and (keys or isinstance(leaf, F.Text | F.ClassLabel)):
     return [_read(item, keys, leaf, named) for item in value]
   if keys:
     return _read(value[keys[0]], keys[1:], leaf, named)
@@ -132,16 +150,12 @@ def _read(value, keys, leaf, named: bool):
   return value
 
 
-def _undecoded(features):
-  """The same tree with SkipDecoding at every picture."""
-
-  def skip(feature):
+def _undecoded(features: Any) -> dict:
+  """Returns the tree of features with SkipDecoding at every picture."""
+  decoders = {}
+  for key, feature in features.items():
     if isinstance(feature, F.Image):
-      return tfds.decode.SkipDecoding()
-    return _undecoded(feature)
-
-  return {
-    key: skip(feature)
-    for key, feature in features.items()
-    if isinstance(feature, F.Image | F.FeaturesDict)
-  }
+      decoders[key] = tfds.decode.SkipDecoding()
+    elif isinstance(feature, F.FeaturesDict):
+      decoders[key] = _undecoded(feature)
+  return decoders

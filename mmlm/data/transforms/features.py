@@ -1,19 +1,36 @@
-"""Features that were computed elsewhere: a vector [C] or a sequence [S, C] an example, in .npy files or a prepared data set."""
+"""Precomputed features: a vector [C] or a sequence [S, C] an example, in .npy files or a prepared set.
+
+S: feature frames; C: values of a frame; N: examples.
+"""
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from mmlm.data.sources.source import Source
 from mmlm.data.transforms.audio import Sound
-from mmlm.data.transforms.ops import apply_ops, parse_ops
+from mmlm.data.transforms.ops import Op, apply_ops, parse_ops
 from mmlm.utils.errors import UserError
 from mmlm.utils.progress import progress
 from mmlm.utils.run_dir import read_json, write_json
 
+Counts = dict[str, np.ndarray]  # {modality: [N] frames of each example, 0 where it has none}
 
-def read_features(path) -> np.ndarray:
-  """The array of a .npy file, float32; UserError when it is none."""
+
+def is_features(path: str | pathlib.Path) -> bool:
+  """Returns whether a file holds features, by its name."""
+  return pathlib.Path(path).suffix == '.npy'
+
+
+def read_features(path: str | pathlib.Path) -> np.ndarray:
+  """Returns the array of a .npy file, float32.
+
+  Raises:
+    UserError: it holds no array of numbers.
+  """
   try:
     array = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
@@ -23,100 +40,95 @@ def read_features(path) -> np.ndarray:
   return array.astype(np.float32)
 
 
-def rows_of(source, widths: dict[str, int], ops: tuple, cache_dir) -> dict[str, np.ndarray]:
-  """`count_rows` of a source, by the texts of the ops; remembered in `cache_dir` as long as the files of the source stay as they are."""
-  if not widths:
-    return {}
-  if not (identity := getattr(source, 'identity', '')):
-    return count_rows(source, widths, parse_ops(ops))
-  digest = hashlib.sha256(
-    repr((identity, sorted(widths.items()), tuple(ops))).encode()
-  ).hexdigest()[:16]
-  cache = pathlib.Path(cache_dir) / f'rows-{digest}.json'
-  if not cache.exists():
-    write_json(
-      cache,
-      {
-        modality: counts.tolist()
-        for modality, counts in count_rows(source, widths, parse_ops(ops)).items()
-      },
-    )
-  return {modality: np.array(counts, int) for modality, counts in read_json(cache).items()}
-
-
-def lengthened(counts: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
-  """The most rows that examples have after ops that lengthen them by a factor at most (`audio_ops.longest`); 0 stays.
-
-  Rows are of samples, rounded: a sound of almost one row more may be behind each count.
-  """
-
-  def longer(rows):
-    if factor == 1:
-      return rows
-    return np.where(rows > 0, np.ceil((rows + 1) * factor), 0).astype(int)
-
-  return {
-    modality: longer(rows) if modality == 'audio' else rows for modality, rows in counts.items()
-  }
-
-
-def shortened(counts: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
-  """The fewest rows after ops that shorten by a factor at most (`audio_ops.shortest`)."""
-
-  def shorter(rows):
-    if factor == 1:
-      return rows
-    return np.minimum(rows, np.maximum(1, np.floor(rows * factor) - 1)).astype(int)
-
-  return {
-    modality: shorter(rows) if modality == 'audio' else rows for modality, rows in counts.items()
-  }
-
-
-def count_rows(source, widths: dict[str, int], ops: list = ()) -> dict[str, np.ndarray]:
-  """{modality: [N] rows of each example, 0 where it has none}; a vector counts as one row.
+def rows_of(
+  source: Source, widths: dict[str, int], ops: Sequence[str], cache_dir: str | pathlib.Path
+) -> Counts:
+  """Returns `count_rows` of a source, cached in `cache_dir` until files of the source change.
 
   Args:
-    widths: {modality: values of each row that its encoder reads}.
-    ops: what makes features of what the source holds.
+    ops: transforms as in a config.
+  """
+  if not widths:
+    return {}
+  if not source.identity:
+    return count_rows(source, widths, parse_ops(ops))
+  content = repr((source.identity, sorted(widths.items()), tuple(ops)))
+  digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+  cache = pathlib.Path(cache_dir) / f'rows-{digest}.json'
+  if not cache.exists():
+    counts = count_rows(source, widths, parse_ops(ops))
+    write_json(cache, {modality: frames.tolist() for modality, frames in counts.items()})
+  return {modality: np.array(frames, int) for modality, frames in read_json(cache).items()}
+
+
+def lengthened(counts: Counts, factor: float) -> Counts:
+  """Returns the most frames after transforms that lengthen by `factor` at most; 0 stays 0.
+
+  Frames are rounded from samples: each count may stand for a sound of almost one frame more.
+  """
+  if factor == 1 or 'audio' not in counts:
+    return counts
+  frames = counts['audio']
+  longest = np.where(frames > 0, np.ceil((frames + 1) * factor), 0)
+  return counts | {'audio': longest.astype(int)}
+
+
+def shortened(counts: Counts, factor: float) -> Counts:
+  """Returns the fewest frames after transforms that shorten to `factor` at least."""
+  if factor == 1 or 'audio' not in counts:
+    return counts
+  frames = counts['audio']
+  shortest = np.maximum(1, np.floor(frames * factor) - 1)
+  return counts | {'audio': np.minimum(frames, shortest).astype(int)}
+
+
+def count_rows(
+  source: Sequence[dict] | Source, widths: dict[str, int], ops: Sequence[Op] = ()
+) -> Counts:
+  """Returns {modality: [N] frames of each example, 0 where it has none}; a vector is one frame.
+
+  Args:
+    widths: {modality: values of a frame that its encoder reads}.
+    ops: transforms that compute features from what the source holds.
 
   Raises:
-    UserError: naming the first example whose features have another width or rank, no row, or a value that is not finite.
+    UserError: the first example whose features have another width or rank, no frame, or a value that
+      is not finite.
   """
   counts = {modality: np.zeros(len(source), int) for modality in widths}
-  for i in progress(range(len(source)), 'counting rows of features') if widths else ():
+  if not widths:
+    return counts
+  for i in progress(range(len(source)), 'counting rows of features'):
     example = source[i]
-    example = apply_ops(
-      ops,
-      {key: example[key] for key in ('id', *widths) if key in example},
-      np.random.default_rng(0),
-    )
+    read = {key: example[key] for key in ('id', *widths) if key in example}
+    transformed = apply_ops(ops, read, np.random.default_rng(0))
     for modality, width in widths.items():
-      array = example.get(modality)
-      if array is None:
-        continue
-      where = f'the {modality} features of {example["id"]!r}'
-      if isinstance(array, bytes | Sound):
-        raise UserError(
-          f'{where} are a sound: put log_mel or fbank into data.train_ops and eval_ops, or give a file .npy.'
-        )
-      if not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
-        raise UserError(
-          f'{where} have the shape {np.shape(array)}: expected a vector [{width}] or rows [S, {width}].'
-        )
-      if array.shape[-1] != width:
-        raise UserError(
-          f'{where} have {array.shape[-1]} values, model.encoders.{modality}.width={width}.'
-        )
-      if not array.shape[0]:
-        raise UserError(f'{where} have no row.')
-      counts[modality][i] = 1 if array.ndim == 1 else len(array)
-      if not np.isfinite(array).all():
-        raise UserError(
-          f'{where} have a value that is not finite, at {tuple(map(int, np.argwhere(~np.isfinite(array))[0]))}.'
-        )
+      features = transformed.get(modality)
+      if features is not None:
+        _check_features(features, modality, width, example['id'])
+        counts[modality][i] = 1 if features.ndim == 1 else len(features)
   return counts
 
 
-def is_features(path) -> bool:
-  return pathlib.Path(path).suffix == '.npy'
+def _check_features(features: Any, modality: str, width: int, example: str) -> None:
+  """Raises a UserError for what is not finite features of a width."""
+  where = f'the {modality} features of {example!r}'
+  if isinstance(features, bytes | Sound):
+    raise UserError(
+      f'{where} are a sound: put log_mel or fbank into data.train_ops and eval_ops, '
+      'or give a file .npy.'
+    )
+  if not isinstance(features, np.ndarray) or features.ndim not in (1, 2):
+    raise UserError(
+      f'{where} have the shape {np.shape(features)}: '
+      f'expected a vector [{width}] or rows [S, {width}].'
+    )
+  if features.shape[-1] != width:
+    raise UserError(
+      f'{where} have {features.shape[-1]} values, model.encoders.{modality}.width={width}.'
+    )
+  if not features.shape[0]:
+    raise UserError(f'{where} have no row.')
+  if not np.isfinite(features).all():
+    position = tuple(map(int, np.argwhere(~np.isfinite(features))[0]))
+    raise UserError(f'{where} have a value that is not finite, at {position}.')

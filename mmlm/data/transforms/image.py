@@ -1,27 +1,39 @@
-"""Picture ops: `op(example, rng, options...) -> example`, named in configs (see ops.py).
+"""Transforms of pictures, named in configs (see ops.py).
 
-H, W: height and width in pixels; C: channels, 1 (grey) or 3 (RGB). After `decode` a picture is a uint8 array
-[H, W, C] between all ops, after `normalize` float32. An example without a picture (field missing or empty
-bytes) passes without it.
+A new one is a function (image, rng, options...) -> image and one line in `IMAGE_TRANSFORMS`.
+
+H, W: height and width in pixels; C: channels, 1 (grey) or 3 (RGB). After `decode` a picture is a
+uint8 array [H, W, C], after `normalize` float32. An example without a picture (no field, or empty
+bytes) passes unchanged.
 """
 
+import dataclasses
 import functools
 import io
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from mmlm.data.transforms.transform import Example, Transform
 from mmlm.utils.errors import UserError
 
+Rng = np.random.Generator
+# means and standard deviations of channels
 NORMALS = {'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 'half': (0.5, 0.5)}
 
 
-def decode_picture(data: bytes, rng=None, mode: Literal['RGB', 'L'] = 'RGB') -> np.ndarray:
-  """Encoded bytes (anything that Pillow reads) to uint8 [H, W, 3] ('RGB') or [H, W, 1] ('L'), turned as EXIF says; transparency
-  shows white.
+def decode_picture(
+  data: bytes, rng: Rng | None = None, mode: Literal['RGB', 'L'] = 'RGB'
+) -> np.ndarray:
+  """Decodes a picture in any format that Pillow reads; EXIF rotation applied, transparency white.
 
-  Raises UserError with the reason when the picture is broken.
+  Returns:
+    uint8 [H, W, 3] for mode 'RGB', [H, W, 1] for 'L'.
+
+  Raises:
+    UserError: why the picture cannot be decoded.
   """
   if not data:
     raise UserError('zero bytes')
@@ -35,28 +47,32 @@ def decode_picture(data: bytes, rng=None, mode: Literal['RGB', 'L'] = 'RGB') -> 
       picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
     return np.atleast_3d(picture.convert(mode))
   except Exception as error:  # Pillow's readers raise nearly every kind on broken bytes
-    raise UserError(f"the picture can't be decoded ({type(error).__name__}: {error})") from error
+    reason = f'{type(error).__name__}: {error}'
+    raise UserError(f"the picture can't be decoded ({reason})") from error
 
 
 @functools.cache
 def blank_picture() -> bytes:
-  """Encoded bytes of a white picture, larger than any crop."""
+  """Returns the encoded bytes of a white picture, larger than any crop."""
   file = io.BytesIO()
   Image.new('RGB', (1024, 1024), 'white').save(file, 'PNG')
   return file.getvalue()
 
 
-def _pillow(array):
+def _to_pillow(array: np.ndarray) -> Image.Image:
   if array.dtype != np.uint8:
-    raise UserError(f'A picture op that needs uint8 got {array.dtype}: put normalize last.')
+    raise UserError(
+      f'A transform of pictures that needs uint8 got {array.dtype}: put normalize last.'
+    )
   return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def _resized(array, h, w):
-  return np.atleast_3d(_pillow(array).resize((w, h), Image.Resampling.BILINEAR))
+def _resized(array: np.ndarray, height: int, width: int) -> np.ndarray:
+  picture = _to_pillow(array).resize((width, height), Image.Resampling.BILINEAR)
+  return np.atleast_3d(picture)
 
 
-def _crop(array, top, left, h, w):
+def _crop(array: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
   height, width = array.shape[:2]
   if height < h or width < w:
     raise UserError(
@@ -65,144 +81,200 @@ def _crop(array, top, left, h, w):
   return array[top : top + h, left : left + w]
 
 
-def resize(image, rng, h: int, w: int | None = None):
-  """To exactly h x w pixels (w = h by default), antialiased, aspect not kept."""
+def resize(image: np.ndarray, rng: Rng, h: int, w: int | None = None) -> np.ndarray:
+  """Resizes to exactly h x w pixels (w = h by default), antialiased; the aspect may change."""
   return _resized(image, h, w or h)
 
 
-def resize_small(image, rng, n: int):
-  """The smaller side to n pixels, aspect kept, antialiased."""
-  scale = n / min(image.shape[:2])
-  return _resized(image, *(max(n, round(side * scale)) for side in image.shape[:2]))
+def resize_small(image: np.ndarray, rng: Rng, n: int) -> np.ndarray:
+  """Resizes the smaller side to n pixels, antialiased; the aspect is preserved."""
+  height, width = image.shape[:2]
+  scale = n / min(height, width)
+  return _resized(image, max(n, round(height * scale)), max(n, round(width * scale)))
 
 
-def center_crop(image, rng, n: int):
-  return _crop(image, *((side - n) // 2 for side in image.shape[:2]), n, n)
+def center_crop(image: np.ndarray, rng: Rng, n: int) -> np.ndarray:
+  """Crops n x n pixels from the centre."""
+  height, width = image.shape[:2]
+  return _crop(image, (height - n) // 2, (width - n) // 2, n, n)
 
 
-def random_crop(image, rng, n: int, pad: int = 0):
-  """n x n pixels at a uniform place, after `pad` pixels of zeros at every edge."""
-  image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-  return _crop(
-    image,
-    *(rng.integers(max(side - n, 0) + 1) for side in image.shape[:2]),
-    n,
-    n,
-  )
+def random_crop(image: np.ndarray, rng: Rng, n: int, pad: int = 0) -> np.ndarray:
+  """Crops n x n pixels at a uniform position, after padding every edge with `pad` zeros."""
+  padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+  height, width = padded.shape[:2]
+  top = rng.integers(max(height - n, 0) + 1)
+  left = rng.integers(max(width - n, 0) + 1)
+  return _crop(padded, top, left, n, n)
 
 
-def random_resized_crop(image, rng, n: int, min_area: float | int = 0.08):
-  """n x n pixels from a rectangle of uniform area in [min_area, 1] and log-uniform aspect in [3/4, 4/3]
-  (Szegedy et al. 2015).
+def random_resized_crop(
+  image: np.ndarray, rng: Rng, n: int, min_area: float | int = 0.08
+) -> np.ndarray:
+  """Resizes a random rectangle to n x n pixels (Szegedy et al. 2015).
+
+  Its area is uniform in [min_area, 1] of the picture, its aspect log-uniform in [3/4, 4/3].
   """
   height, width = image.shape[:2]
   area = height * width * rng.uniform(min_area, 1)
   aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
   h = min(height, max(1, round((area / aspect) ** 0.5)))
   w = min(width, max(1, round((area * aspect) ** 0.5)))
-  return _resized(
-    _crop(
-      image,
-      rng.integers(height - h + 1),
-      rng.integers(width - w + 1),
-      h,
-      w,
-    ),
-    n,
-    n,
-  )
+  top = rng.integers(height - h + 1)
+  left = rng.integers(width - w + 1)
+  return _resized(_crop(image, top, left, h, w), n, n)
 
 
-def flip(image, rng, p: float | int = 0.5):
-  """Mirrored left to right with probability p."""
+def flip(image: np.ndarray, rng: Rng, p: float | int = 0.5) -> np.ndarray:
+  """Mirrors left to right with probability p."""
   if rng.random() < p:
     return image[:, ::-1]
   return image
 
 
-def _affine(picture, fill, *matrix):
+# The transforms of RandAugment: (picture, level, fill colour) -> picture
+Fill = int | tuple[int, int, int]
+Change = Callable[[Image.Image, float, Fill], Image.Image]
+
+
+class Augmentation(NamedTuple):
+  """One transform of RandAugment."""
+
+  level: float  # at magnitude 10
+  signed: bool  # whether the level may be negative
+  change: Change
+
+
+def _identity(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return picture
+
+
+def _autocontrast(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return ImageOps.autocontrast(picture)
+
+
+def _equalize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return ImageOps.equalize(picture)
+
+
+def _rotate(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return picture.rotate(level, Image.Resampling.BILINEAR, fillcolor=fill)
+
+
+def _solarize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return ImageOps.solarize(picture, max(0, 256 - round(level)))
+
+
+def _posterize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return ImageOps.posterize(picture, max(1, 8 - round(level)))
+
+
+def _enhance(enhancer: Any) -> Change:
+  def change(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+    return enhancer(picture).enhance(1 + level)
+
+  return change
+
+
+def _affine(picture: Image.Image, fill: Fill, matrix: tuple[float, ...]) -> Image.Image:
   return picture.transform(
     picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
   )
 
 
-def _enhance(kind):
-  return 0.9, True, lambda p, level, fill: kind(p).enhance(1 + level)
+def _shear_x(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return _affine(picture, fill, (1, level, 0, 0, 1, 0))
 
 
-# The 14 ops of the paper: (level at magnitude 10, has a sign, function of picture, level and fill).
-_AUGMENTS = (
-  (0, False, lambda p, level, fill: p),
-  (0, False, lambda p, level, fill: ImageOps.autocontrast(p)),
-  (0, False, lambda p, level, fill: ImageOps.equalize(p)),
-  (30, True, lambda p, level, fill: p.rotate(level, Image.Resampling.BILINEAR, fillcolor=fill)),
-  (256, False, lambda p, level, fill: ImageOps.solarize(p, max(0, 256 - round(level)))),
-  (4, False, lambda p, level, fill: ImageOps.posterize(p, max(1, 8 - round(level)))),
-  *map(
-    _enhance,
-    (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness),
-  ),
-  (0.3, True, lambda p, level, fill: _affine(p, fill, 1, level, 0, 0, 1, 0)),
-  (0.3, True, lambda p, level, fill: _affine(p, fill, 1, 0, 0, level, 1, 0)),
-  (0.45, True, lambda p, level, fill: _affine(p, fill, 1, 0, level * p.width, 0, 1, 0)),
-  (0.45, True, lambda p, level, fill: _affine(p, fill, 1, 0, 0, 0, 1, level * p.height)),
+def _shear_y(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return _affine(picture, fill, (1, 0, 0, level, 1, 0))
+
+
+def _translate_x(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return _affine(picture, fill, (1, 0, level * picture.width, 0, 1, 0))
+
+
+def _translate_y(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  return _affine(picture, fill, (1, 0, 0, 0, 1, level * picture.height))
+
+
+# The 14 of the paper; seeds draw from their order.
+AUGMENTATIONS = (
+  Augmentation(0, False, _identity),
+  Augmentation(0, False, _autocontrast),
+  Augmentation(0, False, _equalize),
+  Augmentation(30, True, _rotate),
+  Augmentation(256, False, _solarize),
+  Augmentation(4, False, _posterize),
+  Augmentation(0.9, True, _enhance(ImageEnhance.Color)),
+  Augmentation(0.9, True, _enhance(ImageEnhance.Contrast)),
+  Augmentation(0.9, True, _enhance(ImageEnhance.Brightness)),
+  Augmentation(0.9, True, _enhance(ImageEnhance.Sharpness)),
+  Augmentation(0.3, True, _shear_x),
+  Augmentation(0.3, True, _shear_y),
+  Augmentation(0.45, True, _translate_x),
+  Augmentation(0.45, True, _translate_y),
 )
 
 
-def randaugment(image, rng, layers: int = 2, magnitude: float | int = 9, fill: int = 128):
-  """RandAugment (Cubuk et al. 2020): `layers` of its 14 ops, drawn uniformly, at `magnitude` of 10; holes get grey
-  `fill`.
+def randaugment(
+  image: np.ndarray, rng: Rng, layers: int = 2, magnitude: float | int = 9, fill: int = 128
+) -> np.ndarray:
+  """Applies `layers` transforms of RandAugment (Cubuk et al. 2020), drawn uniformly.
+
+  Args:
+    magnitude: strength, of 10.
+    fill: grey value of what comes from outside the picture.
   """
-  picture = _pillow(image)
-  if image.shape[2] == 1:
-    colour = fill
-  else:
-    colour = (fill,) * 3
-  for choice in rng.integers(len(_AUGMENTS), size=layers):
-    top, signed, apply = _AUGMENTS[choice]
-    sign = -1 if signed and rng.random() < 0.5 else 1
-    picture = apply(picture, sign * top * magnitude / 10, colour)
+  picture = _to_pillow(image)
+  colour = fill if image.shape[2] == 1 else (fill,) * 3
+  for choice in rng.integers(len(AUGMENTATIONS), size=layers):
+    augmentation = AUGMENTATIONS[choice]
+    sign = -1 if augmentation.signed and rng.random() < 0.5 else 1
+    picture = augmentation.change(picture, sign * augmentation.level * magnitude / 10, colour)
   return np.atleast_3d(picture)
 
 
 def normalize(
-  image,
-  rng,
+  image: np.ndarray,
+  rng: Rng,
   mean: Literal['imagenet', 'half'] | float | int | tuple = 'imagenet',
   std: float | int | tuple = 1.0,
-):
-  """uint8 to float32 (x / 255 - mean) / std; `mean` and `std` are numbers, one a channel, or `mean` names both ('half'
-  gives [-1, 1]).
+) -> np.ndarray:
+  """Converts uint8 to float32: (x / 255 - mean) / std.
+
+  Args:
+    mean: a number, one a channel, or a name for both mean and std ('half' gives [-1, 1]).
+    std: a number, or one a channel.
   """
-  mean, std = (np.array(value, np.float32) for value in NORMALS.get(mean, (mean, std)))
-  if mean.size > 1 and mean.size != image.shape[2]:
-    raise UserError(f'normalize has {mean.size} means, the picture {image.shape[2]} channels.')
-  return (image * np.float32(1 / 255) - mean) / std
+  named_mean, named_std = NORMALS.get(mean, (mean, std))
+  means = np.array(named_mean, np.float32)
+  if means.size > 1 and means.size != image.shape[2]:
+    raise UserError(f'normalize has {means.size} means, the picture {image.shape[2]} channels.')
+  return (image * np.float32(1 / 255) - means) / np.array(named_std, np.float32)
 
 
-def _image_op(change):
-  """The op that replaces example['image'] by `change(image, rng, options...)`."""
+@dataclasses.dataclass(frozen=True)
+class ImageTransform(Transform):
+  """Replaces example['image'] by `change(image, rng, options...)`."""
 
-  @functools.wraps(change)
-  def op(example, rng, **options):
+  field: ClassVar[str] = 'image'
+
+  def __call__(self, example: Example, rng: Rng, **options: Any) -> Example:
     image = example.get('image')
     if image is None or not len(image):
       return {key: value for key, value in example.items() if key != 'image'}
-    return {**example, 'image': change(image, rng, **options)}
-
-  return op
+    return {**example, 'image': self.change(image, rng, **options)}
 
 
-CHANGES = (
-  resize,
-  resize_small,
-  center_crop,
-  random_crop,
-  random_resized_crop,
-  flip,
-  randaugment,
-  normalize,
-)
-OPS = {'decode': _image_op(decode_picture)} | {
-  change.__name__: _image_op(change) for change in CHANGES
+IMAGE_TRANSFORMS: dict[str, Transform] = {
+  'decode': ImageTransform(decode_picture),
+  'resize': ImageTransform(resize),
+  'resize_small': ImageTransform(resize_small),
+  'center_crop': ImageTransform(center_crop),
+  'random_crop': ImageTransform(random_crop),
+  'random_resized_crop': ImageTransform(random_resized_crop),
+  'flip': ImageTransform(flip),
+  'randaugment': ImageTransform(randaugment),
+  'normalize': ImageTransform(normalize),
 }

@@ -1,28 +1,39 @@
-"""Ops by name: `parse_ops(('decode', 'resize(64)', 'flip'))` gives the callables that train, evaluate and
-predict share.
+"""Transforms by name, shared by training, evaluation and prediction.
 
-An op is `op(example: dict, rng: np.random.Generator) -> dict`; it never changes the example it was given.
+`parse_ops(('decode', 'resize(64)', 'flip'))` gives the transforms that a config names. A new one is a
+function and one line in the dict of its module.
 """
 
 import ast
-import functools
 import inspect
 import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from mmlm.data.transforms import audio_ops, image
+import numpy as np
+
+from mmlm.data.transforms.audio_ops import AUDIO_TRANSFORMS
+from mmlm.data.transforms.image import IMAGE_TRANSFORMS
+from mmlm.data.transforms.transform import ConfiguredTransform, Example, Transform
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 
-OPS = image.OPS | audio_ops.OPS
+TRANSFORMS: dict[str, Transform] = IMAGE_TRANSFORMS | AUDIO_TRANSFORMS
+# A configured transform, or any function of its form
+Op = Callable[[Example, np.random.Generator], Example]
 
 
-def parse_ops(texts) -> list:
-  """Op strings such as 'resize(64)' to callables; UserError names the string that is wrong and what is right."""
+def parse_ops(texts: Iterable[str]) -> list[ConfiguredTransform]:
+  """Parses texts such as 'resize(64)'.
+
+  Raises:
+    UserError: the text that is wrong, and what is right.
+  """
   return [_parse(text) for text in texts]
 
 
-def apply_ops(ops, example: dict, rng) -> dict:
-  """The example after all ops; an error names the example."""
+def apply_ops(ops: Sequence[Op], example: Example, rng: np.random.Generator) -> Example:
+  """Returns the example after all transforms; an error names the example."""
   name = example.get('id')
   try:
     for op in ops:
@@ -35,23 +46,16 @@ def apply_ops(ops, example: dict, rng) -> dict:
     raise
 
 
-def _parse(text):
-  """'name' or 'name(literals)' to the op with its options bound."""
-  try:
-    call = ast.parse(
-      text.strip() if '(' in text else f'{text.strip()}()',
-      mode='eval',
-    ).body
-    name = call.func.id
-    args = [ast.literal_eval(arg) for arg in call.args]
-    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-  except (SyntaxError, ValueError, AttributeError):
-    raise UserError(f"Can't read the op {text!r}: write it like 'flip' or 'resize(64)'.") from None
-  if name not in OPS:
-    raise UserError(f'Unknown op {text!r}. Nearest: {nearest(name, OPS)!r} of {sorted(OPS)}.')
-  _, _, *parameters = inspect.signature(
-    OPS[name]
-  ).parameters.values()  # all but the example and the generator
+def _parse(text: str) -> ConfiguredTransform:
+  """Parses 'name' or 'name(literals)'."""
+  name, args, kwargs = _parse_call(text)
+  if name not in TRANSFORMS:
+    raise UserError(
+      f'Unknown op {text!r}. Nearest: {nearest(name, TRANSFORMS)!r} of {sorted(TRANSFORMS)}.'
+    )
+  transform = TRANSFORMS[name]
+  # Without the value that is changed and the generator
+  _, _, *parameters = inspect.signature(transform.change).parameters.values()
   signature = inspect.Signature(parameters)
   try:
     options = signature.bind(*args, **kwargs).arguments
@@ -60,11 +64,24 @@ def _parse(text):
         raise TypeError(f'{key} is {value!r}')
   except TypeError as error:
     raise UserError(f'Op {text!r}: {error}. It is {name}{signature}.') from None
-  return functools.partial(OPS[name], **options)
+  return ConfiguredTransform(transform, options)
 
 
-def _fits(value, kind) -> bool:
-  """Whether a value is of the kind that an annotation names: a type, a Literal, or a union of these."""
+def _parse_call(text: str) -> tuple[str, list, dict[str, Any]]:
+  """Returns the name and the arguments of a call that is written as in Python."""
+  call_text = text.strip() if '(' in text else f'{text.strip()}()'
+  try:
+    call = ast.parse(call_text, mode='eval').body
+    name = call.func.id
+    args = [ast.literal_eval(arg) for arg in call.args]
+    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+  except (SyntaxError, ValueError, AttributeError):
+    raise UserError(f"Can't read the op {text!r}: write it like 'flip' or 'resize(64)'.") from None
+  return name, args, kwargs
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Returns whether a value has the annotated type: a type, a Literal, or a union of these."""
   if kinds := typing.get_args(kind):
     return any(_fits(value, each) for each in kinds)
   if isinstance(kind, type):
