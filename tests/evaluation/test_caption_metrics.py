@@ -111,7 +111,7 @@ def test_bleu_sums_counts_over_the_corpus():
 
 
 def test_rouge_takes_precision_and_recall_from_different_references():
-  # "a b" of 3 in the first reference: precision 2/3; the second is one word, wholly found: recall 1.
+  # "a b" of 3 in the first reference: precision 2/3; all of the second, one word: recall 1.
   precision = 2 / 3
   recall = 1
   weight = 1.44
@@ -133,7 +133,8 @@ def test_longest_common_subsequence_equals_the_table_of_the_textbook():
 def test_cider_by_hand():
   # Each image has its own words, so every n-gram weighs log 2; cosines of orders 1 and 2 are 1.
   assert value('cider_d', ['a b', 'x'], [['a b'], ['c d']]) == pytest.approx((10 * 2 / 4 + 0) / 2)
-  # "a b a" has "a" twice, clipped to 1: (1 + 1) / (sqrt 5 sqrt 2); one pair of its two; one pair longer.
+  # "a b a" has "a" twice, clipped to 1: (1 + 1) / (sqrt 5 sqrt 2); one pair of its two; one pair
+  # longer.
   cosines = 2 / math.sqrt(10) + 1 / math.sqrt(2)
   expected = 10 / 4 * cosines * math.exp(-1 / 72)
   assert value('cider_d', ['a b a', 'x'], [['a b'], ['c d']]) == pytest.approx(expected / 2)
@@ -208,7 +209,8 @@ def test_meteor_without_its_program_is_left_out_with_the_reason(monkeypatch, cap
 
 
 def test_meteor_formula_by_hand():
-  # 4 words each, none a function word, 2 exact matches each in 2 pieces: P = R = F = 1/2, fragmentation 2/2.
+  # 4 words each, none a function word, 2 exact matches each in 2 pieces: P = R = F = 1/2,
+  # fragmentation 2/2.
   counts = np.zeros(23)
   counts[:2], counts[4:6], counts[20], counts[21:] = 4, 2, 2, 2
   assert meteor.meteor_value(counts) == pytest.approx(0.5 * (1 - 0.6))

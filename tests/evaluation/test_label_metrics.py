@@ -64,11 +64,11 @@ def test_calibration_error_by_hand():
   confidence = np.array([row['score'] for row in rows])
   right = np.array([row['hypothesis'] == row['references'][0] for row in rows])
   bins = np.minimum((confidence * 15).astype(int), 14)
-  wanted = sum(
+  expected = sum(
     (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean())
     for b in set(bins)
   )
-  assert value(rows, 'calibration_error') == pytest.approx(wanted)
+  assert value(rows, 'calibration_error') == pytest.approx(expected)
 
 
 def test_scores_of_sentiment_by_mmsa_s_definitions():
@@ -88,8 +88,8 @@ def test_scores_of_sentiment_by_mmsa_s_definitions():
     ('f1_has0', true >= 0, said >= 0),
     ('f1_non0', (true > 0)[kept], (said > 0)[kept]),
   ):
-    wanted = sum(f1_by_hand(a, b, kind) * (a == kind).mean() for kind in (True, False))
-    assert value(rows, name) == pytest.approx(wanted), name
+    expected = sum(f1_by_hand(a, b, kind) * (a == kind).mean() for kind in (True, False))
+    assert value(rows, name) == pytest.approx(expected), name
 
 
 def test_a_constant_answer_has_no_correlation():
@@ -154,8 +154,8 @@ def test_a_curve_goes_from_all_inputs_to_none(name):
     for point in curve
   )
   if name == 'accuracy':  # a mean over examples falls evenly
-    wanted = [(1 - share) * curve[0]['value'] + share * curve[-1]['value'] for share in SHARES]
-    np.testing.assert_allclose([point['value'] for point in curve], wanted, atol=0.01)
+    expected = [(1 - share) * curve[0]['value'] + share * curve[-1]['value'] for share in SHARES]
+    np.testing.assert_allclose([point['value'] for point in curve], expected, atol=0.01)
 
 
 def test_parts_of_an_example_lack_an_input_together():

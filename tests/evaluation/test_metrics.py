@@ -1,4 +1,4 @@
-"""The registry of metrics: each states its direction, and its view makes what its statistics read."""
+"""The registry of metrics: each states its direction and its view."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Error rates: against a plain edit distance, their intervals and comparisons, and what an evaluation of speech says and keeps."""
+"""Error rates: against a plain edit distance, their intervals, comparisons and reports."""
 
 import itertools
 import json
@@ -34,7 +34,12 @@ def get_config(arg=''):
   config.task = 'captioning'
   config.data.name = 'manifest'
   config.data.splits = {'train': arg, 'valid': arg, 'test': (arg,)}
-  config.data.train_ops = ('speed((0.9, 1.0))', 'log_mel(16)', 'spec_augment(2, 1, 2, 1, 3)', 'standardize')
+  config.data.train_ops = (
+    'speed((0.9, 1.0))',
+    'log_mel(16)',
+    'spec_augment(2, 1, 2, 1, 3)',
+    'standardize',
+  )
   config.data.eval_ops = ('log_mel(16)', 'standardize')
   config.data.max_length = 40
   config.tokenizer = {'kind': 'word', 'min_frequency': 1}

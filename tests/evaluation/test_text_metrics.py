@@ -14,12 +14,15 @@ from mmlm.evaluation.significance import paired_bootstrap
 from mmlm.utils.errors import UserError
 
 SACREBLEU = {'bleu': sacrebleu.BLEU(), 'chrf': sacrebleu.CHRF(), 'ter': sacrebleu.TER()}
-TEXT = 'Ein Mann, eine Frau und zwei Hunde laufen schnell über die grüne Wiese neben dem alten "Haus" am See .'
+TEXT = (
+  'Ein Mann, eine Frau und zwei Hunde laufen schnell '
+  'über die grüne Wiese neben dem alten "Haus" am See .'
+)
 WORDS = TEXT.split()
 
 
 def corpus(seed=0, count=60, noise=0.2, most=1):
-  """References from the words, up to `most` of them an example; hypotheses in which some words are others."""
+  """Returns predictions: up to `most` references an example, hypotheses with some words replaced."""
   rng = np.random.default_rng(0)
   references = []
   for i in range(count):
@@ -68,7 +71,7 @@ def test_a_perfect_hypothesis_scores_the_best(name, best):
 
 
 def test_published_bleu_reads_the_words_that_the_model_wrote():
-  """Not those of the text that a person reads, which are tokenised only where a file has no others."""
+  """Tokenizes the text that a person reads only where a file lacks these words."""
   row = {
     'id': 'a',
     'hypothesis': 'x',
@@ -141,7 +144,10 @@ def test_one_seed_gives_one_comparison():
 
 
 def test_examples_are_drawn_together():
-  """The same small gain on every example is sure, although the examples differ much; unpaired it would drown."""
+  """A small gain on every example is significant, although the examples differ much.
+
+  Unpaired it would not be.
+  """
   scores = np.random.default_rng(0).uniform(size=100)
 
   def column(values):
@@ -155,7 +161,10 @@ def test_examples_are_drawn_together():
 
 @pytest.mark.parametrize('noise', [0.2, 0.25, 0.3])
 def test_p_is_near_that_of_sacrebleu(noise):
-  """Both of its tests: randomisation is two-sided, its bootstrap counts the one tail of absolute differences."""
+  """Compares with both of its tests.
+
+  Randomisation is two-sided, the bootstrap counts one tail of absolute differences.
+  """
   first = corpus(3, noise=noise)
   second = corpus(4, noise=0.2)
   systems = []

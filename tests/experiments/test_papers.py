@@ -25,7 +25,8 @@ SPLIT = 'test'
 METRICS = {'bleu': ('sacreBLEU', 1, 36.0, 'someone'), 'exact_match': ('exact, %', 100, None, None)}
 ROWS = {
   'text': Row(f'{CONFIG}:fusion=none', 'text', runs=2),
-  'gated': Row(f'{CONFIG}:fusion=gated,start={start}', 'gated', {'model.dim': '8'}, runs=2, start='text', against='text', ablate=True),
+  'gated': Row(f'{CONFIG}:fusion=gated,start={start}', 'gated', {'model.dim': '8'}, runs=2,
+    start='text', against='text', ablate=True),
 }
 '''.replace('start={start}', 'start={{start}}')
 
@@ -172,7 +173,7 @@ def test_wrong_tables_and_rows(argument, says):
 
 
 @pytest.mark.parametrize(
-  'ours, interval, definition, wanted',
+  'ours, interval, definition, expected',
   [
     (22.0, [19.0, 23.0], 'bleu', 'reproduced'),
     (22.0, [20.0, 24.0], 'bleu', 'beaten'),
@@ -183,15 +184,15 @@ def test_wrong_tables_and_rows(argument, says):
     (19.6, None, 'bleu', 'beaten'),
   ],
 )
-def test_marks_follow_the_rule(ours, interval, definition, wanted):
+def test_marks_follow_the_rule(ours, interval, definition, expected):
   row = ROW | {
     'ours': ours,
     'interval': interval,
     'published': 19.5,
     'definition': METRICS[definition].definition,
   }
-  assert tables.mark(row) == wanted and tables.result_table([row]).rstrip().endswith(
-    f'| {wanted} |'
+  assert tables.mark(row) == expected and tables.result_table([row]).rstrip().endswith(
+    f'| {expected} |'
   )
   assert tables.mark(row | {'published': None}) == ''
 

@@ -87,7 +87,8 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
     and row['seconds'] == 7
   )
   assert row['command'].startswith(
-    './launch.sh train configs/a.py:fusion=b --config.x=1 --workdir runs/x --config.seed=0 --config.seed=1 '
+    './launch.sh train configs/a.py:fusion=b --config.x=1 --workdir runs/x '
+    '--config.seed=0 --config.seed=1 '
   )
   assert found['gated, beam 5', 'sacreBLEU']['published'] == 36
   assert (
@@ -201,21 +202,25 @@ def test_folds_are_runs_of_one_config_with_a_split_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'command, wanted',
+  'command, expected',
   [
     (
-      "/a/main.py train c.py:x=1 --workdir=/tmp/r --config.data.dir=/d '--config.train.duration=2 steps' --config.seed=3",
+      '/a/main.py train c.py:x=1 --workdir=/tmp/r --config.data.dir=/d '
+      "'--config.train.duration=2 steps' --config.seed=3",
       "c.py:x=1 '--config.train.duration=2 steps'",
     ),
     ('/a/main.py', ''),
   ],
 )
-def test_the_command_without_seed_and_places(command, wanted):
-  assert trained_with(command) == wanted
+def test_the_command_without_seed_and_places(command, expected):
+  assert trained_with(command) == expected
 
 
 def test_seeds_that_each_start_from_a_run_of_their_own_are_seeds_of_one_config(tmp_path):
-  command = 'main.py train configs/a.py:fusion=b,start=runs/text{seed} --workdir runs/q --config.seed={seed}'
+  command = (
+    'main.py train configs/a.py:fusion=b,start=runs/text{seed} '
+    '--workdir runs/q --config.seed={seed}'
+  )
   folders = [run_folder(tmp_path / str(seed), seed, seed, command) for seed in (0, 1)]
   assert {row['config'] for row in rows_of(TABLE, folders)} == {
     'configs/a.py:fusion=b,start=runs/textK'

@@ -36,13 +36,15 @@ def test_gensim_reads_every_format(tmp_path, peer, form):
   path = tmp_path / ('v.bin' if binary else 'v.txt')
   write_vectors(path, WORDS[:9], array, form)
   found = gensim.KeyedVectors.load_word2vec_format(
-    str(path), binary=binary, no_header=form == 'glove'
+    str(path),
+    binary=binary,
+    no_header=form == 'glove',
   )
   assert found.index_to_key == WORDS[:9]
   np.testing.assert_array_equal(found.vectors, array)
 
 
-def test_equal_words_of_a_file_are_told(tmp_path, capsys):
+def test_equal_words_of_a_file_are_reported(tmp_path, capsys):
   (tmp_path / 'v.txt').write_text('a 1 2\nb 3 4\na 5 6\n')
   assert read_vectors(str(tmp_path / 'v.txt')).get('a').tolist() == [1, 2]
   assert (
@@ -62,13 +64,18 @@ def known_of(array, words=WORDS):
 
 def test_spearman_is_that_of_scipy_and_leaves_missing_words_out():
   array = RNG.normal(size=(20, 4))
-  # Two different words each: the cosine of a word to itself is 1 but for rounding, which would decide its rank among others.
+  # Two different words each: the cosine of a word to itself is 1 but for rounding, which would
+  # decide its rank.
   drawn = zip(RNG.integers(0, 20, 30), RNG.integers(1, 20, 30), RNG.integers(0, 5, 30))
   pairs = [(WORDS[i].upper(), WORDS[(i + step) % 20], float(score)) for i, step, score in drawn]
   found = similarity_scores.score_pairs(
     known_of(array), [*pairs, ('w1', 'nowhere', 9.0)], samples=200
   )
-  unit = array / np.linalg.norm(array, axis=1, keepdims=True)
+  unit = array / np.linalg.norm(
+    array,
+    axis=1,
+    keepdims=True,
+  )
   cosines = [unit[WORDS.index(a.lower())] @ unit[WORDS.index(b)] for a, b, _ in pairs]
   assert found['value'] == pytest.approx(
     spearmanr(cosines, [score for *_, score in pairs])[0], abs=1e-6
@@ -109,7 +116,12 @@ def test_analogies_of_words_beyond_the_cut_are_left_out(tmp_path):
   )
   array = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [1, 1, 1], *RNG.normal(size=(6, 3))])
   vectors = Vectors({word: i for i, word in enumerate(WORDS[:10])}, np.float32(array))
-  found = similarity_scores.score_vectors(vectors, str(tmp_path), most=4, samples=20)
+  found = similarity_scores.score_vectors(
+    vectors,
+    str(tmp_path),
+    most=4,
+    samples=20,
+  )
   assert {name: (score['n'], score['of']) for name, score in found.items()} == {
     'analogies': (2, 4),
     'analogies: one': (1, 2),
@@ -117,7 +129,12 @@ def test_analogies_of_words_beyond_the_cut_are_left_out(tmp_path):
   }
   assert found['analogies']['value'] == 1.0  # only one word is left to answer
   assert (
-    similarity_scores.score_vectors(vectors, str(tmp_path), most=0, samples=20)['analogies']['n']
+    similarity_scores.score_vectors(
+      vectors,
+      str(tmp_path),
+      most=0,
+      samples=20,
+    )['analogies']['n']
     == 3
   )
 

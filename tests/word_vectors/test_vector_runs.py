@@ -78,7 +78,13 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
   )
   report(flags.Report(folders=[str(folder)]))
   assert (folder / 'report.html').is_file()
-  export(flags.Export(run=str(folder), output=str(tmp_path / 'v.txt'), format=['glove']))
+  export(
+    flags.Export(
+      run=str(folder),
+      output=str(tmp_path / 'v.txt'),
+      format=['glove'],
+    )
+  )
   read, (mine, _) = (
     read_vectors(str(tmp_path / 'v.txt')),
     VectorExperiment.of_run(folder, {}).trained_vectors(),
@@ -86,7 +92,11 @@ def test_a_run_is_logged_saved_scored_and_read(run, tmp_path, monkeypatch, capsy
   np.testing.assert_array_equal(read.array, mine.array)
   assert read.words == mine.words and mine.array.shape[1] == 8
   again = score_similarity(
-    flags.Similarity(vectors=str(tmp_path / 'v.txt'), sets=str(tmp_path / 'pairs.txt'), restrict=0)
+    flags.Similarity(
+      vectors=str(tmp_path / 'v.txt'),
+      sets=str(tmp_path / 'pairs.txt'),
+      restrict=0,
+    )
   )
   assert again['scores'] == found['scores']
   with pytest.raises(UserError, match='this command does not apply'):
@@ -155,7 +165,7 @@ def test_learning_learns(tmp_path):
     ({'data.splits.train': 'nowhere.txt'}, 'nowhere.txt: No such file'),
   ],
 )
-def test_what_cannot_be_learned_is_told(tmp_path, settings, says):
+def test_what_cannot_be_learned_is_reported(tmp_path, settings, says):
   (tmp_path / 'text.txt').write_text('a b\nc a\nd e\n' * 20)
   with pytest.raises(UserError, match=says):
     train(

@@ -23,7 +23,14 @@ WORDS = [f'w{i}' for i in range(40)]
 SENTENCES = [
   [WORDS[i] for i in np.minimum(RNG.zipf(1.5, RNG.integers(1, 20)) - 1, 39)] for _ in range(60)
 ]
-SMALL = dict(window=3, row=4, shared=6, micro_batch=16, negatives=5, subsample=0.0)
+SMALL = dict(
+  window=3,
+  row=4,
+  shared=6,
+  micro_batch=16,
+  negatives=5,
+  subsample=0.0,
+)
 DIM = 6
 
 
@@ -71,16 +78,17 @@ def test_the_vocabulary_is_what_is_frequent_enough(vocabulary):
 
 def test_unknown_words_are_left_out_before_windows(corpus, vocabulary):
   sentences = [corpus.ids[a:b].tolist() for a, b in zip(corpus.starts, corpus.starts[1:])]
-  wanted = []
+  expected = []
   for sentence in SENTENCES:
-    wanted.append([vocabulary.words.index(word) for word in sentence if word in vocabulary.words])
-  assert sentences == [row for row in wanted if row]
+    expected.append([vocabulary.words.index(word) for word in sentence if word in vocabulary.words])
+  assert sentences == [row for row in expected if row]
 
 
-def test_an_empty_vocabulary_is_told():
+def test_an_empty_vocabulary_is_reported():
   with pytest.raises(
     UserError,
-    match=r"no word occurs 9 times or more \(tokenizer.min_frequency\), the vocabulary is empty: 'a' 2 times, 'b' 1 times",
+    match=r'no word occurs 9 times or more \(tokenizer.min_frequency\), '
+    "the vocabulary is empty: 'a' 2 times, 'b' 1 times",
   ):
     count_words([['a', 'b', 'a']], 9, 0, 'text')
 
@@ -111,7 +119,7 @@ def test_text_comes_from_files_folders_and_manifests(tmp_path):
 
 
 def pairs_of(batch, window):
-  """{(word around, word in the middle): count} of the windows of a batch, one word after another."""
+  """Counts (word around, word in the middle) of the windows of a batch, word after word."""
   found = collections.Counter()
   for words, left, right in zip(
     *(batch[name].reshape(-1, batch[name].shape[-1]) for name in ('words', 'left', 'right'))
@@ -124,7 +132,10 @@ def pairs_of(batch, window):
 
 
 def test_windows_are_those_of_the_sentences(corpus, vocabulary):
-  """With window 1 nothing is random: an epoch's pairs are all neighbours, across rows and batches, and never across sentences."""
+  """With window 1 nothing is random.
+
+  An epoch's pairs are all neighbours, across rows and batches, and never across sentences.
+  """
   model = SkipGram(**SMALL | {'window': 1})
   plan = WindowPlan(corpus, vocabulary.counts, 0.0, 64, 0)
   loader = WindowLoader(plan, vocabulary.counts, model)
@@ -132,17 +143,23 @@ def test_windows_are_those_of_the_sentences(corpus, vocabulary):
     (pairs_of(loader(i, i), 1) for i in range(plan.steps_per_epoch, 2 * plan.steps_per_epoch)),
     collections.Counter(),
   )
-  wanted = collections.Counter()
+  expected = collections.Counter()
   for a, b in zip(corpus.starts, corpus.starts[1:]):
     for left, right in zip(corpus.ids[a:b].tolist(), corpus.ids[a + 1 : b].tolist()):
-      wanted[left, right] += 1
-      wanted[right, left] += 1
-  assert found == wanted
+      expected[left, right] += 1
+      expected[right, left] += 1
+  assert found == expected
 
 
 def test_reaches_are_drawn_evenly_and_end_with_the_sentence(vocabulary):
   corpus = vocabulary.encode([WORDS[:10] * 1000])
-  batch = batch_of(SkipGram(**SMALL), corpus, vocabulary, number=1, size=2048)
+  batch = batch_of(
+    SkipGram(**SMALL),
+    corpus,
+    vocabulary,
+    number=1,
+    size=2048,
+  )
   shares = np.bincount(batch['left'].ravel(), minlength=4)[1:] / batch['left'].size
   np.testing.assert_allclose(shares, 1 / 3, atol=0.04)
   np.testing.assert_array_equal(batch['left'], batch['right'])
@@ -172,18 +189,18 @@ def test_frequent_words_are_left_out_as_often_as_word2vec_does(vocabulary):
 
 def test_negatives_are_drawn_by_the_power_of_counts(vocabulary, corpus):
   batch = batch_of(SkipGram(**SMALL | {'shared': 4000}), corpus, vocabulary)
-  wanted = vocabulary.counts**0.75 / (vocabulary.counts**0.75).sum()
+  expected = vocabulary.counts**0.75 / (vocabulary.counts**0.75).sum()
   negatives = batch['negatives'].ravel()
 
   def numbers(words):
-    return np.bincount(words, minlength=len(wanted))
+    return np.bincount(words, minlength=len(expected))
 
   assert (
-    np.abs(numbers(negatives) - negatives.size * wanted) < 2
+    np.abs(numbers(negatives) - negatives.size * expected) < 2
   ).all()  # stratified: chance has no say in the sums
   half = negatives.size // 2
   np.testing.assert_allclose(
-    numbers(negatives[:half]) / half, wanted, atol=0.02
+    numbers(negatives[:half]) / half, expected, atol=0.02
   )  # but in the order
 
 
@@ -195,18 +212,23 @@ def test_words_that_stand_often_in_an_update_are_scaled_down(vocabulary, corpus)
     vocabulary.counts / vocabulary.counts.sum(),
     vocabulary.counts**0.75 / (vocabulary.counts**0.75).sum(),
   )
-  wanted = np.minimum(1, 2.0 / (0.5 * 16 * shares))
-  assert wanted[0] < 1 == wanted[-1]
-  np.testing.assert_allclose(batch['scales'], wanted[batch['words']], rtol=1e-5)
-  np.testing.assert_allclose(batch['negative_scales'], wanted[batch['negatives']], rtol=1e-5)
+  expected = np.minimum(1, 2.0 / (0.5 * 16 * shares))
+  assert expected[0] < 1 == expected[-1]
+  np.testing.assert_allclose(batch['scales'], expected[batch['words']], rtol=1e-5)
+  np.testing.assert_allclose(batch['negative_scales'], expected[batch['negatives']], rtol=1e-5)
   plain = {name: value for name, value in batch.items() if 'scales' not in name}
   tables = random_tables(len(vocabulary.words))
   found, whole = (
     jax.jit(model.gradients)(tables, micro_batches(model, some)[0]) for some in (batch, plain)
   )
   for name in tables:
-    scaled = np.asarray(whole.gradients[name]) * wanted[np.asarray(whole.rows[name])][:, None]
-    np.testing.assert_allclose(found.gradients[name], scaled, rtol=1e-4, atol=1e-6)
+    scaled = np.asarray(whole.gradients[name]) * expected[np.asarray(whole.rows[name])][:, None]
+    np.testing.assert_allclose(
+      found.gradients[name],
+      scaled,
+      rtol=1e-4,
+      atol=1e-6,
+    )
   for still in ({'limit': 0.0}, {'limit': 1e9}):
     assert 'scales' not in WindowLoader(
       plan, vocabulary.counts, SkipGram(**SMALL | still), pull=0.5
@@ -232,7 +254,11 @@ def summed(table, rows, gradients):
 
 
 def loss_by_hand(kind, tables, words, micro, model):
-  """The loss of one micro-batch: what each example reads is a mean over words, found one by one, each of which has the gradient of the mean."""
+  """The loss of one micro-batch.
+
+  What each example reads is a mean over words, found one by one, each of which has the gradient of
+  the mean.
+  """
   sums = []
   sizes = []
   middles = []
@@ -262,18 +288,24 @@ def loss_by_hand(kind, tables, words, micro, model):
 @pytest.mark.parametrize('kind', [SkipGram, Cbow])
 def test_gradients_of_rows_are_those_of_the_loss(kind, vocabulary, corpus):
   model = kind(**SMALL | {'micro_batch': 8})
-  batch = batch_of(model, corpus, vocabulary, number=1, size=8)
+  batch = batch_of(
+    model,
+    corpus,
+    vocabulary,
+    number=1,
+    size=8,
+  )
   tables, (micro,) = random_tables(len(vocabulary.words)), micro_batches(model, batch)
 
   def by_hand(tables):
     return loss_by_hand(kind, tables, batch['words'][0], micro, model)
 
-  loss, wanted = jax.jit(jax.value_and_grad(by_hand))(tables)
+  loss, expected = jax.jit(jax.value_and_grad(by_hand))(tables)
   found = jax.jit(model.gradients)(tables, micro)
   np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
   for name, table in tables.items():
     np.testing.assert_allclose(
-      summed(table, found.rows[name], found.gradients[name]), wanted[name], atol=1e-4
+      summed(table, found.rows[name], found.gradients[name]), expected[name], atol=1e-4
     )
 
 
@@ -296,28 +328,28 @@ def test_glove_is_the_weighted_least_squares_of_the_paper():
       total += 0.5 * min(1, x / 3) ** 0.75 * (w[:3] @ c[:3] + w[3] + c[3] - np.log(x)) ** 2
     return total
 
-  loss, wanted = jax.jit(jax.value_and_grad(by_hand))(tables)
+  loss, expected = jax.jit(jax.value_and_grad(by_hand))(tables)
   found = jax.jit(model.gradients)(tables, batch)
   np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
   assert int(found.weight) == 3
   for name, table in tables.items():
     np.testing.assert_allclose(
-      summed(table, found.rows[name], found.gradients[name]), wanted[name], atol=1e-5
+      summed(table, found.rows[name], found.gradients[name]), expected[name], atol=1e-5
     )
 
 
 def test_cooccurrences_are_counted_as_one_by_one(corpus, vocabulary, monkeypatch):
   monkeypatch.setattr('mmlm.word_vectors.cooccurrence._BLOCK', 37)
-  wanted = collections.Counter()
+  expected = collections.Counter()
   for a, b in zip(corpus.starts, corpus.starts[1:]):
     for i in range(a, b):
       for j in range(max(a, i - 4), min(b, i + 5)):
         if i != j:
-          wanted[int(corpus.ids[i]), int(corpus.ids[j])] += 1 / abs(i - j)
+          expected[int(corpus.ids[i]), int(corpus.ids[j])] += 1 / abs(i - j)
   found = count_cooccurrences(corpus, len(vocabulary.words), 4)
   assert {
     (i, j): pytest.approx(x, rel=1e-5) for i, j, x in zip(*map(np.ndarray.tolist, found))
-  } == dict(wanted)
+  } == dict(expected)
   plan = PairPlan(found, 100, 64, 0)
   batches = [PairLoader(plan, 16)(number, number) for number in range(plan.steps_per_epoch)]
   assert sum(batch['values'].sum() for batch in batches) == pytest.approx(
@@ -359,7 +391,12 @@ def test_a_step_is_its_updates_one_after_another(vocabulary, corpus):
     losses = losses + found.loss
     pairs = pairs + found.weight
   for name, table in tables.items():
-    np.testing.assert_allclose(state.params[name], table, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      state.params[name],
+      table,
+      rtol=2e-4,
+      atol=1e-5,
+    )
   assert int(state.step) == 1 and float(metrics['weight']) == pairs
   np.testing.assert_allclose(metrics['loss'], losses / pairs, rtol=1e-5)
 
@@ -423,7 +460,10 @@ def test_pieces_are_hashed_as_fasttext_does():
 
 
 def test_words_are_the_mean_of_their_pieces(vocabulary, corpus):
-  """The same batch with the vector of each word made beforehand; each part gets the whole gradient."""
+  """The same batch with the vector of each word made beforehand.
+
+  Each part gets the whole gradient.
+  """
   words, rows = len(vocabulary.words), len(vocabulary.words) + 5
   parts = [np.array([i, *(words + RNG.integers(0, 5, i % 4))]) for i in range(words)]
   pieces = Subwords(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
@@ -437,9 +477,9 @@ def test_words_are_the_mean_of_their_pieces(vocabulary, corpus):
   }
   micro = micro_batches(model, with_pieces)[0]
   found = jax.jit(model.gradients)(tables, micro)
-  wanted = jax.jit(model.gradients)(whole, micro_batches(model, plain)[0])
-  np.testing.assert_allclose(found.loss, wanted.loss, rtol=1e-5)
-  of_words = summed(whole['inputs'], wanted.rows['inputs'], wanted.gradients['inputs'])
+  expected = jax.jit(model.gradients)(whole, micro_batches(model, plain)[0])
+  np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+  of_words = summed(whole['inputs'], expected.rows['inputs'], expected.gradients['inputs'])
   spread = sum(
     summed(tables['inputs'], part, np.tile(of_words[i], (len(part), 1)))
     for i, part in enumerate(parts)
