@@ -6,20 +6,24 @@ before, between and behind them.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from mmlm.decoding.ctc import LOG_ZERO
 
 
 class Alignment(NamedTuple):
-  first: jax.Array  # [B, T] the first frame of each token, -1 where it has none
-  last: jax.Array  # [B, T] its last frame
-  log_prob: jax.Array  # [B] of the path; LOG_ZERO or less where no path writes the text
+  first: Array  # [B, T] the first frame of each token, -1 where it has none
+  last: Array  # [B, T] its last frame
+  log_prob: Array  # [B] of the path; LOG_ZERO or less where no path writes the text
 
 
-def align(log_probs: jax.Array, tokens: jax.Array, lengths: jax.Array, blank: int = 0) -> Alignment:
+def align(
+  log_probs: Array,
+  tokens: Array,
+  lengths: Array,
+  blank: int = 0,
+) -> Alignment:
   """Returns the most likely path of each text (Graves 2012, 7.3, with the maximum instead of the sum).
 
   A text needs one frame a token, and one more between equal tokens. Where there are fewer frames, no
@@ -36,7 +40,7 @@ def align(log_probs: jax.Array, tokens: jax.Array, lengths: jax.Array, blank: in
   # A path ends in the last token, or in the blank behind it.
   ends = jnp.stack([2 * lengths, jnp.maximum(2 * lengths - 1, 0)], 1)  # [B, 2]
   log_prob_of_end = jnp.take_along_axis(best, ends, 1)
-  end = jnp.take_along_axis(ends, log_prob_of_end.argmax(1)[:, None], 1)[:, 0]
+  end = _pick_one(ends, log_prob_of_end.argmax(1))
   path = _trace_back(end, moves)  # [S, B]
   log_prob = log_prob_of_end.max(1)
   in_token = (path % 2 == 1) & (log_prob > LOG_ZERO / 2)
@@ -47,10 +51,18 @@ def align(log_probs: jax.Array, tokens: jax.Array, lengths: jax.Array, blank: in
   last = jnp.full_like(first, -1)
   first = first.at[example, token_of_frame].min(frame, mode='drop')
   last = last.at[example, token_of_frame].max(frame, mode='drop')
-  return Alignment(jnp.where(last < 0, -1, first), last, log_prob)
+  return Alignment(
+    first=jnp.where(last < 0, -1, first),
+    last=last,
+    log_prob=log_prob,
+  )
 
 
-def _best_paths(log_probs: jax.Array, labels: jax.Array, blank: int) -> tuple[jax.Array, jax.Array]:
+def _best_paths(
+  log_probs: Array,
+  labels: Array,
+  blank: int,
+) -> tuple[Array, Array]:
   """Returns the log-probability of the best path to each state at the end [B, U], and its moves.
 
   Moves [S, B, U] say by how many states a path advanced into a state at a frame: 0, 1 or 2.
@@ -60,7 +72,7 @@ def _best_paths(log_probs: jax.Array, labels: jax.Array, blank: int) -> tuple[ja
   # From token to token without a blank, unless the two are equal.
   may_skip = (states % 2 == 1) & (labels != label_before_blank)
 
-  def advance(best: jax.Array, log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def advance(best: Array, log_probs: Array) -> tuple[Array, Array]:
     step = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
     skip = jnp.pad(best[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO)
     ways = jnp.stack([best, step, jnp.where(may_skip, skip, LOG_ZERO)])  # [3, B, U]
@@ -72,11 +84,17 @@ def _best_paths(log_probs: jax.Array, labels: jax.Array, blank: int) -> tuple[ja
   return lax.scan(advance, start, log_probs.swapaxes(0, 1))
 
 
-def _trace_back(end: jax.Array, moves: jax.Array) -> jax.Array:
+def _trace_back(end: Array, moves: Array) -> Array:
   """Returns the state at each frame [S, B] of the paths that end in the states `end` [B]."""
 
-  def back(state: jax.Array, moves: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return state - jnp.take_along_axis(moves, state[:, None], 1)[:, 0], state
+  def back(state: Array, moves: Array) -> tuple[Array, Array]:
+    move = _pick_one(moves, state)
+    return state - move, state
 
   _, path = lax.scan(back, end, moves, reverse=True)
   return path
+
+
+def _pick_one(x: Array, index: Array) -> Array:
+  """Returns the value at `index` [B] of each row of x [B, U]: [B]."""
+  return jnp.take_along_axis(x, index[:, None], 1)[:, 0]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from mmlm.decoding.score_fusion import WeightedStep, for_each_beam, weighted_sum
 from mmlm.decoding.search import Cache, SearchOptions, SearchResult, Step, is_any, top_k
@@ -19,7 +19,11 @@ LOG_ZERO = -1e30  # log of a probability of 0; finite, so that nothing becomes N
 SMALLEST_MASS = 1e-37  # sums of probabilities below this count as 0
 
 
-def frame_log_probs(logits: jax.Array, mask: jax.Array, options: SearchOptions) -> jax.Array:
+def frame_log_probs(
+  logits: Array,
+  mask: Array,
+  options: SearchOptions,
+) -> Array:
   """Returns log-probabilities [B, S, V]; a masked frame is a certain blank, which changes no labelling."""
   is_blank = jnp.arange(logits.shape[-1]) == options.pad_id
   certain_blank = jnp.where(is_blank, 0.0, LOG_ZERO)
@@ -27,7 +31,7 @@ def frame_log_probs(logits: jax.Array, mask: jax.Array, options: SearchOptions) 
   return jnp.where(mask[..., None], log_probs, certain_blank)
 
 
-def _is_text(vocabulary: int, options: SearchOptions) -> jax.Array:
+def _is_text(vocabulary: int, options: SearchOptions) -> Array:
   """Returns [V]: whether a token can be part of a text."""
   special = (options.pad_id, options.bos_id, *options.eos_ids)
   return ~is_any(jnp.arange(vocabulary), special)
@@ -36,7 +40,7 @@ def _is_text(vocabulary: int, options: SearchOptions) -> jax.Array:
 # Best path
 
 
-def best_path(log_probs: jax.Array, options: SearchOptions) -> SearchResult:
+def best_path(log_probs: Array, options: SearchOptions) -> SearchResult:
   """Returns the most likely label of each frame, collapsed (Graves et al. 2006, 3.2); N is 1.
 
   Equal labels in a row become one, blanks are removed, and tokens behind the first L are dropped.
@@ -54,7 +58,13 @@ def best_path(log_probs: jax.Array, options: SearchOptions) -> SearchResult:
   tokens = tokens.at[example, places].set(labels, mode='drop')
   lengths = jnp.minimum(is_new.sum(1), options.max_length)
   total = log_probs.max(-1).sum(-1)
-  return SearchResult(tokens[:, None], lengths[:, None], total[:, None], total[:, None])
+  total = total[:, None]
+  return SearchResult(
+    tokens=tokens[:, None],
+    lengths=lengths[:, None],
+    scores=total,
+    log_probs=total,
+  )
 
 
 # Prefix beam search
@@ -63,17 +73,17 @@ def best_path(log_probs: jax.Array, options: SearchOptions) -> SearchResult:
 class _Beams(NamedTuple):
   """The K best prefixes of each example after some frames."""
 
-  tokens: jax.Array  # [B, K, L]
-  lengths: jax.Array  # [B, K]
-  log_prob_blank: jax.Array  # [B, K] of the paths that end in a blank
-  log_prob_label: jax.Array  # [B, K] of the paths that end in the last token
-  score: jax.Array  # [B, K] of the tokens so far, from the scorers
+  tokens: Array  # [B, K, L]
+  lengths: Array  # [B, K]
+  log_prob_blank: Array  # [B, K] of the paths that end in a blank
+  log_prob_label: Array  # [B, K] of the paths that end in the last token
+  score: Array  # [B, K] of the tokens so far, from the scorers
   next_scores: Any  # [B, K, V] of the next token, from the scorers; 0 without scorers
   cache: Cache  # of the scorers, leaves [R, ...]
 
 
 def prefix_beam(
-  log_probs: jax.Array, options: SearchOptions, scorers: list[WeightedStep] | tuple = ()
+  log_probs: Array, options: SearchOptions, scorers: list[WeightedStep] | tuple = ()
 ) -> SearchResult:
   """Returns the most likely labellings (Graves 2012, 7.5.3; Hannun et al. 2014, algorithm 1).
 
@@ -92,7 +102,7 @@ def prefix_beam(
   else:
     start = _initial_beams(len(log_probs), options)
 
-  def advance(beams: _Beams, log_probs: jax.Array) -> tuple[_Beams, None]:
+  def advance(beams: _Beams, log_probs: Array) -> tuple[_Beams, None]:
     return _after_frame(beams, log_probs, options, step), None
 
   beams, _ = lax.scan(advance, start, log_probs.swapaxes(0, 1))
@@ -104,7 +114,12 @@ def prefix_beam(
   exists = jnp.isfinite(total)
   lengths = jnp.where(exists, _take(beams.lengths, order), 0)
   tokens = jnp.where(exists[..., None], _take(beams.tokens, order), options.pad_id)
-  return SearchResult(tokens, lengths, total, total)
+  return SearchResult(
+    tokens=tokens,
+    lengths=lengths,
+    scores=total,
+    log_probs=total,
+  )
 
 
 def _initial_beams(
@@ -120,18 +135,21 @@ def _initial_beams(
   only_first = jnp.where(jnp.arange(size) > 0, LOG_ZERO, 0.0)
   log_prob_blank = jnp.broadcast_to(only_first, (batch, size))
   return _Beams(
-    jnp.full((batch, size, options.max_length), options.pad_id, jnp.int32),
-    jnp.zeros((batch, size), jnp.int32),
-    log_prob_blank,
-    jnp.full_like(log_prob_blank, LOG_ZERO),
-    jnp.zeros_like(log_prob_blank),
-    next_scores,
-    cache,
+    tokens=jnp.full((batch, size, options.max_length), options.pad_id, jnp.int32),
+    lengths=jnp.zeros((batch, size), jnp.int32),
+    log_prob_blank=log_prob_blank,
+    log_prob_label=jnp.full_like(log_prob_blank, LOG_ZERO),
+    score=jnp.zeros_like(log_prob_blank),
+    next_scores=next_scores,
+    cache=cache,
   )
 
 
 def _after_frame(
-  beams: _Beams, log_probs: jax.Array, options: SearchOptions, step: Step | None
+  beams: _Beams,
+  log_probs: Array,
+  options: SearchOptions,
+  step: Step | None,
 ) -> _Beams:
   """Returns the K best prefixes after one frame more, [B, V]."""
   batch, size, _ = beams.tokens.shape
@@ -158,13 +176,13 @@ def _after_frame(
 
   tokens, lengths = _append(beams, parent, token, stays)
   new = _Beams(
-    tokens,
-    lengths,
-    jnp.where(stays, _take(stay_blank, parent), LOG_ZERO),
-    jnp.where(stays, _take(stay_label, parent), extended),
-    _take(beams.score, parent),
-    beams.next_scores,
-    beams.cache,
+    tokens=tokens,
+    lengths=lengths,
+    log_prob_blank=jnp.where(stays, _take(stay_blank, parent), LOG_ZERO),
+    log_prob_label=jnp.where(stays, _take(stay_label, parent), extended),
+    score=_take(beams.score, parent),
+    next_scores=beams.next_scores,
+    cache=beams.cache,
   )
   if step is None:
     return new
@@ -173,11 +191,11 @@ def _after_frame(
 
 def _extensions(
   beams: _Beams,
-  log_probs: jax.Array,
-  either: jax.Array,
-  last: jax.Array,
+  log_probs: Array,
+  either: Array,
+  last: Array,
   options: SearchOptions,
-) -> jax.Array:
+) -> Array:
   """Returns log-probabilities [B, K, V] of each prefix with one token more.
 
   The last token is written once more only behind a blank.
@@ -192,8 +210,11 @@ def _extensions(
 
 
 def _merge(
-  beams: _Beams, stay_label: jax.Array, extend: jax.Array, last: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  beams: _Beams,
+  stay_label: Array,
+  extend: Array,
+  last: Array,
+) -> tuple[Array, Array]:
   """Adds an extension that is another of the prefixes to that prefix, and removes the extension."""
   batch, size = last.shape
   becomes = _becomes(beams)  # [B, K, K]: prefix k and the last token of prefix j make prefix j
@@ -206,7 +227,7 @@ def _merge(
   return stay_label, extend.at[example, prefix, last[:, None]].min(limit)
 
 
-def _becomes(beams: _Beams) -> jax.Array:
+def _becomes(beams: _Beams) -> Array:
   """Returns [B, K, K]: whether prefix j is prefix k and one token more."""
   tokens = beams.tokens
   lengths = beams.lengths
@@ -216,8 +237,11 @@ def _becomes(beams: _Beams) -> jax.Array:
 
 
 def _append(
-  beams: _Beams, parent: jax.Array, token: jax.Array, stays: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  beams: _Beams,
+  parent: Array,
+  token: Array,
+  stays: Array,
+) -> tuple[Array, Array]:
   """Returns tokens and lengths of the parents, with the new token where a prefix does not stay."""
   longest = beams.tokens.shape[2]
   lengths = _take(beams.lengths, parent)
@@ -228,10 +252,10 @@ def _append(
 
 def _score_extended(
   new: _Beams,
-  next_scores: jax.Array,
-  parent: jax.Array,
-  token: jax.Array,
-  stays: jax.Array,
+  next_scores: Array,
+  parent: Array,
+  token: Array,
+  stays: Array,
   step: Step,
 ) -> _Beams:
   """Adds the scores of new tokens, and scores what may follow them.
@@ -243,7 +267,7 @@ def _score_extended(
   parent_cache = jax.tree.map(lambda x: x[flat_parent], new.cache)
   scores, cache = step(jnp.where(stays, 0, token).reshape(-1), parent_cache)
 
-  def unless_extended(old: jax.Array, x: jax.Array) -> jax.Array:
+  def unless_extended(old: Array, x: Array) -> Array:
     return jnp.where(stays.reshape(-1, *[1] * (x.ndim - 1)), old, x)
 
   score_of_token = jnp.take_along_axis(next_scores, token[..., None], 2)[..., 0]
@@ -253,7 +277,11 @@ def _score_extended(
   return new._replace(score=score, next_scores=next_scores, cache=cache)
 
 
-def _take(x: jax.Array, index: jax.Array, axis: int = 1) -> jax.Array:
+def _take(
+  x: Array,
+  index: Array,
+  axis: int = 1,
+) -> Array:
   """Returns x at `index` along an axis; both have the same axes up to that one."""
   index = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
   return jnp.take_along_axis(x, index, axis)
@@ -265,16 +293,12 @@ def _take(x: jax.Array, index: jax.Array, axis: int = 1) -> jax.Array:
 class _PrefixScores(NamedTuple):
   """Forward variables of the prefix of each beam, as log-probabilities."""
 
-  alpha_label: (
-    jax.Array
-  )  # [R, S] of the paths up to a frame that write it and end in its last token
-  alpha_blank: jax.Array  # [R, S] of those that end in a blank
-  log_prob: jax.Array  # [R] of all labellings that begin with the prefix
+  alpha_label: Array  # [R, S] of the paths up to a frame that write it and end in its last token
+  alpha_blank: Array  # [R, S] of those that end in a blank
+  log_prob: Array  # [R] of all labellings that begin with the prefix
 
 
-def prefix_scorer(
-  log_probs: jax.Array, options: SearchOptions
-) -> tuple[Step, dict[str, Any], bool]:
+def prefix_scorer(log_probs: Array, options: SearchOptions) -> tuple[Step, dict[str, Any], bool]:
   """Returns (step, cache, scored) for a search over tokens (Watanabe et al. 2017, algorithm 2).
 
   The score of a token is log p(prefix with the token) - log p(prefix) under CTC. The probability of a
@@ -290,7 +314,7 @@ def prefix_scorer(
   by_token = log_probs.swapaxes(1, 2)  # [B, V, S]
   blanks = jnp.repeat(by_token[:, options.pad_id], beams, 0)  # [R, S]
 
-  def step(tokens: jax.Array, cache: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+  def step(tokens: Array, cache: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
     is_start = cache['count'] == 0
     of_beams = tokens.reshape(batch, beams, 1)
     emitted = jnp.take_along_axis(by_token, of_beams, 1).reshape(-1, frames)  # [R, S]
@@ -312,11 +336,18 @@ def prefix_scorer(
     is_repeated = (ids == tokens[:, None]) & ~is_start
     scores = jnp.where(is_repeated, repeated[:, None], scores)
     scores = jnp.where(is_any(ids, options.eos_ids), either[:, -1:], scores)
-    new_cache = {'known': known, 'last': tokens, 'count': cache['count'] + 1}
+    new_cache = {
+      'known': known,
+      'last': tokens,
+      'count': cache['count'] + 1,
+    }
     return jnp.minimum(scores - known.log_prob[:, None], 0), new_cache
 
-  alpha_label = jnp.full((batch * beams, frames), LOG_ZERO)
-  empty_prefix = _PrefixScores(alpha_label, jnp.cumsum(blanks, 1), jnp.zeros(batch * beams))
+  empty_prefix = _PrefixScores(
+    alpha_label=jnp.full((batch * beams, frames), LOG_ZERO),
+    alpha_blank=jnp.cumsum(blanks, 1),
+    log_prob=jnp.zeros(batch * beams),
+  )
   cache = {
     'known': empty_prefix,
     'last': jnp.zeros(batch * beams, jnp.int32),
@@ -326,7 +357,10 @@ def prefix_scorer(
 
 
 def _extend_prefix(
-  cache: dict[str, Any], tokens: jax.Array, emitted: jax.Array, blanks: jax.Array
+  cache: dict[str, Any],
+  tokens: Array,
+  emitted: Array,
+  blanks: Array,
 ) -> _PrefixScores:
   """Returns the forward variables of the prefixes with one token more.
 
@@ -350,10 +384,14 @@ def _extend_prefix(
   start = jnp.full(len(tokens), LOG_ZERO)
   _, alphas = lax.scan(advance, (start, start), (before.T, emitted.T, blanks.T))
   label, blank = alphas
-  return _PrefixScores(label.T, blank.T, jax.nn.logsumexp(before + emitted, 1))
+  return _PrefixScores(
+    alpha_label=label.T,
+    alpha_blank=blank.T,
+    log_prob=jax.nn.logsumexp(before + emitted, 1),
+  )
 
 
-def _one_frame_later(x: jax.Array, is_empty: jax.Array) -> jax.Array:
+def _one_frame_later(x: Array, is_empty: Array) -> Array:
   """Returns [R, S] shifted by a frame; before the first frame only the empty prefix is possible."""
   first = jnp.where(is_empty, 0.0, jnp.full_like(x[:, :1], LOG_ZERO))
   return jnp.concatenate([first, x[:, :-1]], 1)

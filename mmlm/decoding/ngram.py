@@ -13,9 +13,9 @@ Axes: H histories, V vocabulary, R beams.
 import collections
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mmlm.decoding.search import SearchOptions, Step
 from mmlm.utils.errors import UserError
@@ -34,7 +34,10 @@ class NgramTables(NamedTuple):
 
 
 def train_ngram(
-  texts: list[list[int]], order: int, vocab_size: int, options: SearchOptions
+  texts: list[list[int]],
+  order: int,
+  vocab_size: int,
+  options: SearchOptions,
 ) -> NgramTables:
   """Trains on texts of token ids, each with its end token; a text starts after `options.bos_id`.
 
@@ -72,7 +75,9 @@ def train_ngram(
 
 
 def _count(
-  texts: list[list[int]], order: int, bos_id: int
+  texts: list[list[int]],
+  order: int,
+  bos_id: int,
 ) -> dict[History, collections.Counter[int]]:
   """Returns how often each token follows each history of at most `order - 1` tokens."""
   counts = collections.defaultdict(collections.Counter)
@@ -86,11 +91,13 @@ def _count(
 
 
 def begin_ngram(
-  tables: NgramTables, examples: int, options: SearchOptions
-) -> tuple[Step, jax.Array, bool]:
+  tables: NgramTables,
+  examples: int,
+  options: SearchOptions,
+) -> tuple[Step, Array, bool]:
   """Returns (step, cache, scored) of a search; see score_fusion.py."""
 
-  def step(tokens: jax.Array, history: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def step(tokens: Array, history: Array) -> tuple[Array, Array]:
     history = tables.next_history[history, tokens]
     return jnp.maximum(tables.log_probs[history], SMALLEST_LOG_PROB), history
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mmlm.decoding.search import Cache, SearchOptions, Step
 from mmlm.utils.errors import UserError
@@ -103,7 +104,7 @@ def combine(steps: list[WeightedStep]) -> tuple[Step, Cache, bool]:
 def weighted_sum(steps: list[WeightedStep]) -> tuple[Step, tuple]:
   """Returns (step, cache) of the weighted sum of log-probabilities; the cache is a tuple of all caches."""
 
-  def step(tokens: jax.Array, caches: tuple) -> tuple[jax.Array, tuple]:
+  def step(tokens: Array, caches: tuple) -> tuple[Array, tuple]:
     total: Any = 0.0
     new_caches = []
     for part, cache in zip(steps, caches):
@@ -117,14 +118,18 @@ def weighted_sum(steps: list[WeightedStep]) -> tuple[Step, tuple]:
   return step, tuple(part.cache for part in steps)
 
 
-def for_each_beam(step: Step, cache: Cache, beams: int) -> tuple[Step, Cache]:
+def for_each_beam(
+  step: Step,
+  cache: Cache,
+  beams: int,
+) -> tuple[Step, Cache]:
   """Makes a step for one beam a step for R beams, which need not be at the same position.
 
   Every leaf of the new cache has R as its first axis.
   """
   cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (beams, *jnp.shape(x))), cache)
 
-  def step_of_one(token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def step_of_one(token: Array, cache: Cache) -> tuple[Array, Cache]:
     values, cache = step(token[None], cache)
     return values[0], cache
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
@@ -21,7 +21,7 @@ METHODS = ('greedy', 'sample', 'beam')
 
 Cache = Any  # a pytree; leaves whose first axis is R follow their hypotheses
 # (tokens [R], cache) -> (logits [R, V], cache)
-Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+Step = Callable[[Array, Cache], tuple[Array, Cache]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,23 +97,23 @@ class SearchResult(NamedTuple):
   exist than were requested, the remaining ones have length 0 and score -inf.
   """
 
-  tokens: jax.Array  # [B, N, L] int32, without the prompt, with the end token, then padding
-  lengths: jax.Array  # [B, N] int32, generated tokens, the end token included
-  scores: jax.Array  # [B, N] log_probs / length penalty
+  tokens: Array  # [B, N, L] int32, without the prompt, with the end token, then padding
+  lengths: Array  # [B, N] int32, generated tokens, the end token included
+  scores: Array  # [B, N] log_probs / length penalty
   # [B, N] nats under the model itself (without temperature, top_k and top_p), or the summed scores
-  log_probs: jax.Array
+  log_probs: Array
 
 
 class Hypotheses(NamedTuple):
-  tokens: jax.Array  # [B, K, L]
-  lengths: jax.Array  # [B, K] generated tokens
-  log_probs: jax.Array  # [B, K] -inf where there is none
+  tokens: Array  # [B, K, L]
+  lengths: Array  # [B, K] generated tokens
+  log_probs: Array  # [B, K] -inf where there is none
 
 
 class State(NamedTuple):
-  position: jax.Array  # [] of the token that the next step reads, prompt included
-  inputs: jax.Array  # [B, K] that token
-  active: jax.Array  # [B, K] still searched; with beams the same value for all of an example
+  position: Array  # [] of the token that the next step reads, prompt included
+  inputs: Array  # [B, K] that token
+  active: Array  # [B, K] still searched; with beams the same value for all of an example
   live: (
     Hypotheses  # [B, K] to be extended; those of greedy search and sampling also when they ended
   )
@@ -125,13 +125,13 @@ def search(
   step: Step,
   cache: Cache,
   options: SearchOptions,
-  prompt: jax.Array,
-  rng: jax.Array | None = None,
-  prompt_length: jax.Array | None = None,
-  active: jax.Array | None = None,
+  prompt: Array,
+  rng: Array | None = None,
+  prompt_length: Array | None = None,
+  active: Array | None = None,
   *,
   scored: bool = False,
-  temperature: jax.Array | None = None,
+  temperature: Array | None = None,
 ) -> SearchResult:
   """Generates tokens after `prompt` until no further step could change the result.
 
@@ -181,12 +181,12 @@ def search(
     waits = in_prompt | ~state.active  # [B, K]
     next_of_prompt = jnp.take(prompt, next_position, axis=1, mode='clip')[:, None]
     return State(
-      next_position,
-      jnp.where(in_prompt, next_of_prompt, extended.inputs),
-      jnp.where(waits, state.active, extended.active),
-      _where(waits, state.live, extended.live),
-      _where(waits[:, :1], state.finished, extended.finished),
-      cache if parents is None else _reorder(cache, parents),
+      position=next_position,
+      inputs=jnp.where(in_prompt, next_of_prompt, extended.inputs),
+      active=jnp.where(waits, state.active, extended.active),
+      live=_where(waits, state.live, extended.live),
+      finished=_where(waits[:, :1], state.finished, extended.finished),
+      cache=cache if parents is None else _reorder(cache, parents),
     )
 
   start = _initial_state(cache, prompt, active, options, uses_beams)
@@ -194,7 +194,7 @@ def search(
   return _result(state, options)
 
 
-def is_any(tokens: jax.Array, ids: Sequence[int]) -> jax.Array:
+def is_any(tokens: Array, ids: Sequence[int]) -> Array:
   """Returns bools of the shape of `tokens`: where one of `ids` stands."""
   return functools.reduce(operator.or_, [tokens == i for i in ids])
 
@@ -208,7 +208,11 @@ def length_penalty(lengths: Any, alpha: float) -> Any:
 
 
 def _initial_state(
-  cache: Cache, prompt: jax.Array, active: jax.Array, options: SearchOptions, uses_beams: bool
+  cache: Cache,
+  prompt: Array,
+  active: Array,
+  options: SearchOptions,
+  uses_beams: bool,
 ) -> State:
   batch = len(prompt)
   beams = options.beams
@@ -221,29 +225,35 @@ def _initial_state(
   active = jnp.broadcast_to(active[:, None], (batch, beams))
   finished = _empty_hypotheses(batch, options.n_best if uses_beams else 0, -jnp.inf, options)
   return State(
-    jnp.zeros((), jnp.int32),
-    inputs,
-    active,
-    _empty_hypotheses(batch, beams, log_probs, options),
-    finished,
-    jax.tree.map(jnp.asarray, cache),
+    position=jnp.zeros((), jnp.int32),
+    inputs=inputs,
+    active=active,
+    live=_empty_hypotheses(batch, beams, log_probs, options),
+    finished=finished,
+    cache=jax.tree.map(jnp.asarray, cache),
   )
 
 
 def _empty_hypotheses(
-  batch: int, number: int, log_probs: Any, options: SearchOptions
+  batch: int,
+  number: int,
+  log_probs: Any,
+  options: SearchOptions,
 ) -> Hypotheses:
-  tokens = jnp.full((batch, number, options.max_length), options.pad_id, jnp.int32)
-  lengths = jnp.zeros((batch, number), jnp.int32)
-  return Hypotheses(tokens, lengths, jnp.broadcast_to(log_probs, (batch, number)))
+  shape = (batch, number)
+  return Hypotheses(
+    tokens=jnp.full((*shape, options.max_length), options.pad_id, jnp.int32),
+    lengths=jnp.zeros(shape, jnp.int32),
+    log_probs=jnp.broadcast_to(log_probs, shape),
+  )
 
 
 def _extend_each(
-  logits: jax.Array,
-  log_normalizers: jax.Array,
+  logits: Array,
+  log_normalizers: Array,
   state: State,
   options: SearchOptions,
-  keys: jax.Array | None,
+  keys: Array | None,
   temperature: Any,
 ) -> State:
   """Appends to each hypothesis by itself the most likely token, or one drawn with `keys` [R]."""
@@ -258,12 +268,12 @@ def _extend_each(
 
 
 def draw(
-  logits: jax.Array,
-  lengths: jax.Array,
+  logits: Array,
+  lengths: Array,
   options: SearchOptions,
-  keys: jax.Array | None = None,
+  keys: Array | None = None,
   temperature: Any = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
   """Returns the most likely token of each beam, or one drawn, and its logit: both [R].
 
   Args:
@@ -287,8 +297,11 @@ def draw(
 
 
 def _extend_beams(
-  logits: jax.Array, log_normalizers: jax.Array, state: State, options: SearchOptions
-) -> tuple[State, jax.Array]:
+  logits: Array,
+  log_normalizers: Array,
+  state: State,
+  options: SearchOptions,
+) -> tuple[State, Array]:
   """Keeps the K best extensions that do not end; those among the K best that end are finished.
 
   Returns the new state, and the beam that each new one extends [B, K].
@@ -326,7 +339,11 @@ def _extend_beams(
 
 
 def _add_finished(
-  finished: Hypotheses, extended: Hypotheses, ends: jax.Array, options: SearchOptions, beams: int
+  finished: Hypotheses,
+  extended: Hypotheses,
+  ends: Array,
+  options: SearchOptions,
+  beams: int,
 ) -> Hypotheses:
   """Returns the N best finished hypotheses; only an end among the K best extensions counts.
 
@@ -338,7 +355,11 @@ def _add_finished(
   return _pick(pool, lax.top_k(_scores(pool, options), options.n_best)[1])
 
 
-def _can_improve(live: Hypotheses, finished: Hypotheses, options: SearchOptions) -> jax.Array:
+def _can_improve(
+  live: Hypotheses,
+  finished: Hypotheses,
+  options: SearchOptions,
+) -> Array:
   """Returns whether the best live hypothesis could still beat the worst finished one [B].
 
   A log-probability only falls. The penalty is monotone in the length, so that the largest one ahead is
@@ -354,8 +375,11 @@ def _can_improve(live: Hypotheses, finished: Hypotheses, options: SearchOptions)
 
 
 def _candidates(
-  logits: jax.Array, k: int, lengths: jax.Array, options: SearchOptions
-) -> tuple[jax.Array, jax.Array]:
+  logits: Array,
+  k: int,
+  lengths: Array,
+  options: SearchOptions,
+) -> tuple[Array, Array]:
   """Returns the k best allowed logits of each beam, best first, and their tokens: both [R, C].
 
   With k = 0 they are all logits, unsorted.
@@ -380,7 +404,11 @@ def _candidates(
   return values, jnp.take_along_axis(ids, order, 1)
 
 
-def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
+def top_k(
+  x: Array,
+  k: int,
+  block: int = 32,
+) -> tuple[Array, Array]:
   """Returns `lax.top_k` of [R, V]; ties go to the lower index too.
 
   On the CPU the maxima of blocks are ranked first. Then only the k best blocks, and the tail that fills
@@ -402,7 +430,7 @@ def top_k(x: jax.Array, k: int, block: int = 32) -> tuple[jax.Array, jax.Array]:
   return values, jnp.take_along_axis(indices, ranks, 1)
 
 
-def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+def nucleus(logits: Array, top_p: float) -> Array:
   """Returns [R, C] with -inf outside the smallest set of most likely entries that has the mass top_p.
 
   Equal entries are in it together. The border is found by bisection: sorting takes 20 times as long on
@@ -411,7 +439,7 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
   top = logits.max(-1, keepdims=True)
   mass = jax.nn.softmax(logits, -1)
 
-  def halve(_: jax.Array, bounds: tuple) -> tuple:
+  def halve(_: Array, bounds: tuple) -> tuple:
     # The mass of the entries at or above `low` reaches top_p, that of those at or above `high` does not.
     low, high = bounds
     middle = (low + high) / 2
@@ -431,11 +459,20 @@ def _result(state: State, options: SearchOptions) -> SearchResult:
   ended = has_end & (hypotheses.log_probs > -jnp.inf)
   # Missing hypotheses are the empty finished ones, which come before beams without a hypothesis.
   best = jnp.lexsort((-scores, ~ended))[:, : options.n_best]
-  tokens, lengths, log_probs = _pick(hypotheses, best)
-  return SearchResult(tokens, lengths, _take(scores, best), log_probs)
+  returned = _pick(hypotheses, best)
+  return SearchResult(
+    tokens=returned.tokens,
+    lengths=returned.lengths,
+    scores=_take(scores, best),
+    log_probs=returned.log_probs,
+  )
 
 
-def _keys_of_beams(rng: jax.Array | None, batch: int, beams: int) -> jax.Array:
+def _keys_of_beams(
+  rng: Array | None,
+  batch: int,
+  beams: int,
+) -> Array:
   """Returns a key for each beam [R]."""
   if rng is None:
     rng = jax.random.key(0)
@@ -450,39 +487,50 @@ def _keys_of_beams(rng: jax.Array | None, batch: int, beams: int) -> jax.Array:
 # Hypotheses
 
 
-def _append(hypotheses: Hypotheses, tokens: jax.Array, log_probs: jax.Array) -> Hypotheses:
+def _append(
+  hypotheses: Hypotheses,
+  tokens: Array,
+  log_probs: Array,
+) -> Hypotheses:
   """Returns the hypotheses with one token more [B, K] and their new log-probabilities [B, K]."""
   places = jnp.arange(hypotheses.tokens.shape[-1])
   is_next = places == hypotheses.lengths[..., None]  # [B, K, L]
-  extended = jnp.where(is_next, tokens[..., None], hypotheses.tokens)
-  return Hypotheses(extended, hypotheses.lengths + 1, log_probs)
+  return Hypotheses(
+    tokens=jnp.where(is_next, tokens[..., None], hypotheses.tokens),
+    lengths=hypotheses.lengths + 1,
+    log_probs=log_probs,
+  )
 
 
-def _scores(hypotheses: Hypotheses, options: SearchOptions) -> jax.Array:
+def _scores(hypotheses: Hypotheses, options: SearchOptions) -> Array:
   return hypotheses.log_probs / length_penalty(hypotheses.lengths, options.length_penalty)
 
 
-def _pick(hypotheses: Hypotheses, index: jax.Array) -> Hypotheses:
+def _pick(hypotheses: Hypotheses, index: Array) -> Hypotheses:
   """Returns the hypotheses at `index` [B, M]."""
   return Hypotheses(*(_take(x, index) for x in hypotheses))
 
 
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+def _take(x: Array, index: Array) -> Array:
   """Returns x [B, K, ...] at `index` [B, M]: [B, M, ...]."""
   index = index.reshape(index.shape + (1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, index, 1)
 
 
-def _where(mask: jax.Array, a: Hypotheses, b: Hypotheses) -> Hypotheses:
+def _where(
+  mask: Array,
+  a: Hypotheses,
+  b: Hypotheses,
+) -> Hypotheses:
   """Returns `a` where the mask [B, K] is True, else `b`."""
 
-  def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+  def choose(x: Array, y: Array) -> Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, y)
 
   return Hypotheses(*map(choose, a, b))
 
 
-def _reorder(cache: Cache, parents: jax.Array) -> Cache:
+def _reorder(cache: Cache, parents: Array) -> Cache:
   """Returns the cache in which beam k of an example holds what its parent [B, K] held.
 
   A plain gather was the fastest of twelve ways on the CPU.
@@ -490,7 +538,7 @@ def _reorder(cache: Cache, parents: jax.Array) -> Cache:
   batch, beams = parents.shape
   flat = (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)  # [R]
 
-  def reorder(x: jax.Array) -> jax.Array:
+  def reorder(x: Array) -> Array:
     if x.ndim and len(x) == len(flat):
       return x.at[flat].get(mode='promise_in_bounds')
     return x

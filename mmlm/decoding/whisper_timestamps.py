@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mmlm.decoding.search import Cache, Step
 
@@ -31,34 +32,48 @@ class Rules:
 class Progress(NamedTuple):
   """What each beam [R] has generated."""
 
-  prompt_left: jax.Array  # tokens of the prompt that are still to be read
-  count: jax.Array  # generated tokens
-  last: jax.Array  # the last of them
-  penultimate: jax.Array  # the one before the last
-  last_timestamp: jax.Array  # timestamp_begin - 1 where there is none
+  prompt_left: Array  # tokens of the prompt that are still to be read
+  count: Array  # generated tokens
+  last: Array  # the last of them
+  penultimate: Array  # the one before the last
+  last_timestamp: Array  # timestamp_begin - 1 where there is none
 
 
-def initial_progress(prompt_length: jax.Array, rules: Rules) -> Progress:
+def initial_progress(prompt_length: Array, rules: Rules) -> Progress:
   """Returns the progress before the first of `prompt_length` [R] tokens is read."""
   zeros = jnp.zeros_like(prompt_length)
   no_timestamp = jnp.full_like(prompt_length, rules.timestamp_begin - 1)
-  return Progress(prompt_length, zeros, zeros, zeros, no_timestamp)
+  return Progress(
+    prompt_left=prompt_length,
+    count=zeros,
+    last=zeros,
+    penultimate=zeros,
+    last_timestamp=no_timestamp,
+  )
 
 
-def update(progress: Progress, tokens: jax.Array, rules: Rules) -> Progress:
+def update(
+  progress: Progress,
+  tokens: Array,
+  rules: Rules,
+) -> Progress:
   """Returns the progress after `tokens` [R] were read; those of the prompt are not counted."""
   is_generated = progress.prompt_left == 0
   is_timestamp = is_generated & (tokens >= rules.timestamp_begin)
   return Progress(
-    jnp.maximum(progress.prompt_left - 1, 0),
-    progress.count + is_generated,
-    jnp.where(is_generated, tokens, progress.last),
-    jnp.where(is_generated, progress.last, progress.penultimate),
-    jnp.where(is_timestamp, tokens, progress.last_timestamp),
+    prompt_left=jnp.maximum(progress.prompt_left - 1, 0),
+    count=progress.count + is_generated,
+    last=jnp.where(is_generated, tokens, progress.last),
+    penultimate=jnp.where(is_generated, progress.last, progress.penultimate),
+    last_timestamp=jnp.where(is_timestamp, tokens, progress.last_timestamp),
   )
 
 
-def apply_rules(logits: jax.Array, progress: Progress, rules: Rules) -> jax.Array:
+def apply_rules(
+  logits: Array,
+  progress: Progress,
+  rules: Rules,
+) -> Array:
   """Returns logits [R, V] with -inf where a token must not follow."""
   ids = jnp.arange(logits.shape[-1])
   is_first = (progress.count == 0)[:, None]
@@ -89,7 +104,7 @@ def apply_rules(logits: jax.Array, progress: Progress, rules: Rules) -> jax.Arra
   return jnp.where((timestamp_mass > max_text) & ~is_timestamp, -jnp.inf, logits)
 
 
-def _is_one_of(ids: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
+def _is_one_of(ids: Array, tokens: tuple[int, ...]) -> Array:
   """Returns [V]: whether an id is one of the tokens."""
   return jnp.asarray(np.isin(np.arange(len(ids)), tokens))
 
@@ -100,7 +115,7 @@ def with_rules(step: Step, rules: Rules) -> Step:
   Its cache is {'progress': Progress, 'inner': the cache of `step`}.
   """
 
-  def ruled_step(tokens: jax.Array, cache: dict[str, Any]) -> tuple[jax.Array, Cache]:
+  def ruled_step(tokens: Array, cache: dict[str, Any]) -> tuple[Array, Cache]:
     progress = update(cache['progress'], tokens, rules)
     logits, inner = step(tokens, cache['inner'])
     return apply_rules(logits, progress, rules), {'progress': progress, 'inner': inner}
