@@ -23,7 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mmlm.config import load_config, override, to_steps  # noqa: E402
-from mmlm.decoding.search import SearchOptions  # noqa: E402
+from mmlm.decoding.search_options import SearchOptions  # noqa: E402
 from mmlm.experiment.environment import environment  # noqa: E402
 from mmlm.parallel import Parallel, run_concurrently  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402

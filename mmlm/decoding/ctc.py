@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from mmlm.decoding.next_tokens import is_any, top_k
 from mmlm.decoding.score_fusion import WeightedStep, for_each_beam, weighted_sum
-from mmlm.decoding.search import Cache, SearchOptions, SearchResult, Step, is_any, top_k
+from mmlm.decoding.search import Cache, SearchResult, Step
+from mmlm.decoding.search_options import SearchOptions
 
 LOG_ZERO = -1e30  # log of a probability of 0; finite, so that nothing becomes NaN
 SMALLEST_MASS = 1e-37  # sums of probabilities below this count as 0

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmlm.decoding.search import SearchOptions, Step
+from mmlm.decoding.search import Step
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.utils.errors import UserError
 
 LARGEST_TABLE = 1 << 26  # entries

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mmlm.decoding.search import Cache, SearchOptions, Step
+from mmlm.decoding.search import Cache, Step
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.utils.errors import UserError
 
 NGRAM_ORDERS = (0, 2, 3, 4)

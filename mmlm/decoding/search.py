@@ -4,90 +4,19 @@ Axes: B examples, K beams of an example (or independent draws), R = B * K (beam 
 returned, L = max_length generated tokens, P prompt tokens, V vocabulary, C candidates of a beam.
 """
 
-import dataclasses
-import functools
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from mmlm.utils.choices import nearest
-from mmlm.utils.errors import UserError
-
-METHODS = ('greedy', 'sample', 'beam')
+from mmlm.decoding.next_tokens import best_candidates, draw, is_any, keys_of_beams
+from mmlm.decoding.search_options import SearchOptions
 
 Cache = Any  # a pytree; leaves whose first axis is R follow their hypotheses
 # (tokens [R], cache) -> (logits [R, V], cache)
 Step = Callable[[Array, Cache], tuple[Array, Cache]]
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchOptions:
-  """How to search; hashable, so that it can be a static argument of `jax.jit`.
-
-  Raises:
-    UserError: values out of range, or that contradict each other.
-  """
-
-  method: str = 'beam'
-  max_length: int = 20  # generated tokens, the end token included, the prompt not
-  min_length: int = 0  # no hypothesis ends before this length
-  beam_size: int = 4  # for 'beam' only
-  n_best: int = 1  # hypotheses returned of an example; for 'sample' the number of independent draws
-  length_penalty: float = 0.6  # alpha of Wu et al. (2016), equation 14; 0 ranks by log-probability
-  temperature: float = 1.0  # for 'sample' only: first temperature, then top_k, then top_p
-  top_k: int = 0  # draws among this many most likely tokens; 0 is all
-  top_p: float = 1.0  # draws from the nucleus of this mass (Holtzman et al. 2020)
-  pad_id: int = 0  # never generated; fills what follows the end
-  bos_id: int = 1  # never generated unless it is also an end token
-  eos_ids: tuple[int, ...] = (2,)  # any of them ends a hypothesis; CTC scores the end as the first
-
-  def __post_init__(self) -> None:
-    for problem in self._problems():
-      raise UserError(f'decoding: {problem}')
-
-  @property
-  def beams(self) -> int:
-    """Returns K, the number of hypotheses of an example that the step and the cache hold."""
-    return {'greedy': 1, 'sample': self.n_best, 'beam': self.beam_size}[self.method]
-
-  def _problems(self) -> Iterator[str]:
-    if self.method not in METHODS:
-      suggestion = nearest(self.method, METHODS)
-      yield f'method={self.method!r} is none of {METHODS}; did you mean {suggestion!r}?'
-    for name, smallest in SMALLEST.items():
-      if getattr(self, name) < smallest:
-        yield f'{name}={getattr(self, name)} must be at least {smallest}'
-    if self.min_length > self.max_length:
-      yield f'min_length={self.min_length} is more than max_length={self.max_length}'
-    if self.n_best > self.beams:
-      yield (
-        f'n_best={self.n_best} is more than the hypotheses that are searched: '
-        f'beam_size={self.beam_size} with method beam, 1 with greedy'
-      )
-    if self.temperature <= 0:
-      yield f'temperature={self.temperature} must be above 0; for 0 use greedy'
-    if not 0 < self.top_p <= 1:
-      yield f'top_p={self.top_p} must lie in (0, 1]'
-    draws_plainly = (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0)
-    if self.method != 'sample' and not draws_plainly:
-      yield f'temperature, top_k and top_p need method sample, not {self.method}'
-    if not self.eos_ids or min(self.eos_ids) < 0:
-      yield f'eos_ids={self.eos_ids} must be one id or more, each at least 0'
-
-
-SMALLEST = {
-  'max_length': 1,
-  'min_length': 0,
-  'beam_size': 1,
-  'n_best': 1,
-  'top_k': 0,
-  'pad_id': 0,
-  'bos_id': 0,
-}
 
 
 class SearchResult(NamedTuple):
@@ -157,7 +86,7 @@ def search(
   uses_beams = options.method == 'beam' and options.beams > 1
   keys = None
   if options.method == 'sample':
-    keys = _keys_of_beams(rng, batch, options.beams)
+    keys = keys_of_beams(rng, batch, options.beams)
   if temperature is None:
     divisor = options.temperature
   else:
@@ -192,11 +121,6 @@ def search(
   start = _initial_state(cache, prompt, active, options, uses_beams)
   state = lax.while_loop(lambda state: state.active.any(), body, start)
   return _result(state, options)
-
-
-def is_any(tokens: Array, ids: Sequence[int]) -> Array:
-  """Returns bools of the shape of `tokens`: where one of `ids` stands."""
-  return functools.reduce(operator.or_, [tokens == i for i in ids])
 
 
 def length_penalty(lengths: Any, alpha: float) -> Any:
@@ -267,35 +191,6 @@ def _extend_each(
   return state._replace(inputs=tokens, active=active, live=live)
 
 
-def draw(
-  logits: Array,
-  lengths: Array,
-  options: SearchOptions,
-  keys: Array | None = None,
-  temperature: Any = None,
-) -> tuple[Array, Array]:
-  """Returns the most likely token of each beam, or one drawn, and its logit: both [R].
-
-  Args:
-    logits: [R, V] float32.
-    lengths: [R], how many tokens each beam has generated: each length draws anew.
-    keys: [R], to draw with; None takes the most likely token.
-    temperature: one for all, or [R, 1].
-  """
-  number = 1 if keys is None else options.top_k
-  values, ids = _candidates(logits, number, lengths, options)  # [R, C]
-  if keys is None:
-    choice = jnp.zeros((len(logits), 1), jnp.int32)
-  else:
-    scaled = values / temperature
-    if options.top_p < 1:
-      scaled = nucleus(scaled, options.top_p)
-    step_keys = jax.vmap(jax.random.fold_in)(keys, lengths)
-    choice = jax.vmap(jax.random.categorical)(step_keys, scaled)[:, None]
-  tokens = jnp.take_along_axis(ids, choice, 1)[:, 0]
-  return tokens, jnp.take_along_axis(values, choice, 1)[:, 0]
-
-
 def _extend_beams(
   logits: Array,
   log_normalizers: Array,
@@ -310,7 +205,7 @@ def _extend_beams(
   # With E end tokens at most K extensions of a beam go on and E end; of the (1 + E) K best of an
   # example at most E K end, so that K are left to go on.
   ends_of_beam = len(options.eos_ids)
-  values, ids = _candidates(
+  values, ids = best_candidates(
     logits,
     min(beams + ends_of_beam, logits.shape[1]),
     state.live.lengths.reshape(-1),
@@ -374,82 +269,6 @@ def _can_improve(
   return (length < options.max_length) & (best_possible > _scores(finished, options)[:, -1])
 
 
-def _candidates(
-  logits: Array,
-  k: int,
-  lengths: Array,
-  options: SearchOptions,
-) -> tuple[Array, Array]:
-  """Returns the k best allowed logits of each beam, best first, and their tokens: both [R, C].
-
-  With k = 0 they are all logits, unsorted.
-  """
-  forbidden = {options.pad_id, options.bos_id} - set(options.eos_ids)
-  vocabulary = logits.shape[1]
-  if k == 0 or k >= vocabulary:
-    values = logits
-    ids = jnp.broadcast_to(jnp.arange(vocabulary), logits.shape)
-  else:
-    # Fetching the tokens that may be forbidden, too, is cheaper than masking the vocabulary.
-    spare = len(forbidden) + len(options.eos_ids)
-    values, ids = top_k(logits, min(k + spare, vocabulary))
-  too_short = lengths[:, None] + 1 < options.min_length
-  banned = is_any(ids, options.eos_ids) & too_short
-  for token in forbidden:
-    banned |= ids == token
-  values = jnp.where(banned, -jnp.inf, values)
-  if k == 0:
-    return values, ids
-  values, order = lax.top_k(values, min(k, vocabulary))
-  return values, jnp.take_along_axis(ids, order, 1)
-
-
-def top_k(
-  x: Array,
-  k: int,
-  block: int = 32,
-) -> tuple[Array, Array]:
-  """Returns `lax.top_k` of [R, V]; ties go to the lower index too.
-
-  On the CPU the maxima of blocks are ranked first. Then only the k best blocks, and the tail that fills
-  no block, are searched: twice as fast.
-  """
-  size, vocabulary = x.shape
-  in_blocks = vocabulary - vocabulary % block
-  if jax.default_backend() != 'cpu' or in_blocks < 2 * k * block:
-    return lax.top_k(x, k)
-  maxima = x[:, :in_blocks].reshape(size, -1, block).max(-1)  # [R, V // block]
-  best_blocks = lax.top_k(maxima, k)[1]  # [R, k]
-  # In order of index, or equal values would be ranked by the maximum of their block.
-  indices = jnp.sort(best_blocks)[..., None] * block + jnp.arange(block)  # [R, k, block]
-  indices = indices.reshape(size, -1)
-  tail = jnp.broadcast_to(jnp.arange(in_blocks, vocabulary), (size, vocabulary - in_blocks))
-  indices = jnp.concatenate([indices, tail], 1)
-  searched = jnp.take_along_axis(x, indices, 1, mode='promise_in_bounds')
-  values, ranks = lax.top_k(searched, k)
-  return values, jnp.take_along_axis(indices, ranks, 1)
-
-
-def nucleus(logits: Array, top_p: float) -> Array:
-  """Returns [R, C] with -inf outside the smallest set of most likely entries that has the mass top_p.
-
-  Equal entries are in it together. The border is found by bisection: sorting takes 20 times as long on
-  the CPU.
-  """
-  top = logits.max(-1, keepdims=True)
-  mass = jax.nn.softmax(logits, -1)
-
-  def halve(_: Array, bounds: tuple) -> tuple:
-    # The mass of the entries at or above `low` reaches top_p, that of those at or above `high` does not.
-    low, high = bounds
-    middle = (low + high) / 2
-    reaches = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p
-    return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle)
-
-  low, _ = lax.fori_loop(0, 40, halve, (top - 100, top + 1))
-  return jnp.where(logits >= low, logits, -jnp.inf)
-
-
 def _result(state: State, options: SearchOptions) -> SearchResult:
   hypotheses = jax.tree.map(lambda *x: jnp.concatenate(x, 1), state.finished, state.live)
   scores = _scores(hypotheses, options)
@@ -466,22 +285,6 @@ def _result(state: State, options: SearchOptions) -> SearchResult:
     scores=_take(scores, best),
     log_probs=returned.log_probs,
   )
-
-
-def _keys_of_beams(
-  rng: Array | None,
-  batch: int,
-  beams: int,
-) -> Array:
-  """Returns a key for each beam [R]."""
-  if rng is None:
-    rng = jax.random.key(0)
-  fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))  # one key, many numbers
-  if rng.ndim:
-    keys = rng
-  else:
-    keys = fold_in_each(rng, jnp.arange(batch))
-  return jax.vmap(fold_in_each, (0, None))(keys, jnp.arange(beams)).reshape(-1)
 
 
 # Hypotheses

@@ -10,7 +10,7 @@ import numpy as np
 from mmlm.data import batching
 from mmlm.data.pipeline import Loader, Table, stream
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.parallel import run_concurrently
 from mmlm.parallel.strategies import Strategy
 from mmlm.utils.progress import progress

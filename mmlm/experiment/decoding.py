@@ -8,7 +8,7 @@ import numpy as np
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import Fusion, FusionOptions, Scorer
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.experiment.data import ExperimentData, ctc_labels_of
 from mmlm.experiment.run import OpenRun
 from mmlm.tasks.text_generation import begin_decoder

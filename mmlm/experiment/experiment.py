@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mmlm.decoding.score_fusion import Fusion, FusionOptions
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.evaluation.metrics import higher_is_better
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator

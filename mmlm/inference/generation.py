@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from mmlm.data.tokenizers.tokenizer import Tokenizer
-from mmlm.decoding.search import SearchOptions, draw
+from mmlm.decoding.next_tokens import draw
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.experiment.experiment import Experiment
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks.text_generation import begin_decoder

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.multimodal import MultimodalModel
 
 Batch = dict[str, jax.Array]

@@ -16,7 +16,7 @@ from mmlm.data.pipeline import Table
 from mmlm.data.running_text import texts_of
 from mmlm.data.text import Texts
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
-from mmlm.decoding.search import is_any
+from mmlm.decoding.next_tokens import is_any
 from mmlm.evaluation.metrics.language_metrics import masked_row
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import grading, smoke_forms

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from mmlm.data.text import Texts
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
+from mmlm.decoding.next_tokens import is_any
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
-from mmlm.decoding.search import SearchOptions, SearchResult, is_any
+from mmlm.decoding.search import SearchResult
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.tasks import grading
 from mmlm.tasks.base import Grade, Measure

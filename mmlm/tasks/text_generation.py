@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep, combine
-from mmlm.decoding.search import SearchOptions, SearchResult, search
+from mmlm.decoding.search import SearchResult, search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.kv_cache import beam_numbers, cached_step, decode_step, new_cache
 from mmlm.tasks import grading, smoke_forms
 from mmlm.tasks.base import Grade, Measure, Task

@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from mmlm.data.tokenizers.whisper_tokenizer import TIME_PRECISION
 from mmlm.data.transforms.audio import HOP, log_mel_spectrogram
-from mmlm.decoding.search import SearchOptions, SearchResult, search
+from mmlm.decoding.search import SearchResult, search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.decoding.whisper_timestamps import Rules, initial_progress, with_rules
 from mmlm.models.attention import Prompt
 from mmlm.models.kv_cache import cached_step, new_cache

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import mmlm.word_vectors  # noqa: F401 registers its task
 from mmlm import config as configs
 from mmlm.decoding.score_fusion import FusionOptions
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.experiment.experiment import Experiment
 from mmlm.training.optimizers import make_schedule
 from mmlm.utils.errors import UserError

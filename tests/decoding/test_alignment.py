@@ -17,7 +17,7 @@ from mmlm.data.text import Texts
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.tasks.speech import SpeechToText
 
 OPTIONS = SearchOptions('greedy', max_length=S)

@@ -14,7 +14,8 @@ import pytest
 
 from mmlm.decoding import ctc
 from mmlm.decoding.score_fusion import WeightedStep
-from mmlm.decoding.search import SearchOptions, search
+from mmlm.decoding.search import search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.training.losses import ctc_losses
 
 BLANK = 0

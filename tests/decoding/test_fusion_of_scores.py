@@ -16,7 +16,8 @@ from test_search import BOS, EOS, PAD, listed, log_prob, make_step, toy
 from mmlm.decoding import ngram
 from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import FusionOptions, Scorer, WeightedStep, combine
-from mmlm.decoding.search import SearchOptions, search
+from mmlm.decoding.search import search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.utils.errors import UserError
 
 B = 3

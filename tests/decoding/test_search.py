@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmlm.decoding import search as search_lib
-from mmlm.decoding.search import SearchOptions, search
+from mmlm.decoding.next_tokens import nucleus, top_k
+from mmlm.decoding.search import search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.utils.errors import UserError
 
 PAD = 0
@@ -334,7 +335,7 @@ def test_draws_stay_in_the_allowed_set_and_fill_it(kw, allowed):
 def test_nucleus_is_the_smallest_set_of_its_mass():
   logits = np.asarray(jax.random.normal(jax.random.key(0), (20, 1000))) * 3
   for top_p in (0.1, 0.9, 0.999):
-    kept = np.isfinite(search_lib.nucleus(jnp.array(logits), top_p))
+    kept = np.isfinite(nucleus(jnp.array(logits), top_p))
     p = np.asarray(jax.nn.softmax(logits.astype(np.float64), -1))
     mass = np.where(kept, p, 0).sum(-1)
     least = np.where(kept, p, 1).min(-1)
@@ -365,7 +366,7 @@ def test_draws_repeat_with_the_key_and_differ_without_it():
 def test_top_k_is_exact(vocabulary, ties):
   x = jax.random.normal(jax.random.key(vocabulary), (50, vocabulary))
   x = jnp.round(x * 2) if ties else x
-  for ours, theirs in zip(search_lib.top_k(x, 6), jax.lax.top_k(x, 6)):
+  for ours, theirs in zip(top_k(x, 6), jax.lax.top_k(x, 6)):
     np.testing.assert_array_equal(ours, theirs)
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from mmlm.config import complete, default_config
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
-from mmlm.decoding.search import SearchOptions, length_penalty
+from mmlm.decoding.search import length_penalty
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.utils.pytree import flat

@@ -12,7 +12,8 @@ from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.data.tokenizers.train_tokenizer import SPECIAL_PIECES as SPECIALS
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
-from mmlm.decoding.search import SearchOptions, search
+from mmlm.decoding.search import search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.heads import HEADS
 from mmlm.pretrained.gpt2 import END, export_gpt2, gpt2_options, load_gpt2, load_gpt2_tokenizer
 from mmlm.utils.errors import UserError

@@ -15,7 +15,7 @@ from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.decoding import ctc
 from mmlm.decoding.ngram import begin_ngram, train_ngram
 from mmlm.decoding.score_fusion import Fusion, Scorer
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.multimodal import build_model
 from mmlm.tasks import TASKS
 from mmlm.tasks.text_generation import begin_decoder

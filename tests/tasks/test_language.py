@@ -23,7 +23,8 @@ from mmlm.data.running_text import (
 )
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
-from mmlm.decoding.search import SearchOptions, search
+from mmlm.decoding.search import search
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.text_evaluator import Reading, TextEvaluator
 from mmlm.inference.generation import StreamedText, TokenGenerator
 from mmlm.models.embeddings import TokenEmbedding
