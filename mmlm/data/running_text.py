@@ -1,10 +1,13 @@
-"""Running text as sequences of a fixed length: random windows, continuous lanes, packed documents, sliding windows.
+"""Running text as sequences of a fixed length.
 
-A document is learned as a sentence is: its first token is predicted from the begin token, and its last token is
-the end token where ends are learned. The text is all documents, one after another.
+Random windows, continuous lanes, packed documents, or sliding windows.
 
-Each way of cutting it is a plan: the number of a batch -> `Batch` of sequence numbers, and the number of a
-sequence -> the spans of the text in it. Both are pure, so that the position in the data is one number.
+A document is learned as a sentence is: its first token is predicted from the begin token, and its
+last token is the end token where ends are learned. The text is all documents, one after another.
+
+Each way of cutting it is a plan: the number of a batch -> `Batch` of sequence numbers, and the
+number of a sequence -> the spans of the text in it. Both are pure, so that the position in the data
+is one number.
 
 Axes: N tokens of the text, B sequences of a batch, T tokens of a sequence.
 """
@@ -47,7 +50,7 @@ class RunningText:
     texts: of the documents.
     starts: [documents + 1], the first token of each document, and N.
     tokens: [N] int32.
-    places: [N] int32, after how many characters of its document each token ends; an end token is at the end.
+    places: [N] int32, after how many characters of its document each token ends.
     special_tokens: of the vocabulary.
   """
 
@@ -193,10 +196,11 @@ class RandomWindows:
 
 
 class Lanes:
-  """B lanes through the text, each continued from batch to batch; sequence n B + b is batch n of lane b.
+  """B lanes through the text, each continued from batch to batch.
 
-  In each epoch the text is rotated by a random amount, so that lanes begin elsewhere and tokens have
-  other places in their sequences; without `rotate` it is not. Each token is read once in an epoch.
+  Sequence n B + b is batch n of lane b. In each epoch the text is rotated by a random amount, so
+  that lanes begin elsewhere and tokens have other places in their sequences; without `rotate` it is
+  not. Each token is read once in an epoch.
   """
 
   carries_state = True
@@ -268,7 +272,8 @@ class ListedSequences:
   def __len__(self) -> int:
     return self.steps_per_epoch
 
-  @functools.lru_cache(2)  # noqa: B019 a plan lives as long as the process; threads may be in two epochs at once
+  # A plan lives as long as the process; threads may be in two epochs at once.
+  @functools.lru_cache(2)  # noqa: B019
   def _order(self, epoch: int) -> np.ndarray:
     if self.seed is None:
       return np.arange(len(self.sequences))
@@ -318,8 +323,8 @@ def best_fit(spans: list[Span], length: int) -> list[list[Span]]:
 def sliding_windows(begin: int, end: int, length: int, stride: int) -> list[Span]:
   """Returns windows over the tokens begin..end, in which each token is predicted once.
 
-  Except at the beginning, a token is predicted from at least `length - stride` tokens before it. With
-  stride = length windows do not overlap.
+  Except at the beginning, a token is predicted from at least `length - stride` tokens before it.
+  With stride = length windows do not overlap.
   """
   spans = [Span(begin, begin, min(begin + length, end))]
   while spans[-1].stop < end:
@@ -349,8 +354,8 @@ def evaluation_plan(
   Lanes for 'continuous', otherwise windows that slide by `stride` (0 is `length`).
 
   Args:
-    apart: windows do not reach into other documents, and several share a sequence. Without a stream,
-      when examples are sentences, windows do not reach into others either.
+    apart: windows do not reach into other documents, and several share a sequence. Without a
+      stream, when examples are sentences, windows do not reach into others either.
   """
   if stream == 'continuous':
     return Lanes(text, length, batch_size, 0, rotate=False)
@@ -372,9 +377,9 @@ def evaluation_plan(
 class StreamLoader:
   """Loads the sequences of a plan as flat dicts of arrays.
 
-  inputs, target, target_mask [B, T] and weight [B]; where documents share a sequence without seeing each
-  other also segments (0 for padding, then 1, 2, ...) and positions [B, T]; where a state is carried, fresh
-  [B].
+  inputs, target, target_mask [B, T] and weight [B]; where documents share a sequence without seeing
+  each other also segments (0 for padding, then 1, 2, ...) and positions [B, T]; where a state is
+  carried, fresh [B].
 
   Args:
     apart: documents that share a sequence do not see each other.
@@ -461,15 +466,15 @@ def _stream_problems(
     yield f'data.stream={stream!r}: running text is for the task language_model without encoders.'
   if (stream == 'continuous') != (head == 'lstm'):
     yield (
-      f"data.stream={stream!r} with model.head.name={head!r}: 'continuous' is for the head 'lstm', and "
-      'it for that.'
+      f"data.stream={stream!r} with model.head.name={head!r}: 'continuous' is for the head 'lstm', "
+      'and it for that.'
     )
   if stream == 'continuous':
     yield from _lane_problems(config, devices, processes)
   if stream == 'packed' and not data.across and head != 'transformer_decoder':
     yield (
-      f"data.across=False: the head {head!r} cannot keep packed documents apart, 'transformer_decoder' "
-      'can.'
+      f'data.across=False: the head {head!r} cannot keep packed documents apart, '
+      "'transformer_decoder' can."
     )
   if any(data.languages.values()):
     yield (
@@ -491,8 +496,9 @@ def _lane_problems(config: Any, devices: int, processes: int) -> Iterator[str]:
   parts = devices * accumulate
   if batch_size % parts:
     yield (
-      f"train.batch_size={batch_size}: the lanes of data.stream='continuous' keep their states on their "
-      f'devices, choose a multiple of {parts} ({devices} devices times train.accumulate={accumulate}).'
+      f"train.batch_size={batch_size}: the lanes of data.stream='continuous' keep their states on "
+      f'their devices, choose a multiple of {parts} ({devices} devices times '
+      f'train.accumulate={accumulate}).'
     )
   if processes > 1:
     yield (

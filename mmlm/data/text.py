@@ -1,7 +1,7 @@
 """Texts of a data set to token ids and back: Moses' rules of a language around a tokenizer.
 
-Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation is normalised, then words and punctuation
-are separated.
+Moses' rules (Koehn et al. 2007) are those of sacremoses: punctuation is normalised, then words and
+punctuation are separated.
 """
 
 import functools
@@ -98,9 +98,9 @@ def words(text: str, language: str) -> str:
 
 
 class Texts:
-  """The input texts of a task, or its answers: a tokenizer, with Moses' rules of `language` around it.
+  """The input texts of a task, or its answers.
 
-  '' for no rules.
+  A tokenizer with Moses' rules of `language` around it; '' for no rules.
   """
 
   def __init__(self, tokenizer: Tokenizer, language: str = ''):
@@ -112,7 +112,7 @@ class Texts:
     return self.tokenizer.encode_batch(words(text, self.language) for text in texts)
 
   def encode_inputs(self, texts: Sequence[str]) -> list[list[int]]:
-    """Returns what an encoder reads: ids with the end and, for BERT, the begin token; [] for an empty text."""
+    """Returns ids with the end token and, for BERT, the begin token; [] for an empty text."""
     if not any(texts):
       return [[] for _ in texts]
     begin = [self.tokenizer.bos_id] * self.tokenizer.encoder_starts_with_bos
@@ -144,7 +144,7 @@ class Texts:
     return pieces
 
   def surface(self, text: str) -> str:
-    """Returns a decoded text as people write it: words in their usual case, punctuation attached."""
+    """Returns a decoded text with words in their usual case and punctuation attached."""
     if not self.language:
       return text
     return moses_detokenize(self.tokenizer.truecase(text), self.language)

@@ -1,7 +1,7 @@
 """Alignment of tokens with the frames of CTC: the most likely path that writes a text (Viterbi).
 
-Axes: B examples, S frames, V vocabulary, T tokens, U = 2 T + 1 states of a path: the tokens, with a blank
-before, between and behind them.
+Axes: B examples, S frames, V vocabulary, T tokens, U = 2 T + 1 states of a path: the tokens, with a
+blank before, between and behind them.
 """
 
 from typing import NamedTuple
@@ -24,10 +24,10 @@ def align(
   lengths: Array,
   blank: int = 0,
 ) -> Alignment:
-  """Returns the most likely path of each text (Graves 2012, 7.3, with the maximum instead of the sum).
+  """Returns the most likely path of each text (Graves 2012, 7.3, with the maximum for the sum).
 
-  A text needs one frame a token, and one more between equal tokens. Where there are fewer frames, no
-  token has any.
+  A text needs one frame a token, and one more between equal tokens. Where there are fewer frames,
+  no token has any.
 
   Args:
     log_probs: [B, S, V], as `ctc.frame_log_probs` gives them: a masked frame is a certain blank.

@@ -1,9 +1,9 @@
-"""Decoding of CTC: the best path, prefix beam search over frames, and scores of prefixes for a search over tokens.
+"""Decoding of CTC: the best path, prefix beam search, and scores of prefixes for other searches.
 
 The blank is the padding token, which no text contains. Begin and end tokens are never written.
 
-Axes: B examples, K prefixes of an example, R = B * K, S frames, V vocabulary, L = max_length tokens, N
-hypotheses returned.
+Axes: B examples, K prefixes of an example, R = B * K, S frames, V vocabulary, L = max_length
+tokens, N hypotheses returned.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ def frame_log_probs(
   mask: Array,
   options: SearchOptions,
 ) -> Array:
-  """Returns log-probabilities [B, S, V]; a masked frame is a certain blank, which changes no labelling."""
+  """Returns log-probabilities [B, S, V]; a masked frame is a certain blank, which writes
+  nothing.
+  """
   is_blank = jnp.arange(logits.shape[-1]) == options.pad_id
   certain_blank = jnp.where(is_blank, 0.0, LOG_ZERO)
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -89,9 +91,10 @@ def prefix_beam(
 ) -> SearchResult:
   """Returns the most likely labellings (Graves 2012, 7.5.3; Hannun et al. 2014, algorithm 1).
 
-  The probability of a labelling is the sum over its paths. `beam_size` prefixes are kept after each frame;
-  `log_probs` are exact where no prefix was dropped. Hypotheses are sorted by log-probability, to which
-  scorers add theirs for each token and the end. `length_penalty` and `min_length` are not used.
+  The probability of a labelling is the sum over its paths. `beam_size` prefixes are kept after each
+  frame; `log_probs` are exact where no prefix was dropped. Hypotheses are sorted by
+  log-probability, to which scorers add theirs for each token and the end. `length_penalty` and
+  `min_length` are not used.
 
   Args:
     log_probs: [B, S, V], as `frame_log_probs` gives them.
@@ -303,9 +306,9 @@ class _PrefixScores(NamedTuple):
 def prefix_scorer(log_probs: Array, options: SearchOptions) -> tuple[Step, dict[str, Any], bool]:
   """Returns (step, cache, scored) for a search over tokens (Watanabe et al. 2017, algorithm 2).
 
-  The score of a token is log p(prefix with the token) - log p(prefix) under CTC. The probability of a
-  prefix is that of all labellings that begin with it; the end token scores the prefix as the whole
-  labelling. All tokens are scored by one matrix product.
+  The score of a token is log p(prefix with the token) - log p(prefix) under CTC. The probability of
+  a prefix is that of all labellings that begin with it; the end token scores the prefix as the
+  whole labelling. All tokens are scored by one matrix product.
 
   Args:
     log_probs: [B, S, V], as `frame_log_probs` gives them.

@@ -57,8 +57,8 @@ def top_k(
 ) -> tuple[Array, Array]:
   """Returns `lax.top_k` of [R, V]; ties go to the lower index too.
 
-  On the CPU the maxima of blocks are ranked first. Then only the k best blocks, and the tail that fills
-  no block, are searched: twice as fast.
+  On the CPU the maxima of blocks are ranked first. Then only the k best blocks, and the tail that
+  fills no block, are searched: twice as fast.
   """
   size, vocabulary = x.shape
   in_blocks = vocabulary - vocabulary % block
@@ -77,16 +77,16 @@ def top_k(
 
 
 def nucleus(logits: Array, top_p: float) -> Array:
-  """Returns [R, C] with -inf outside the smallest set of most likely entries that has the mass top_p.
+  """Returns [R, C] with -inf outside the smallest set of likely entries that has the mass top_p.
 
-  Equal entries are in it together. The border is found by bisection: sorting takes 20 times as long on
-  the CPU.
+  Equal entries are in it together. The border is found by bisection: sorting takes 20 times as long
+  on the CPU.
   """
   top = logits.max(-1, keepdims=True)
   mass = jax.nn.softmax(logits, -1)
 
   def halve(_: Array, bounds: tuple) -> tuple:
-    # The mass of the entries at or above `low` reaches top_p, that of those at or above `high` does not.
+    # The mass of entries at or above `low` reaches top_p, of those at or above `high` it does not.
     low, high = bounds
     middle = (low + high) / 2
     reaches = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p

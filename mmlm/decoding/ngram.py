@@ -1,7 +1,8 @@
-"""A small n-gram model of token ids as two tables, so that a search looks scores up by indexing alone.
+"""A small n-gram model of token ids as two tables, in which a search looks scores up by index.
 
-Interpolated Witten-Bell (Witten & Bell 1991, method C; Chen & Goodman 1999, 2.5). With n(h) tokens seen
-after the history h, T(h) different ones among them, and h' the history without its first token,
+Interpolated Witten-Bell (Witten & Bell 1991, method C; Chen & Goodman 1999, 2.5). With n(h) tokens
+seen after the history h, T(h) different ones among them, and h' the history without its first
+token,
 
     p(w | h) = (n(h, w) + T(h) p(w | h')) / (n(h) + T(h)),
 

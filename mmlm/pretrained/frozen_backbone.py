@@ -1,4 +1,4 @@
-"""Frozen networks: pictures to grids before the train step, and the grids of a whole split on disk, computed once.
+"""Frozen networks: grids of pictures before the train step, or of a whole split on disk.
 
 Axes: N examples, V variants (as it is; mirrored), B batch, S places of the grid, C channels.
 """
@@ -105,9 +105,9 @@ class FrozenBackbone:
 
 
 class CachedGrids:
-  """A source whose pictures are replaced by all variants of their grids [V, S, C]; `pick_variant` takes one.
+  """A source whose pictures are replaced by all variants of their grids [V, S, C].
 
-  An example without a picture has no grid.
+  `pick_variant` takes one of them. An example without a picture has no grid.
   """
 
   def __init__(self, source: Any, path: pathlib.Path):
@@ -134,7 +134,7 @@ class CachedGrids:
 
 
 def pick_variant(train: bool) -> Callable[[dict, np.random.Generator], dict]:
-  """Returns the op that takes one variant of a cached grid: any in training, the first in evaluation."""
+  """Returns the op that takes a variant of a cached grid: any in training, else the first."""
 
   def op(example: dict, rng: np.random.Generator) -> dict:
     if 'image' not in example:

@@ -1,9 +1,9 @@
-"""GPT-2 (Radford et al. 2019) from a Hugging Face folder, and back: options, tokenizer and parameters of the decoder.
+"""GPT-2 (Radford et al. 2019) from a Hugging Face folder, and back.
 
 The folder holds config.json, model.safetensors, and tokenizer.json or vocab.json with merges.txt.
 
-Its vocabulary has one special token, <|endoftext|>: it begins texts, ends them and fills batches, where it is
-masked. There is no unknown token: byte-level BPE encodes every text.
+Its vocabulary has one special token, <|endoftext|>: it begins texts, ends them and fills batches,
+where it is masked. There is no unknown token: byte-level BPE encodes every text.
 
 Axes: V vocabulary, D width, H heads, E width of a head.
 """
@@ -78,13 +78,14 @@ def _read_config(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
   )
   if not is_readable:
     raise UserError(
-      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no GPT-2 that can be read.'
+      f'{folder}/config.json: model_type {model_type!r} with {activation!r} is no GPT-2 that '
+      'can be read.'
     )
   return folder, config
 
 
 def gpt2_options(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, int]]:
-  """Returns the options of the decoder for the weights `name`, and {'dim', 'max_length'}, for a config."""
+  """Returns options of the decoder for the weights `name`, and {'dim', 'max_length'}."""
   _, config = _read_config(name)
   options = {
     'name': 'transformer_decoder',
@@ -129,8 +130,8 @@ def _read_vocabulary(folder: pathlib.Path) -> tuple[list[str], Merges]:
       merges = _read_merges(folder / 'merges.txt')
   except (OSError, KeyError, ValueError) as error:
     raise UserError(
-      f'{folder}: its vocabulary cannot be read ({error!r}). It is tokenizer.json, or vocab.json and '
-      'merges.txt.'
+      f'{folder}: its vocabulary cannot be read ({error!r}). It is tokenizer.json, or vocab.json '
+      'and merges.txt.'
     ) from None
   pieces = sorted(ids, key=ids.get)
   numbers = [ids[piece] for piece in pieces]
@@ -298,7 +299,7 @@ def export_gpt2(
 
 
 def _check_decoder(head: Any) -> str:
-  """Returns Hugging Face's name of the activation; UserError unless the decoder is shaped as a GPT-2."""
+  """Returns Hugging Face's name of the activation; UserError for another shape than GPT-2's."""
   wrong = {}
   for name, value in SHAPE_OF_GPT2.items():
     actual = getattr(head, name, None)
@@ -326,8 +327,8 @@ def _check_tokenizer(tokenizer: Tokenizer) -> None:
     )
   if tokenizer.kind == 'gpt2' and tokenizer.special_tokens == DEFAULT_SPECIAL_TOKENS:
     raise UserError(
-      'tokenizer: this run was made by an earlier version, which re-ordered the vocabulary of GPT-2. '
-      'Export it with that version, or train again.'
+      'tokenizer: this run was made by an earlier version, which re-ordered the vocabulary of '
+      'GPT-2. Export it with that version, or train again.'
     )
 
 

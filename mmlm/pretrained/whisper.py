@@ -1,4 +1,4 @@
-"""Whisper from a Hugging Face folder, or from `model.bin` of CTranslate2 in a folder or package: sizes, tokenizer, parameters.
+"""Whisper from a Hugging Face folder, or from `model.bin` of CTranslate2 in a folder or package.
 
 Axes: V vocabulary, W width, M mel bands, C channels.
 """
@@ -50,7 +50,7 @@ CROSS = {
   'cross_attention/out': 'encoder_attn.out_proj',
   'cross_norm': 'encoder_attn_layer_norm',
 }
-# CTranslate2's name below layer_N: Hugging Face's, several where one matrix holds them one below the other.
+# CTranslate2's name below layer_N: Hugging Face's, several where one matrix stacks them.
 FUSED = {
   'self_attention/layer_norm': ['self_attn_layer_norm'],
   'self_attention/linear_0': [f'self_attn.{x}_proj' for x in 'qkv'],
@@ -206,9 +206,9 @@ def load_encoder(name: str) -> dict[str, Any]:
 
 
 def load_whisper(name: str) -> tuple[Sizes, dict[str, Any], WhisperTokenizer]:
-  """Loads sizes, parameters {'encoder', 'decoder'} of `encoder_of` and `decoder_of`, and the tokenizer.
+  """Loads sizes, parameters and tokenizer.
 
-  Parameters are numpy float32.
+  Parameters are {'encoder': of `encoder_of`, 'decoder': of `decoder_of`}, numpy float32.
 
   Raises:
     UserError: a file is damaged or of another kind of model, or a variable is missing, unknown or
@@ -387,7 +387,7 @@ def _weight_shape(name: str, width: int, ffn_dim: int) -> Shape:
 
 
 def _params(part: str, sizes: Sizes, state: State) -> State:
-  """Returns {path below the part: array} of the encoder or the decoder; removes them from `state`."""
+  """Returns {path below the part: array} of a part; removes its variables from `state`."""
 
   def take(name: str) -> np.ndarray:
     return state.pop(f'{part}.{name}').astype(np.float32)
@@ -426,7 +426,7 @@ def _encoder_inputs(take: Take, width: int) -> State:
 
 
 def _leaves(take: Take, name: str, ours: str, heads: int) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the leaves of a norm, or of a matrix [out, in] of the file, attention split into heads."""
+  """Yields the leaves of a norm, or of a matrix [out, in], attention split into heads."""
   if ours.endswith('norm'):
     yield 'scale', take(f'{name}.weight')
     yield 'bias', take(f'{name}.bias')

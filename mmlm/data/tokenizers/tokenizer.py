@@ -1,4 +1,4 @@
-"""The tokenizer of a run, saved with it: one JSON file holds all that is needed to encode and decode.
+"""The tokenizer of a run, saved with it as one JSON file.
 
 Kinds that are trained here (see train_tokenizer.py): 'bpe', 'subword', 'unigram', 'word', 'char'.
 Kinds that come with a pretrained model keep its ids: 'wordpiece' (BERT), 'gpt2'.
@@ -38,7 +38,7 @@ class Tokenizer:
     casing: dict[str, str] | None = None,
     special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS,
   ):
-    """Builds a tokenizer from `text`, the content of a tokenizer.json of the library `tokenizers`."""
+    """Builds from `text`, the content of a tokenizer.json of the library `tokenizers`."""
     self.kind = kind
     self.casing = casing or {}
     self.special_tokens = special_tokens
@@ -98,7 +98,7 @@ class Tokenizer:
 
   @property
   def lossless(self) -> bool:
-    """Returns whether decoding restores a text, except spaces at its ends and unknown characters."""
+    """Returns whether decoding restores texts, except outer spaces and unknown characters."""
     normalizer = json.dumps(self.to_dict()['normalizer'])
     return self.kind in LOSSLESS_KINDS and 'Lowercase' not in normalizer
 

@@ -1,11 +1,11 @@
 """Trains a tokenizer on texts.
 
-Kinds: 'bpe' (byte-level, encodes every text), 'subword' (BPE within words between spaces, Sennrich et
-al. 2016), 'unigram' (Kudo 2018), 'word' (split at spaces and punctuation), 'char'.
-Ids 0 to 3 are the special tokens.
+Kinds: 'bpe' (byte-level, encodes every text), 'subword' (BPE within words between spaces, Sennrich
+et al. 2016), 'unigram' (Kudo 2018), 'word' (split at spaces and punctuation), 'char'. Ids 0 to 3
+are the special tokens.
 
-An `exact` tokenizer restores texts: 'char' and 'bpe' keep every space and line end, 'word' keeps what
-stands between spaces.
+An `exact` tokenizer restores texts: 'char' and 'bpe' keep every space and line end, 'word' keeps
+what stands between spaces.
 """
 
 import collections

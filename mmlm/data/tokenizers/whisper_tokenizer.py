@@ -1,7 +1,7 @@
-"""Whisper's tokenizer (Radford et al. 2022, 2.3): byte-level BPE with tokens for languages, tasks and timestamps.
+"""Whisper's tokenizer (Radford et al. 2022, 2.3): byte-level BPE, languages, tasks, timestamps.
 
-Ids: text, the end of the transcript, the special tokens, then the timestamps <|0.00|>, <|0.02|>, ... up to
-the end of the vocabulary. Names are those of openai/whisper.
+Ids: text, the end of the transcript, the special tokens, then the timestamps <|0.00|>, <|0.02|>,
+... up to the end of the vocabulary. Names are those of openai/whisper.
 """
 
 import functools
@@ -21,7 +21,7 @@ TIME_PRECISION = 0.02  # seconds between two timestamps
 TIMESTAMPS = 1501  # 0 to 30 seconds
 ENGLISH_ONLY_EOT = 50256  # the end of the transcript in GPT-2's vocabulary
 TASKS = ('transcribe', 'translate')
-# Annotations of what is not spoken: each is suppressed, with a space before it or not, if it is one token.
+# Annotations of what is not spoken: suppressed, with a space before or not, if it is one token.
 SYMBOLS = (
   *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
   *('<<', '>>', '<<<', '>>>', '--', '---', '-(', '-[', "('", '("'),

@@ -1,12 +1,13 @@
 """Reader of CTranslate2's `model.bin`, which may lie in several parts, one after another.
 
-All numbers are little-endian. The file is: u32 version; the name of its kind; u32 revision; u32 count of variables; for each its name, u8
-rank, rank x u32 shape, u8 type, u32 bytes, the values; u32 count of aliases, each two names. A name is a u16 length with the final NUL,
-then its bytes.
+All numbers are little-endian. The file is: u32 version; the name of its kind; u32 revision; u32
+count of variables; for each its name, u8 rank, rank x u32 shape, u8 type, u32 bytes, the values;
+u32 count of aliases, each two names. A name is a u16 length with the final NUL, then its bytes.
 """
 
 import contextlib
 import math
+import pathlib
 import struct
 from typing import NamedTuple
 
@@ -25,28 +26,24 @@ class Contents(NamedTuple):
 
 
 class _Parts:
-  """Files read as if they were one; what is read says what it was wanted for."""
+  """Reads several files as one; `place` names what is being read, for messages."""
 
   def __init__(self, files: list):
     self.files = files
     self.place = 'its first number'
 
-  def fill(self, buffer: memoryview):
+  def fill(self, buffer: memoryview) -> None:
     """Reads as many bytes as the buffer has, from as many files as it takes."""
     while len(buffer):
-      if self.files:
-        found = self.files[0].readinto(buffer)
-      else:
-        found = 0
-      if not found and not self.files:
+      count = self.files[0].readinto(buffer) if self.files else 0
+      if not self.files:
         raise ValueError(
-          f'it ends within {self.place}, {len(buffer)} bytes before its end: a part is cut or missing'
+          f'it ends within {self.place}, {len(buffer)} bytes before its end: a part is cut or '
+          'missing'
         )
-      if found:
-        self.files = self.files
-      else:
+      if count == 0:
         self.files = self.files[1:]
-      buffer = buffer[found:]
+      buffer = buffer[count:]
 
   def numbers(self, form: str) -> tuple:
     data = bytearray(struct.calcsize('<' + form))
@@ -81,21 +78,16 @@ def _read(parts: _Parts) -> Contents:
   _, count = parts.numbers('II')
   variables = dict(parts.variable() for _ in range(count))
   parts.place = 'the aliases at its end'
-  return Contents(
-    kind,
-    variables,
-    dict(
-      (
-        parts.name(),
-        parts.name(),
-      )
-      for _ in range(parts.numbers('I')[0])
-    ),
-  )
+  aliases = {}
+  (number,) = parts.numbers('I')
+  for _ in range(number):
+    alias = parts.name()
+    aliases[alias] = parts.name()
+  return Contents(kind, variables, aliases)
 
 
-def read_model(*paths) -> Contents:
-  """All variables of a file, or of the parts of one in their order; nothing is held twice.
+def read_model(*paths: str | pathlib.Path) -> Contents:
+  """Reads all variables of a file, or of its parts in their order; nothing is held twice.
 
   Raises:
     UserError: no such file, a truncated, damaged or foreign one.

@@ -1,12 +1,13 @@
 """Reader of PyTorch's old checkpoint format (before 1.6, not zip); runs nothing from the file.
 
-The file is five pickles (magic number, protocol, system facts, the object, list of storage keys), then for
-each key, in order, the storage: an int64 count of elements and the raw elements. Unpickling makes plain
-records only; arrays are cut from the storages afterwards.
+The file is five pickles (magic number, protocol, system facts, the object, list of storage keys),
+then for each key, in order, the storage: an int64 count of elements and the raw elements.
+Unpickling makes plain records only; arrays are cut from the storages afterwards.
 """
 
 import collections
 import math
+import pathlib
 import pickle
 from typing import Any, BinaryIO
 
@@ -67,7 +68,7 @@ def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
 
 
 def _cut(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
-  """A copy: numpy refuses a view that leaves its buffer, and none of untrusted strides leaves this function."""
+  """Returns a copy: numpy refuses a view that leaves its buffer, and no such view is returned."""
   values = storages[tensor.storage.key]
   shape = tensor.shape
   if math.prod(shape) > len(values):  # numbers repeated by strides of 0
@@ -96,8 +97,8 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
   return {name: _cut(t, storages) for name, t in tensors.items()}
 
 
-def read_state_dict(path) -> dict[str, np.ndarray]:
-  """Tensors by name, of a state dict saved by `torch.save` in the old format.
+def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads {name: array} of a state dict saved by `torch.save` in the old format.
 
   Raises:
     UserError: no such file, a damaged or foreign one, or one that wants more than tensors.
