@@ -17,6 +17,8 @@ def generate(options: flags.Generate) -> list[str]:
   search_options = generation.search_options(
     experiment, options.temperature, options.top_k, options.top_p
   )
+  tokenizer = experiment.data.tokenizer
+  assert tokenizer is not None
   prompt = generation.encode_prompt(experiment, options.prompt)
   params, _ = language_params(experiment)
   params = jax.tree.map(jnp.asarray, params)
@@ -28,7 +30,7 @@ def generate(options: flags.Generate) -> list[str]:
     if options.num > 1:
       print(f'--- {number} of {options.num}')
     print(options.prompt, end='', flush=True)
-    streamed = generation.StreamedText(experiment.data.tokenizer, prompt[1:])
+    streamed = generation.StreamedText(tokenizer, prompt[1:])
     text = options.prompt
     for token in generator(prompt, key, options.max_length):
       piece = streamed(token)

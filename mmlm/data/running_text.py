@@ -148,8 +148,12 @@ class Plan(Protocol):
   """Which spans of the text are in which batch."""
 
   steps_per_epoch: int
-  examples_per_step: float
   carries_state: bool  # a model carries its state from a batch to the next one
+
+  @property
+  def examples_per_step(self) -> float:
+    """The examples of a step, on average."""
+    ...
 
   def __getitem__(self, number: int) -> Batch:
     """Returns the numbers of the sequences of a batch."""

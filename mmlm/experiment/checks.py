@@ -7,12 +7,12 @@ from mmlm.data.text import check_language
 from mmlm.evaluation.metrics import METRICS
 from mmlm.experiment.data import ctc_labels_of
 from mmlm.models.encoders import ENCODERS
-from mmlm.parallel import Parallel
+from mmlm.parallel.strategies import Strategy
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
 
 
-def check_config(config: Any, task: Any, parallel: Parallel) -> None:
+def check_config(config: Any, task: Any, parallel: Strategy) -> None:
   """Checks that the parts of a completed config go together.
 
   Raises:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ from mmlm.experiment.tokenization import load_or_train_tokenizer
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.models.heads import HEADS
-from mmlm.parallel import Parallel, local_mesh
+from mmlm.parallel import local_mesh
+from mmlm.parallel.strategies import Strategy
 from mmlm.pretrained.frozen_backbone import FrozenBackbone, pick_variant
 from mmlm.utils.errors import UserError
 from mmlm.utils.watchdog import Watch
@@ -102,7 +103,7 @@ class ExperimentData:
     config: Any,
     folder: Any,
     task: Any,
-    parallel: Parallel,
+    parallel: Strategy,
     cache: DataCache | None = None,
     replaced_texts: ReplacedTexts | None = None,
     share: bool = False,
@@ -138,6 +139,7 @@ class ExperimentData:
 
   def _read_running_text(self, split: str) -> RunningText:
     data = self.config.data
+    assert self.tokenizer is not None
     text = read_running_text(
       self.source(split), self.tokenizer, data.ends, split, data.languages.target
     )
@@ -210,8 +212,9 @@ class ExperimentData:
   def texts(self) -> TextSides:
     """What encodes inputs, and what encodes and decodes answers."""
     languages = self.config.data.languages
-    inputs = Texts(self.tokenizer, languages.text)
-    outputs = Texts(self.tokenizer, languages.target)
+    tokenizer: Any = self.tokenizer  # None for a task that reads and writes no text
+    inputs = Texts(tokenizer, languages.text)
+    outputs = Texts(tokenizer, languages.target)
     return TextSides(inputs, self.task.outputs(self.config.model.head, outputs))
 
   # Tables of examples
@@ -417,7 +420,7 @@ class ExperimentData:
     )
 
   def _make_loader(
-    self, source: Any, table: Table, ops: Sequence, batch_size: int, **options: Any
+    self, source: Any, table: Table, ops: list, batch_size: int, **options: Any
   ) -> Loader:
     options.setdefault('part', self.parallel.part)
     return Loader(

@@ -120,6 +120,7 @@ def _language_model_scorer(
 def _check_language_model(data: ExperimentData, search: SearchOptions, run: Any, name: str) -> None:
   """Raises UserError where a language model cannot score the hypotheses of an experiment."""
   key = f'decoding.language_model={name}'
+  assert data.tokenizer is not None
   if not run.task.continues_text(run.modalities):
     raise UserError(
       f'{key}: its task is {run.config.task} and it reads {", ".join(run.modalities)}: '

@@ -170,7 +170,7 @@ class Experiment:
       **changes: override config.decoding.
     """
     search, fusion = self.search_options(**changes)
-    task = self.task
+    task: Any = self.task
     if align and ctc_labels_of(self.config.model.head):
       task = dataclasses.replace(task, align=True)
     if around:

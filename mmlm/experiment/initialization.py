@@ -230,7 +230,7 @@ def moments(batches: Iterable[dict], modalities: list[str]) -> dict[str, dict]:
   Returns:
     {modality: {'mean': [C], 'deviation': [C]}} in float32; a deviation of 0 is replaced by 1.
   """
-  sums = dict.fromkeys(modalities, 0.0)
+  sums: dict[str, Any] = dict.fromkeys(modalities, 0.0)
   for batch in batches:
     for modality in modalities:
       mask = batch[f'{modality}_mask'] & (batch['weight'] > 0)[:, None]

@@ -1,7 +1,7 @@
 """What the training of an experiment needs: batches, step, schedule and validation."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -20,20 +20,11 @@ from mmlm.utils.errors import UserError
 from mmlm.utils.watchdog import Watch
 
 
-class Plan(Protocol):
-  """Which examples are in which batch of a training."""
-
-  steps_per_epoch: int
-  examples_per_step: float
-
-  def __getitem__(self, number: int) -> batching.Batch: ...
-
-
 class TrainingData(NamedTuple):
   """The batches of a training split."""
 
-  plan: Plan
-  loader: Callable[[int, batching.Batch], dict]
+  plan: Any  # number of a batch -> batching.Batch
+  loader: Any  # (number of a batch, batching.Batch) -> its arrays
   ids: Callable[[int], list[str]]  # number of a batch -> ids of its examples
   size: str  # for messages
 
@@ -89,7 +80,8 @@ def _first_state(experiment: Experiment, params: Any, options: StepOptions) -> T
   config = experiment.config
   carry = ()
   if config.data.stream == 'continuous':
-    carry = experiment.task.first_carry(experiment.model, config.train.batch_size)
+    task: Any = experiment.task  # a language model
+    carry = task.first_carry(experiment.model, config.train.batch_size)
   averages = config.optimizer.average_after > 0
   return initial_state(params, options, config.seed, carry, averages)
 
@@ -138,7 +130,7 @@ def _running_text(experiment: Experiment, split: str) -> TrainingData:
 # Steps
 
 
-def _steps(config: ConfigDict, plan: Plan, key: str, total: int | None = None) -> int:
+def _steps(config: ConfigDict, plan: Any, key: str, total: int | None = None) -> int:
   """Returns a duration of config.train in steps.
 
   Args:
@@ -149,7 +141,7 @@ def _steps(config: ConfigDict, plan: Plan, key: str, total: int | None = None) -
   )
 
 
-def _schedule(config: ConfigDict, plan: Plan, total: int) -> loop.Schedule:
+def _schedule(config: ConfigDict, plan: Any, total: int) -> loop.Schedule:
   return loop.Schedule(
     total=total,
     log_every=max(1, _steps(config, plan, 'log_every', total)),
@@ -159,7 +151,7 @@ def _schedule(config: ConfigDict, plan: Plan, total: int) -> loop.Schedule:
   )
 
 
-def _learning_rate(config: ConfigDict, plan: Plan) -> Callable:
+def _learning_rate(config: ConfigDict, plan: Any) -> Callable:
   """Returns step -> learning rate."""
   total = _steps(config, plan, 'duration')
   return make_schedule(config.optimizer, total, plan.examples_per_step, plan.steps_per_epoch)

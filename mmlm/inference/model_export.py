@@ -229,7 +229,7 @@ def _write_function(
 
   platforms = platforms or [jax.default_backend()]
   exported, batch_size = _export_function(fn_of_names, weights, batch, platforms)
-  run_dir.write_atomic(path, exported.serialize())
+  run_dir.write_atomic(path, bytes(exported.serialize()))
   difference = 0.0
   if jax.default_backend() in exported.platforms:
     sizes = [len(batch['weight']), 1] if batch_size == ANY else [batch_size]
@@ -266,7 +266,7 @@ def _export_function(fn: Function, weights: dict, batch: dict, platforms: list[s
     return jax_export.export(jax.jit(fn), platforms=platforms)(*arguments)
 
   try:
-    return _Exported(export_for(jax_export.symbolic_shape('b')), ANY)
+    return _Exported(export_for(tuple(jax_export.symbolic_shape('b'))), ANY)
   except Exception:  # whatever a function that needs a number raises
     size = len(batch['weight'])
     return _Exported(export_for((size,)), size)

@@ -5,7 +5,7 @@ A new family is one file in this folder and one line in FAMILIES.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from mmlm.data.tokenizers.tokenizer import Tokenizer
 from mmlm.pretrained.bert import load_bert, load_wordpiece
@@ -18,7 +18,7 @@ from mmlm.utils.errors import UserError
 class HasFamily(Protocol):
   """An encoder or a head class."""
 
-  family: str
+  family: ClassVar[str]
 
 
 @dataclasses.dataclass(frozen=True)
