@@ -76,15 +76,17 @@ def _of_fold(
     )
     params = params_of(experiment, loader)[0]
 
+  task: Any = experiment.task
+
   @jax.jit
   def answer(params: dict, batch: dict) -> jax.Array:
-    return experiment.task.answer(experiment.model, params, batch, None, None)['outputs']
+    return task.answer(experiment.model, params, batch, None, None)['outputs']
 
   shares = []
   for noisy in _draws(batch, experiment.config, params):
     shares.append(_share_right(answer(params, noisy), batch))
   utterances = int(batch['label_mask'].sum())
-  return np.mean(shares) * utterances, utterances
+  return float(np.mean(shares)) * utterances, utterances
 
 
 def _share_right(scores: np.ndarray, batch: dict) -> float:

@@ -329,7 +329,10 @@ def results_page(results: dict[str, Results], tables: dict | None = None) -> str
   page = _HEAD
   for name in sorted(results.keys() | tables.keys()):
     rows = results.get(name, [])
-    not_run = _not_run(*tables[name], rows) if name in tables else []
+    not_run = []
+    if name in tables:
+      table, rows_of_table = tables[name]
+      not_run = _not_run(table, rows_of_table, rows)
     page += f'\n## {name}\n\n{result_table(rows, not_run)}'
     if rows:
       definitions = dict.fromkeys(f'- {row["metric"]}: {row["definition"]}\n' for row in rows)

@@ -7,9 +7,13 @@ import random
 import jiwer
 import numpy as np
 import pytest
-from program import done, write_jsonl
+from program import write_jsonl
 from test_audio import encoded, tone
 
+from mmlm.cli import flags
+from mmlm.cli.evaluate import evaluate
+from mmlm.cli.predict import predict
+from mmlm.cli.train import train
 from mmlm.evaluation.metrics import METRICS, higher_is_better, speech_metrics
 from mmlm.evaluation.metrics.speech_metrics import (
   KINDS,
@@ -226,7 +230,7 @@ def test_speakers_add_up_to_the_whole():
   )
 
 
-def test_an_evaluation_of_speech_tells_speakers_errors_and_speed(tmp_path):
+def test_an_evaluation_of_speech_reports_speakers_errors_and_speed(tmp_path, capsys):
   rows = []
   for i in range(24):
     (tmp_path / f'{i}.flac').write_bytes(
@@ -237,15 +241,12 @@ def test_an_evaluation_of_speech_tells_speakers_errors_and_speed(tmp_path):
   mine = write_jsonl(tmp_path / 'mine.jsonl', rows)
   folder = tmp_path / 'run'
   (tmp_path / 'config.py').write_text(CONFIG)
-  done(
-    'train',
-    f'{tmp_path}/config.py:{mine}',
-    '--workdir',
-    folder,
-    f'--config.data.dir={tmp_path / "data"}',
-  )
-  said = done('evaluate', folder)
-  assert 'substitutions' in said and 'real-time factor' in said and 'WER' in said
+  spec = f'{tmp_path}/config.py:{mine}'
+  settings = {'data.dir': str(tmp_path / 'data')}
+  train(flags.Train(config=spec, workdir=str(folder), settings=settings))
+  evaluate(flags.Evaluate(run=str(folder)))
+  output = capsys.readouterr().out
+  assert 'substitutions' in output and 'real-time factor' in output and 'WER' in output
   score = read_json(next((folder / 'scores').glob('*.json')))
   assert score['audio_seconds'] == pytest.approx(
     sum(0.2 + 0.02 * (i % 5) for i in range(24)), abs=0.01
@@ -267,14 +268,13 @@ def test_an_evaluation_of_speech_tells_speakers_errors_and_speed(tmp_path):
     and 'speaker' not in predictions[0]
   )
   # A sound, and a folder of sounds, can be asked without a manifest.
-  assert done('predict', folder, '--input', tmp_path / '1.flac') == '1.flac\tso high\n'
+  predict(flags.Predict(run=str(folder), input=str(tmp_path / '1.flac')))
+  assert capsys.readouterr().out == '1.flac\tso high\n'
   (tmp_path / 'some' / 'more').mkdir(parents=True)
   for name in ('b.flac', 'more/a.WAV'):
     (tmp_path / 'some' / name).write_bytes(encoded(tone(200, 0.2)))
-  assert (
-    done('predict', folder, '--input', tmp_path / 'some')
-    == 'b.flac\ta low tone\nmore/a.WAV\ta low tone\n'
-  )
+  predict(flags.Predict(run=str(folder), input=str(tmp_path / 'some')))
+  assert capsys.readouterr().out == 'b.flac\ta low tone\nmore/a.WAV\ta low tone\n'
 
 
 @pytest.mark.parametrize(
