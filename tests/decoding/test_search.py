@@ -125,6 +125,22 @@ def test_brute_force_with_min_length_and_too_few_sequences():
   assert np.all(np.isneginf(result.scores[:, 12:])) and np.all(result.tokens[:, 12:] == PAD)
 
 
+def test_any_of_several_end_tokens_ends_a_hypothesis():
+  """Only the word 3 is left: a wide beam ranks all its repetitions with either end."""
+  options = SearchOptions(
+    max_length=3, beam_size=12, n_best=7, length_penalty=0.0, eos_ids=(EOS, 4)
+  )
+  result = run(toy(0, 3), options)
+  for b in range(3):
+    ended = [(3,) * n + (end,) for n in range(3) for end in (EOS, 4)]
+    expected = sorted(ended, key=lambda tokens: -log_prob(toy(0, 3), b, tokens))
+    assert listed(result, b) == [*expected, (3, 3, 3)]
+  greedy = run(toy(0, 3), SearchOptions('greedy', max_length=7, eos_ids=(EOS, 4)))
+  for b in range(3):
+    (tokens,) = listed(greedy, b)
+    assert not {EOS, 4} & set(tokens[:-1])
+
+
 @pytest.mark.parametrize(
   'options',
   [
