@@ -7,8 +7,9 @@ import pathlib
 
 from mmlm.tasks.base import Pipeline, Task
 from mmlm.tasks.label_prediction import Classification, Regression
-from mmlm.tasks.language_modeling import LanguageModel, MaskedLanguageModel
-from mmlm.tasks.speech import Recognition, SpeechTranslation
+from mmlm.tasks.language_modeling import LanguageModel
+from mmlm.tasks.masked_language_modeling import MaskedLanguageModel
+from mmlm.tasks.speech_to_text import Recognition, SpeechTranslation
 from mmlm.tasks.text_generation import Captioning, Translation
 from mmlm.utils.run_dir import read_json
 

@@ -107,13 +107,13 @@ class Task:
 
   def smoke(self, config: ConfigDict) -> ConfigDict:
     """Returns the small form of a config: generated data, small parts, seconds on a CPU."""
-    raise NotImplementedError(f'{type(self).__name__}.smoke')
+    raise NotImplementedError
 
   # What reports ask
 
   def grade(self, predictions: list[dict]) -> list[Grade]:
     """Returns the grade of each prediction of a file, by `measure`."""
-    raise NotImplementedError(f'{type(self).__name__}.grade')
+    raise NotImplementedError
 
   def displayed(self, prediction: dict) -> dict:
     """Returns a prediction as reports show it."""
@@ -123,21 +123,25 @@ class Task:
 
   def outputs(self, head: ConfigDict, texts: Texts) -> Any:
     """Returns what encodes and decodes the answers, by the head's options."""
-    raise NotImplementedError(f'{type(self).__name__}.outputs')
+    raise NotImplementedError
 
   def texts_to_learn(self, source: Sequence[dict]) -> dict[str, list[str]]:
     """Returns the texts that a tokenizer is trained on: {'text': [...], 'target': [...]}."""
-    raise NotImplementedError(f'{type(self).__name__}.texts_to_learn')
+    raise NotImplementedError
 
   def table(
-    self, source: Sequence[dict], inputs: Texts, outputs: Any, with_targets: bool = True
+    self,
+    source: Sequence[dict],
+    inputs: Texts,
+    outputs: Any,
+    with_targets: bool = True,
   ) -> Table:
     """Returns the encoded examples of a source; without targets, one entry an example."""
-    raise NotImplementedError(f'{type(self).__name__}.table')
+    raise NotImplementedError
 
   def references(self, example: dict) -> list[list[str]]:
     """Returns the reference answers of each part of an example; most tasks have one part."""
-    raise NotImplementedError(f'{type(self).__name__}.references')
+    raise NotImplementedError
 
   # Training and prediction
 
@@ -154,21 +158,29 @@ class Task:
     Args:
       rng: key of the dropout masks; None trains without dropout.
     """
-    raise NotImplementedError(f'{type(self).__name__}.loss')
+    raise NotImplementedError
 
   def losses(
-    self, model: MultimodalModel, params: dict, batch: Batch
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
   ) -> tuple[jax.Array, jax.Array]:
     """Returns loss and weight of each example, [B] and [B], without dropout."""
-    raise NotImplementedError(f'{type(self).__name__}.losses')
+    raise NotImplementedError
 
   def summary(self, loss: float) -> dict[str, float]:
     """Returns the scores of validation that follow from the mean loss, which is one of them."""
-    raise NotImplementedError(f'{type(self).__name__}.summary')
+    raise NotImplementedError
 
-  def forward(self, model: MultimodalModel, params: dict, batch: Batch) -> dict[str, jax.Array]:
+  def forward(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+  ) -> dict[str, jax.Array]:
     """Returns the outputs of the model for a batch, as `export` writes them."""
-    raise NotImplementedError(f'{type(self).__name__}.forward')
+    raise NotImplementedError
 
   def answer(
     self,
@@ -180,7 +192,7 @@ class Task:
     fusion: Fusion = NO_FUSION,
   ) -> dict[str, jax.Array]:
     """Returns arrays with the answers for a batch; `read` makes predictions of them."""
-    raise NotImplementedError(f'{type(self).__name__}.answer')
+    raise NotImplementedError
 
   def read(self, answer: dict, outputs: Any) -> list[dict]:
     """Returns the predictions of one example, one for each of its parts.
@@ -188,4 +200,4 @@ class Task:
     Args:
       answer: the arrays of `answer` at the example's position in the batch.
     """
-    raise NotImplementedError(f'{type(self).__name__}.read')
+    raise NotImplementedError

@@ -9,7 +9,12 @@ from mmlm.tasks.base import Grade
 NO_BREAK = '\N{NO-BREAK SPACE}'
 
 
-def grade_texts(predictions: list[dict], metric: str, label: str, digits: int) -> list[Grade]:
+def grade_texts(
+  predictions: list[dict],
+  metric: str,
+  label: str,
+  digits: int,
+) -> list[Grade]:
   """Grades texts by a metric of single sentences.
 
   Args:

@@ -1,11 +1,12 @@
-"""Labels out of anything: a class or a number for an example, or for each of its parts (the utterances of a video).
+"""Label prediction: a class or a number for an example, or for each of its parts.
 
+The parts of an example are, for instance, the utterances of a video.
 Axes: B batch, T labels of an example (1, or its parts), C classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,17 @@ from ml_collections import ConfigDict
 from mmlm.data.labels import Classes, Range
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion
+from mmlm.decoding.search_options import SearchOptions
+from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import grading, smoke_forms
-from mmlm.tasks.base import Grade, Measure, Task
+from mmlm.tasks.base import Batch, Grade, Measure, Task
+from mmlm.tasks.text_generation import dropout_keys
 from mmlm.utils.errors import UserError
 
 
 def labels_of(example: dict) -> list:
-  """The labels of an example, as the source has them; [] without any."""
+  """Returns the labels of an example as the source has them; [] without any."""
   label = example.get('label', [])
   if isinstance(label, list | tuple | np.ndarray):
     return list(label)
@@ -31,11 +36,13 @@ def labels_of(example: dict) -> list:
 
 @dataclass(frozen=True)
 class LabelPrediction(Task):
+  """Predicts labels; its subclasses choose the head that does."""
+
   metrics: tuple[str, ...] = ()
   heads: tuple[str, ...] = ()
   answers: str = 'label'
 
-  verb: ClassVar[str] = 'Predict'
+  verb = 'Predict'
 
   def removable(self, modalities: Sequence[str]) -> list[str]:
     """Returns all modalities of a model that reads several: a text may be removed too."""
@@ -43,122 +50,139 @@ class LabelPrediction(Task):
       return list(modalities)
     return super().removable(modalities)
 
-  def outputs(self, head, texts: Texts) -> Classes | Range:
-    """What reads and writes labels, by the options of the head."""
-    each = head.pool == 'each'
-    if head.name == 'classifier':
-      return Classes(head.classes, each)
-    return Range(head.low, head.high, each)
+  def texts_to_learn(self, source: Sequence[dict]) -> dict[str, list[str]]:
+    texts = []
+    for i in range(len(source)):
+      text = source[i].get('text')
+      if isinstance(text, str):
+        texts.append(text)
+    return {'text': texts, 'target': []}
 
-  def texts_to_learn(self, source) -> dict[str, list[str]]:
-    return {
-      'text': [text for i in range(len(source)) if isinstance(text := source[i].get('text'), str)],
-      'target': [],
-    }
+  def table(
+    self,
+    source: Sequence[dict],
+    inputs: Texts,
+    outputs: Classes | Range,
+    with_targets: bool = True,
+  ) -> Table:
+    """Returns an entry for each example.
 
-  def table(self, source, inputs: Texts, outputs, with_targets: bool = True) -> Table:
-    """One row an example; labels are read where they are wanted, so that a user may ask without knowing them."""
+    Raises:
+      UserError: targets are needed, and an example has no label or not one for each part.
+    """
     ids = []
     texts = []
     labels = []
     parts = []
-    for example in (source[i] for i in range(len(source))):
-      found = labels_of(example)
+    for i in range(len(source)):
+      example = source[i]
+      names = [example['id']]
       if outputs.each:
         names = example.get('parts', [])
-      else:
-        names = [example['id']]
-      if with_targets and (not found or len(found) != len(names)):
-        if outputs.each:
-          hint = f" for its {len(names)} parts (model.head.pool='each')"
-        else:
-          hint = ': give it one'
-        raise UserError(
-          f'{example["id"]} has {len(found) or "no"} label{"s" * (len(found) > 1)}{hint}.'
-        )
       ids.append(example['id'])
-      texts.append(
-        text if isinstance(text := example.get('text', ''), str) else ''
-      )  # else features
-      parts.append(list(map(str, names)))
-      labels.append(
-        [outputs.encode(label, part) for label, part in zip(found, names)]
-        if with_targets
-        else [0] * len(names)
-      )
-    return Table(
-      ids,
-      np.arange(len(ids)),
-      [[]] * len(ids),
-      inputs.encode_inputs(texts),
-      labels,
-      parts if outputs.each else [],
-    )
-
-  def loss(self, model, params, batch, label_smoothing=0.0, rng=None):
-    """Sum of the losses and of their weights (labels), for training; dropout is on when there is a key `rng`."""
-    losses, weights = self._losses(model, params, batch, label_smoothing, rng)
-    return losses.sum(), weights.sum()
-
-  def forward(self, model, params, batch) -> dict:
-    """{'outputs'}: logits [B, T, C] or numbers [B, T]."""
-    return {'outputs': model.apply({'params': params}, batch, None)}
-
-  def losses(self, model, params, batch):
-    """The same for each example: [B] and [B]."""
-    losses, weights = self._losses(model, params, batch, 0.0, None)
-    return losses.sum(1), weights.sum(1)
-
-  def _losses(self, model, params, batch, label_smoothing, rng):
-    """[B, T] and [B, T]."""
-    outputs = model.apply(
-      {'params': params}, batch, None, rng is not None, rngs={} if rng is None else {'dropout': rng}
-    )
-    label = batch['label']
-    weights = batch['label_mask'] * batch['weight'][:, None]
-    if outputs.ndim == 3:
-      wanted = optax.smooth_labels(jax.nn.one_hot(label, outputs.shape[-1]), label_smoothing)
-      losses = optax.softmax_cross_entropy(outputs, wanted)
-    else:
-      if model.head.loss == 'l1':
-        losses = jnp.abs(outputs - label)
-      else:
-        losses = jnp.square(outputs - label)
-    return losses * weights, weights
-
-  def summary(self, loss: float) -> dict:
-    """{'loss': a label}"""
-    return {'loss': loss}
-
-  def answer(self, model, params, batch, options, rng, fusion=None) -> dict:
-    """{'outputs'}: probabilities [B, T, C] or numbers [B, T]."""
-    outputs = model.apply({'params': params}, batch, None)
-    return {
-      'outputs': jax.nn.softmax(outputs) if outputs.ndim == 3 else outputs,
-      'there': batch['label_mask'],
-    }
-
-  def read(self, found: dict, outputs) -> list[dict]:
-    """The answer for one example -> a row for each of its parts."""
-    rows = []
-    for output in found['outputs'][found['there']]:
-      if isinstance(outputs, Range):
-        rows.append({'hypothesis': f'{output:.4f}', 'score': float(output)})
-      else:
-        best = int(np.argmax(output))
-        probabilities = dict(zip(outputs.names, map(float, output)))
-        rows.append(
-          {
-            'hypothesis': outputs.names[best],
-            'score': float(output[best]),
-            'probabilities': probabilities,
-          }
-        )
-    return rows
+      text = example.get('text', '')
+      texts.append(text if isinstance(text, str) else '')  # features are read by the loader
+      parts.append([str(name) for name in names])
+      labels.append([0] * len(names))
+      if with_targets:
+        labels[-1] = _encode_labels(example, names, outputs)
+    encoded_texts = inputs.encode_inputs(texts)
+    no_targets = [[]] * len(ids)
+    if not outputs.each:
+      parts = []
+    return Table(ids, np.arange(len(ids)), no_targets, encoded_texts, labels, parts)
 
   def references(self, example: dict) -> list[list[str]]:
-    """The references of each part."""
     return [[str(label)] for label in labels_of(example)]
+
+  def loss(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+    label_smoothing: float = 0.0,
+    rng: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """Returns the sum of the losses and of their weights (labels), for training."""
+    losses, weights = self._label_losses(model, params, batch, label_smoothing, rng)
+    return losses.sum(), weights.sum()
+
+  def losses(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+  ) -> tuple[jax.Array, jax.Array]:
+    losses, weights = self._label_losses(model, params, batch, 0.0, None)
+    return losses.sum(1), weights.sum(1)
+
+  def summary(self, loss: float) -> dict[str, float]:
+    """Returns {'loss': of a label}."""
+    return {'loss': loss}
+
+  def forward(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+  ) -> dict[str, jax.Array]:
+    """Returns {'outputs'}: logits [B, T, C] or numbers [B, T]."""
+    return {'outputs': model.apply({'params': params}, batch, None)}
+
+  def answer(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+    options: SearchOptions,
+    rng: jax.Array,
+    fusion: Fusion = NO_FUSION,
+  ) -> dict[str, jax.Array]:
+    """Returns {'outputs', 'mask' [B, T]}: probabilities [B, T, C] or numbers [B, T]."""
+    outputs = model.apply({'params': params}, batch, None)
+    return {'outputs': self._predicted(outputs), 'mask': batch['label_mask']}
+
+  def _label_losses(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+    label_smoothing: float,
+    rng: jax.Array | None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns loss and weight of each label, [B, T] and [B, T]."""
+    train = rng is not None
+    outputs = model.apply({'params': params}, batch, None, train, rngs=dropout_keys(rng))
+    weights = batch['label_mask'] * batch['weight'][:, None]
+    losses = self._output_losses(model, outputs, batch['label'], label_smoothing)
+    return losses * weights, weights
+
+  def _output_losses(
+    self,
+    model: MultimodalModel,
+    outputs: jax.Array,
+    label: jax.Array,
+    label_smoothing: float,
+  ) -> jax.Array:
+    """Returns the loss [B, T] of the outputs of the head for labels [B, T]."""
+    raise NotImplementedError(f'{type(self).__name__}._output_losses')
+
+  def _predicted(self, outputs: jax.Array) -> jax.Array:
+    """Returns what predictions are read from, of the outputs of the head."""
+    return outputs
+
+
+def _encode_labels(example: dict, names: list, outputs: Classes | Range) -> list:
+  """Returns the encoded label of each part of an example."""
+  labels = labels_of(example)
+  if not labels or len(labels) != len(names):
+    count = len(labels) or 'no'
+    noun = 'labels' if len(labels) > 1 else 'label'
+    hint = 'Add one.'
+    if outputs.each:
+      hint = f"It has {len(names)} parts, and model.head.pool='each' needs a label for each."
+    raise UserError(f'{example["id"]} has {count} {noun}. {hint}')
+  return [outputs.encode(label, name) for label, name in zip(labels, names)]
 
 
 @dataclass(frozen=True)
@@ -168,14 +192,45 @@ class Classification(LabelPrediction):
   metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error')
   heads: tuple[str, ...] = ('classifier',)
 
-  measure: ClassVar[Measure] = Measure('probability of the correct class', higher_is_better=True)
-  shows_confusions: ClassVar[bool] = True
+  measure = Measure('probability of the correct class', higher_is_better=True)
+  shows_confusions = True
 
   def grade(self, predictions: list[dict]) -> list[Grade]:
     return grading.grade_classes(predictions)
 
   def smoke(self, config: ConfigDict) -> ConfigDict:
     return smoke_forms.labels(config, 'label')
+
+  def outputs(self, head: ConfigDict, texts: Texts) -> Classes:
+    return Classes(head.classes, head.pool == 'each')
+
+  def _output_losses(
+    self,
+    model: MultimodalModel,
+    outputs: jax.Array,
+    label: jax.Array,
+    label_smoothing: float,
+  ) -> jax.Array:
+    one_hot = jax.nn.one_hot(label, outputs.shape[-1])
+    target = optax.smooth_labels(one_hot, label_smoothing)
+    return optax.softmax_cross_entropy(outputs, target)
+
+  def _predicted(self, outputs: jax.Array) -> jax.Array:
+    return jax.nn.softmax(outputs)
+
+  def read(self, answer: dict, outputs: Classes) -> list[dict]:
+    """Returns for each part the likeliest class, its probability, and those of all classes."""
+    predictions = []
+    for probabilities in answer['outputs'][answer['mask']]:
+      best = int(np.argmax(probabilities))
+      by_class = dict(zip(outputs.names, map(float, probabilities)))
+      prediction = {
+        'hypothesis': outputs.names[best],
+        'score': float(probabilities[best]),
+        'probabilities': by_class,
+      }
+      predictions.append(prediction)
+    return predictions
 
 
 @dataclass(frozen=True)
@@ -194,7 +249,7 @@ class Regression(LabelPrediction):
   )
   heads: tuple[str, ...] = ('regressor',)
 
-  measure: ClassVar[Measure] = Measure('distance', higher_is_better=False)
+  measure = Measure('distance', higher_is_better=False)
 
   def value_range(self, head: ConfigDict) -> tuple[float, float]:
     return head.low, head.high
@@ -204,3 +259,22 @@ class Regression(LabelPrediction):
 
   def smoke(self, config: ConfigDict) -> ConfigDict:
     return smoke_forms.labels(config, 'score')
+
+  def outputs(self, head: ConfigDict, texts: Texts) -> Range:
+    return Range(head.low, head.high, head.pool == 'each')
+
+  def _output_losses(
+    self,
+    model: MultimodalModel,
+    outputs: jax.Array,
+    label: jax.Array,
+    label_smoothing: float,
+  ) -> jax.Array:
+    if model.head.loss == 'l1':
+      return jnp.abs(outputs - label)
+    return jnp.square(outputs - label)
+
+  def read(self, answer: dict, outputs: Range) -> list[dict]:
+    """Returns for each part the number, also as text."""
+    values = [float(value) for value in answer['outputs'][answer['mask']]]
+    return [{'hypothesis': f'{value:.4f}', 'score': value} for value in values]

@@ -18,7 +18,7 @@ from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
 from mmlm.decoding.search_options import SearchOptions
-from mmlm.tasks.speech import SpeechToText
+from mmlm.tasks.speech_to_text import SpeechToText
 
 OPTIONS = SearchOptions('greedy', max_length=S)
 OUTPUTS = Texts(train_tokenizer(['abc'], 'char'))
@@ -120,9 +120,11 @@ def test_pieces_lie_in_the_sound_one_after_the_other_whatever_the_padding(head):
     )  # subsampled by 2
   assert any('alignment' in row for row in rows)
   plain, without = answered(setup, example_batch(), align=False)
-  assert set(found) - set(plain) == {'heard', 'places', 'transcribes'} and not any(
-    'alignment' in row for row in without
-  )
+  assert set(found) - set(plain) == {
+    'aligned_tokens',
+    'aligned_frames',
+    'aligns_transcript',
+  } and not any('alignment' in row for row in without)
 
 
 def test_a_head_whose_ctc_learns_transcripts_aligns_its_own():
@@ -144,7 +146,7 @@ def test_a_model_without_ctc_or_without_a_sound_aligns_nothing():
   batch = example_batch()
   setup = setup_of('ctc')
   task = SpeechToText((), align=True)
-  assert 'places' in jax.eval_shape(
+  assert 'aligned_frames' in jax.eval_shape(
     lambda: task.answer(setup.model, setup.params, batch, OPTIONS, jax.random.key(0))
   )
 
@@ -153,7 +155,7 @@ def test_a_model_without_ctc_or_without_a_sound_aligns_nothing():
     encoders = {'audio': None}
     apply = staticmethod(setup.model.apply)
 
-  assert 'places' not in jax.eval_shape(
+  assert 'aligned_frames' not in jax.eval_shape(
     lambda: task.answer(Reordered, setup.params, batch, OPTIONS, jax.random.key(0))
   )
 

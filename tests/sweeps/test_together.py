@@ -17,7 +17,7 @@ from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import params_of
 from mmlm.models.layers import Dropout
 from mmlm.sweeps.together import Trial, train_together, train_trials
-from mmlm.tasks.speech import SpeechToText
+from mmlm.tasks.speech_to_text import SpeechToText
 from mmlm.training.loop import Interrupted
 from mmlm.training.losses import summed_loss
 from mmlm.utils import run_dir as runs

@@ -18,7 +18,7 @@ from mmlm.models.fusion import FUSIONS
 from mmlm.models.heads import HEADS
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import TASKS
-from mmlm.tasks.language_modeling import chosen
+from mmlm.tasks.masked_language_modeling import mask_tokens
 from mmlm.utils.errors import UserError
 
 BOS = SpecialTokens().bos_id
@@ -47,7 +47,7 @@ def batch_of(lengths, width, seed=0):
   }
 
 
-pick = jax.jit(lambda batch, keys: chosen(batch, keys, VOCABULARY, SpecialTokens()))
+pick = jax.jit(lambda batch, keys: mask_tokens(batch, keys, VOCABULARY, SpecialTokens()))
 
 
 def keys_of(batch, seed=0):
