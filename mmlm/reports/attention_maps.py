@@ -1,219 +1,289 @@
-"""What the model says again of the examples that a page shows: its n best answers, and what of the input each word was written from.
+"""Decodes examples of a report again: n-best answers, and the decoder's attention to the inputs.
 
-Axes: B batch, H heads, T tokens written, S places of the memory or of the input.
+Axes: B batch, L layers, H heads, T tokens written, W words written, S positions of the memory or of
+one modality.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmlm.data.text import Texts
 from mmlm.data.transforms.ops import apply_ops, parse_ops
-from mmlm.decoding.score_fusion import NO_FUSION
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion
+from mmlm.decoding.search import SearchOptions
+from mmlm.evaluation.evaluator import Evaluator
+from mmlm.experiment.experiment import Experiment
 from mmlm.inference.predictor import Predictor
 from mmlm.models.fusion import FUSIONS
+from mmlm.models.multimodal import MultimodalModel
 from mmlm.reports.speech_view import words_of
+from mmlm.tasks.base import Batch, Task
 
 N_BEST = 5
+SHOWN = ('text', 'image', 'audio')  # modalities whose attention a page can show
 
 
 @dataclass(frozen=True)
-class Looking:
-  """A task of text whose answers also tell where the decoder looked; `kept`: modalities that have places in the memory (`Fusion.keeps_positions`).
+class WithAttention(Task):
+  """A task that writes text; its predictions also hold the attention of the decoder.
 
-  A row gets 'look': {'words': what was written, for each modality [words, S], 'read': the words that stand for S of 'text', and 'shares', what each
-  modality has of the attention of a word, where several are in the memory}.
+  A prediction has 'attention': {'words' that were written, for each modality [W, S], 'read_words'
+  (those of the text that S counts), 'shares' {modality: [W]} of the attention to a word, if several
+  modalities are in the memory}.
+
+  Attributes:
+    inputs: decodes the texts that are read.
+    positioned: modalities that keep positions in the memory (`Fusion.keeps_positions`).
   """
 
-  task: object
-  inputs: object  # Texts of what is read
-  kept: tuple
+  task: Task
+  inputs: Texts
+  positioned: tuple[str, ...]
 
-  def answer(self, model, params, batch, options, rng, fusion=NO_FUSION) -> dict:
-    found = self.task.answer(model, params, batch, options, rng, fusion)
-    looked = where_it_looks(model, params, batch, found['tokens'][:, 0], self.kept)
-    return found | looked | ({'source': batch['text']} if 'look_text' in looked else {})
+  def answer(
+    self,
+    model: MultimodalModel,
+    params: dict,
+    batch: Batch,
+    options: SearchOptions,
+    rng: jax.Array,
+    fusion: Fusion = NO_FUSION,
+  ) -> dict[str, jax.Array]:
+    """Returns the answers of the task and the arrays of `decoder_attention`."""
+    answer = self.task.answer(model, params, batch, options, rng, fusion)
+    tokens = answer['tokens'][:, 0]
+    attention = decoder_attention(model, params, batch, tokens, self.positioned)
+    answer = answer | attention
+    if 'attention_text' in attention:
+      answer['source'] = batch['text']
+    return answer
 
-  def read(self, found: dict, outputs) -> list[dict]:
-    (row,) = self.task.read(found, outputs)
-    written = _whole_words(outputs, found['tokens'][0])
-    look = {'words': [text for text, *_ in written], 'shares': {}}
-    for key in [key for key in found if key.startswith('look_')]:
-      modality = key.removeprefix('look_')
-      weights = np.asarray(found[key], np.float64)[
-        :, np.asarray(found[f'there_{modality}'])
-      ]  # [T, S]
-      weights = np.stack(
-        [weights[first : last + 1].mean(0) for _, first, last in written] or [weights[0]]
-      )
-      if len(self.kept) > 1 and modality in self.kept:
-        look['shares'][modality] = weights.sum(1)
+  def read(self, answer: dict, outputs: Texts) -> list[dict]:
+    """Returns the prediction of the task, with its 'attention' if anything was written."""
+    (prediction,) = self.task.read(answer, outputs)
+    words = _whole_words(outputs, answer['tokens'][0])
+    attention: dict[str, Any] = {'words': [text for text, _, _ in words], 'shares': {}}
+    for key in answer:
+      if not words or not key.startswith('attention_'):
+        continue
+      modality = key.removeprefix('attention_')
+      mask = np.asarray(answer[f'mask_{modality}'])
+      of_tokens = np.asarray(answer[key], np.float64)[:, mask]  # [T, S]
+      of_words = [of_tokens[first : last + 1].mean(0) for _, first, last in words]
+      weights = np.stack(of_words)  # [W, S]
+      if len(self.positioned) > 1 and modality in self.positioned:
+        attention['shares'][modality] = weights.sum(1)
       if modality == 'text':
-        read = _whole_words(self.inputs, found['source'])
-        look['read'] = [text for text, *_ in read]
-        weights = np.stack(
-          [weights[:, first : last + 1].sum(1) for _, first, last in read] or [weights[:, 0]], 1
-        )
-      look[modality] = weights
-    return [row | ({'look': look} if written and len(look) > 2 else {})]
+        attention['read_words'], weights = self._by_read_word(answer['source'], weights)
+      attention[modality] = weights
+    if len(attention) > 2:
+      prediction['attention'] = attention
+    return [prediction]
+
+  def _by_read_word(self, source: Any, weights: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Returns the words of the text that was read, and the attention summed over their tokens."""
+    words = _whole_words(self.inputs, source)
+    if not words:
+      return [], weights[:, :1]
+    summed = [weights[:, first : last + 1].sum(1) for _, first, last in words]
+    return [text for text, _, _ in words], np.stack(summed, 1)
 
 
-def _whole_words(texts, tokens) -> list[tuple[str, int, int]]:
-  """(word, its first token, its last) up to the end of a text."""
-  tokens = [int(token) for token in tokens]
+def _whole_words(texts: Texts, tokens: Any) -> list[tuple[str, int, int]]:
+  """Returns (word, its first token, its last) up to the end of a text."""
   special = (texts.tokenizer.pad_id, *texts.tokenizer.eos_ids)
-  ends = [i for i, token in enumerate(tokens) if token in special]
-  pieces = texts.decode_pieces(tokens[: ends[0]] if ends else tokens)
+  before_end = []
+  for token in tokens:
+    if int(token) in special:
+      break
+    before_end.append(int(token))
+  pieces = texts.decode_pieces(before_end)
   return words_of([[piece, i, i] for i, piece in enumerate(pieces)])
 
 
-def where_it_looks(model, params, batch, tokens, kept: tuple) -> dict:
-  """{'look_<modality>' [B, T, S], 'there_<modality>' [B, S]}: attention to the memory as `tokens` [B, T] are written, mean over layers and heads.
+def decoder_attention(
+  model: MultimodalModel,
+  params: dict,
+  batch: Batch,
+  tokens: jax.Array,
+  positioned: tuple[str, ...],
+) -> dict[str, jax.Array]:
+  """Returns the attention to the memory while tokens [B, T] are written, mean over layers and heads.
 
-  A 'selective' fusion has no places of the others, but attends to them from those of the main modality: both are followed.
+  A 'selective' fusion keeps no positions of the modalities other than the main one, but attends to
+  them from those of the main one: both are followed.
+
+  Returns:
+    {'attention_<modality>' [B, T, S], 'mask_<modality>' [B, S]}.
   """
-  inputs = jnp.concatenate(
-    [jnp.full_like(tokens[:, :1], model.special_tokens.bos_id), tokens[:, :-1]],
-    1,
-  )
-  encoders = {(f'encoders_{modality}',): modality for modality in model.encoders}
+  start = jnp.full_like(tokens[:, :1], model.special_tokens.bos_id)
+  inputs = jnp.concatenate([start, tokens[:, :-1]], 1)
+  paths = {(f'encoders_{modality}',) for modality in model.encoders}
 
-  def is_encoder(module, method):
-    return module.path in encoders and method == '__call__'
+  def is_encoder(module: Any, method: str) -> bool:
+    return module.path in paths and method == '__call__'
 
-  _, made = model.apply(
+  _, updated = model.apply(
     {'params': params}, batch, inputs, mutable=['intermediates'], capture_intermediates=is_encoder
   )
-  made = made['intermediates']
-  looked = jnp.stack(_weights(made.get('head', {}))).mean(0)  # [B, T, S]
-  found = {}
-  start = 0
-  for modality in kept:
-    ((_, there),) = made[f'encoders_{modality}']['__call__']
-    found |= {
-      f'look_{modality}': looked[..., start : start + there.shape[1]],
-      f'there_{modality}': there,
-    }
-    start += there.shape[1]
-  for name, part in made.get('fusion', {}).items():
+  intermediates = updated['intermediates']
+  to_memory = jnp.stack(attention_weights_of(intermediates.get('head', {}))).mean(0)  # [B, T, S]
+  result = {}
+  first = 0
+  for modality in positioned:
+    mask = _encoder_mask(intermediates, modality)
+    result[f'attention_{modality}'] = to_memory[..., first : first + mask.shape[1]]
+    result[f'mask_{modality}'] = mask
+    first += mask.shape[1]
+  for name, part in intermediates.get('fusion', {}).items():
     modality = name.removesuffix('_attention')
-    if modality in model.encoders and modality not in kept:
-      ((_, there),) = made[f'encoders_{modality}']['__call__']
-      through = jnp.einsum('bts,bsu->btu', found[f'look_{kept[0]}'], _weights(part)[0])
-      found |= {f'look_{modality}': through, f'there_{modality}': there}
-  return found
+    if modality in model.encoders and modality not in positioned:
+      to_main = result[f'attention_{positioned[0]}']
+      from_main = attention_weights_of(part)[0]
+      result[f'attention_{modality}'] = jnp.einsum('bts,bsu->btu', to_main, from_main)
+      result[f'mask_{modality}'] = _encoder_mask(intermediates, modality)
+  return result
 
 
-def _weights(tree) -> list:
-  """[B, T, S] of each layer, mean over heads, of the weights that stand in a tree of intermediates."""
-  found = []
+def _encoder_mask(intermediates: dict, modality: str) -> jax.Array:
+  """Returns the mask [B, S] of the output of an encoder."""
+  ((_, mask),) = intermediates[f'encoders_{modality}']['__call__']
+  return mask
+
+
+def attention_weights_of(tree: dict) -> list[jax.Array]:
+  """Returns the attention weights [B, T, S] of each layer in a tree of intermediates, mean over H."""
+  layers = []
   for name, part in tree.items():
     if name != 'weights':
-      found += _weights(part)
-    elif part[0].ndim == 5:  # of layers that were scanned [B, L, H, T, S]
-      found += list(jnp.moveaxis(part[0].mean(2), 1, 0))
+      layers += attention_weights_of(part)
+    elif part[0].ndim == 5:  # scanned layers [B, L, H, T, S]
+      layers += list(jnp.moveaxis(part[0].mean(2), 1, 0))
     else:  # [B, H, T, S]
-      found.append(part[0].mean(1))
-  return found
+      layers.append(part[0].mean(1))
+  return layers
 
 
-class CloserLook:
-  """The checkpoint of a run, which is asked again about raw examples."""
+class AttentionReader:
+  """Decodes raw examples with the checkpoint of a run, and reads the attention of the decoder.
 
-  def __init__(self, experiment, method: str = ''):
-    """`method`: of decoding, where it is not the config's."""
-    self.ops = experiment.config.data.eval_ops
-    changes = {'method': method} if method else {}
+  Args:
+    method: of decoding; '' for the config's.
+  """
+
+  def __init__(self, experiment: Experiment, method: str = ''):
+    self.eval_ops = experiment.config.data.eval_ops
+    changes: dict[str, Any] = {}
+    if method:
+      changes['method'] = method
     options, _ = experiment.search_options(**changes)
     if options.method == 'beam':
       changes['n_best'] = max(options.n_best, min(N_BEST, options.beam_size))
-    self.predictor = Predictor(experiment, looking_evaluator(experiment, **changes))
+    self.predictor = Predictor(experiment, attention_evaluator(experiment, **changes))
 
   @property
   def step(self) -> int:
-    """Of the checkpoint, once it was asked."""
+    """The step of the checkpoint; -1 before anything was decoded."""
     return self.predictor.step
 
-  def __call__(self, examples: list[dict]) -> dict:
-    """{id: {'hypothesis', 'n_best': [(text, score)], 'look'}}, of these what the run can give.
+  def __call__(self, examples: list[dict]) -> dict[str, dict]:
+    """Returns {id: {'hypothesis', 'n_best': [(text, score)], 'attention' if there is any}}.
 
-    'look' has 'words', and for each of 'text', 'image', 'audio' that the decoder attends to the 'values' of each word, bytes in base64 with 255 for
-    the most of that word, and its 'shares' of the attention where there are several; with 'text' the words 'read', with 'image' the 'picture' [H, W, C] as the model sees it and the 'rows' and 'columns' of
-    its places.
+    'attention' holds the 'words' and, for each of `SHOWN` that the decoder attends to, the 'values'
+    of each word, bytes in base64 with 255 for the highest of that word; and the 'shares' of the
+    attention if several modalities have some. 'text' also holds the words 'read', 'image' the
+    'picture' [H, W, C] as the model reads it and the 'rows' and 'columns' of its positions.
     """
-    found = {}
-    for example, row in zip(
-      examples, self.predictor(examples, 'the examples of the report'), strict=True
-    ):
-      look = _told(row.pop('look', {}), example, self.ops)
-      found[row['id']] = {'hypothesis': row['hypothesis'], 'n_best': row.get('n_best', [])} | (
-        {'look': look} if look else {}
-      )
-    return found
+    predictions = self.predictor(examples, 'the examples of the report')
+    result = {}
+    for example, prediction in zip(examples, predictions, strict=True):
+      entry = {
+        'hypothesis': prediction['hypothesis'],
+        'n_best': prediction.get('n_best', []),
+      }
+      attention = _for_page(prediction.get('attention', {}), example, self.eval_ops)
+      if attention:
+        entry['attention'] = attention
+      result[prediction['id']] = entry
+    return result
 
 
-def looking_evaluator(experiment, align: bool = False, **changes):
-  """`Experiment.evaluator` whose rows also have 'look' (`Looking`), where there is a decoder and its memory has places of the input."""
+def attention_evaluator(
+  experiment: Experiment, align: bool = False, **changes: object
+) -> Evaluator:
+  """Returns the evaluator of an experiment, whose predictions also hold the attention if they can.
+
+  They can if there is a decoder and its memory keeps positions of the inputs.
+
+  Args:
+    align: align the texts with the sound, by CTC.
+    changes: of the config's decoding.
+  """
   fusion = experiment.config.model.fusion
-  kept = FUSIONS[fusion.name].keeps_positions(experiment.modalities, fusion.get('main', ''))
+  positioned = FUSIONS[fusion.name].keeps_positions(experiment.modalities, fusion.get('main', ''))
   decodes = experiment.task.writes_text and experiment.model.head.decodes
-  if kept and decodes:
 
-    def around(task):
-      return Looking(task, experiment.data.texts.inputs, tuple(kept))
-  else:
-    around = None
-  return experiment.evaluator(align, around, **changes)
+  def with_attention(task: Task) -> Task:
+    return WithAttention(task, experiment.data.texts.inputs, tuple(positioned))
+
+  if positioned and decodes:
+    return experiment.evaluator(align, with_attention, **changes)
+  return experiment.evaluator(align, **changes)
 
 
-def _told(look: dict, example: dict, ops: tuple) -> dict:
-  """What stands in the page of the places that a decoder looked at."""
-  told = {}
-  for modality in look.keys() & {'text', 'image', 'audio'}:
-    told[modality] = {'values': [_bytes(row) for row in look[modality]]}
-    if modality in look['shares']:
-      told[modality]['shares'] = [round(float(share), 3) for share in look['shares'][modality]]
-  if 'text' in told:
-    told['text']['read'] = look['read']
-  if 'image' in told:
-    picture = picture_seen(example, ops)
+def _for_page(attention: dict, example: dict, eval_ops: Sequence[str]) -> dict:
+  """Returns attention as the page reads it; {} if there is none that it can show."""
+  result = {}
+  for modality in SHOWN:
+    if modality not in attention:
+      continue
+    part = {'values': [_as_bytes(weights) for weights in attention[modality]]}
+    if modality in attention['shares']:
+      shares = attention['shares'][modality]
+      part['shares'] = [round(float(share), 3) for share in shares]
+    result[modality] = part
+  if 'text' in result:
+    result['text']['read'] = attention['read_words']
+  if 'image' in result:
+    picture = model_picture(example, eval_ops)
     if picture is None:
-      del told['image']
+      del result['image']
     else:
-      rows, columns = grid_of(look['image'].shape[1], *picture.shape[:2])
-      told['image'] |= {'picture': picture, 'rows': rows, 'columns': columns}
-  if told:
-    return {'words': look['words']} | told
-  return {}
+      rows, columns = grid_of(attention['image'].shape[1], *picture.shape[:2])
+      result['image'] |= {'picture': picture, 'rows': rows, 'columns': columns}
+  if not result:
+    return {}
+  return {'words': attention['words']} | result
 
 
-def picture_seen(example: dict, ops: tuple):
-  """The picture of a raw example as the model sees it, uint8 [H, W, C]; None where it has none."""
-  return apply_ops(
-    parse_ops(op for op in ops if not op.startswith('normalize')),
-    {**example},
-    np.random.default_rng(0),
-  ).get('image')
+def model_picture(example: dict, eval_ops: Sequence[str]) -> np.ndarray | None:
+  """Returns the picture of a raw example as the model reads it, uint8 [H, W, C]; None without one."""
+  ops = parse_ops(op for op in eval_ops if not op.startswith('normalize'))
+  return apply_ops(ops, {**example}, np.random.default_rng(0)).get('image')
 
 
-def _bytes(values) -> str:
-  """[S] from 0 on -> a byte each, 255 for the largest."""
-  scaled = np.round(
-    255
-    * values
-    / max(
-      float(values.max(initial=0)),
-      1e-12,
-    )
-  ).astype(np.uint8)
+def _as_bytes(values: np.ndarray) -> str:
+  """Encodes values [S] from 0 on as a byte each, 255 for the largest, in base64."""
+  largest = max(float(values.max(initial=0)), 1e-12)
+  scaled = np.round(255 * values / largest).astype(np.uint8)
   return base64.b64encode(scaled.tobytes()).decode()
 
 
-def grid_of(places: int, height: int, width: int) -> tuple[int, int]:
-  """(rows, columns) of `places` that have most nearly the shape of a picture."""
-  pairs = [(rows, places // rows) for rows in range(1, places + 1) if places % rows == 0]
-  return min(
-    pairs,
-    key=lambda pair: abs(np.log(pair[0] / pair[1]) - np.log(height / width)),
-  )
+def grid_of(positions: int, height: int, width: int) -> tuple[int, int]:
+  """Returns (rows, columns) of a grid whose shape is nearest to that of a picture."""
+  pairs = []
+  for rows in range(1, positions + 1):
+    if positions % rows == 0:
+      pairs.append((rows, positions // rows))
+
+  def distance(pair: tuple[int, int]) -> float:
+    rows, columns = pair
+    return abs(np.log(rows / columns) - np.log(height / width))
+
+  return min(pairs, key=distance)
