@@ -1,6 +1,8 @@
-"""What answers on the page: a run, or a Whisper. Each has a name, says what it reads, gets ready once, and answers one request after another."""
+"""The models of the demo: each states what it reads, and answers one request after another.
 
-import base64
+A model is a run of ours, an export of one, or a Whisper.
+"""
+
 import io
 import math
 import pathlib
@@ -26,8 +28,8 @@ from mmlm.demo.inputs import (
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference.predictor import Predictor
 from mmlm.pretrained.whisper import PACKAGES
-from mmlm.reports.attention_maps import grid_of, looking_evaluator, picture_seen
-from mmlm.reports.speech_view import sound_of, words_of
+from mmlm.reports.attention_maps import attention_evaluator, grid_of, model_picture
+from mmlm.reports.speech_view import data_uri, view_of_sound, words_of
 from mmlm.tasks import TASKS
 from mmlm.training.exported_weights import is_export
 from mmlm.transcription.transcriber import Transcriber
@@ -35,20 +37,31 @@ from mmlm.transcription.transcription_options import TranscriptionOptions
 from mmlm.transcription.whisper_model import Whisper
 from mmlm.utils.errors import UserError
 
-SHORTEST = 32  # tokens or rows: shorter inputs are padded to so many
+SHORTEST = 32  # tokens or frames: shorter inputs are padded to so many
+SMALL_SIDE = 64  # pixels of a picture that the page enlarges without blurring
+FRAMES_A_SECOND = 100
+
+# {modality: text or Upload}
+ModelInputs = dict[str, str | Upload]
 
 
-def open_model(name: str, settings: dict, limits: Limits):
-  """The model of a run folder, an export, a Whisper's folder or package; UserError where it is none of these."""
+def open_model(name: str, settings: dict[str, str], limits: Limits) -> 'DemoModel':
+  """Opens the model of a run folder, an export, or a Whisper's folder or package.
+
+  Raises:
+    UserError: `name` is none of these.
+  """
   folder = pathlib.Path(name)
   if (folder / 'checkpoints').is_dir() or is_export(folder):
     return RunModel(name, settings, limits)
-  packages = {*PACKAGES, *(package.removeprefix('whisper-') for package in PACKAGES)}
-  if folder.is_dir() and not [*folder.glob('model*.safetensors'), *folder.glob('model.bin*')]:
+  short_names = [package.removeprefix('whisper-') for package in PACKAGES]
+  weights = [*folder.glob('model*.safetensors'), *folder.glob('model.bin*')]
+  if folder.is_dir() and not weights:
     raise UserError(
-      f'{name}: neither a run folder (no checkpoints) nor a Whisper (no model.safetensors, no model.bin).'
+      f'{name}: neither a run folder (no checkpoints) nor a Whisper '
+      '(no model.safetensors, no model.bin).'
     )
-  if not folder.is_dir() and name not in packages:
+  if not folder.is_dir() and name not in (*PACKAGES, *short_names):
     raise UserError(
       f'{name}: no such run folder, and no Whisper of this name ({", ".join(PACKAGES)}).'
     )
@@ -57,22 +70,36 @@ def open_model(name: str, settings: dict, limits: Limits):
   return WhisperModel(name, limits)
 
 
-class _Model:
-  """`kinds`: {modality: kind of input}; `verb`: what its button says."""
+class DemoModel:
+  """A model of the demo.
 
-  def __init__(self, name: str, task: str, kinds: dict, limits: Limits):
+  Args:
+    task: name of its task, whose `verb` labels the button.
+    kinds: {modality: kind of input}.
+  """
+
+  def __init__(self, name: str, task: str, kinds: dict[str, str], limits: Limits):
     self.name = name
     self.task = task
     self.verb = TASKS[task].verb
     self.kinds = kinds
     self.limits = limits
 
+  def get_ready(self) -> None:
+    """Reads the parameters and compiles for a short input."""
+    raise NotImplementedError
+
+  def __call__(self, request: ModelInputs) -> dict:
+    """Returns the answer to a request as the page shows it."""
+    raise NotImplementedError
+
   def described(self) -> dict:
-    """What the page shows of it before it is asked."""
+    """Returns what the page shows of the model before any request."""
     inputs = []
-    for m, kind in self.kinds.items():
+    for modality, kind in self.kinds.items():
+      called, accept = KINDS[kind]
       inputs.append(
-        {'modality': m, 'kind': kind, 'called': KINDS[kind][0], 'accept': ','.join(KINDS[kind][1])}
+        {'modality': modality, 'kind': kind, 'called': called, 'accept': ','.join(accept)}
       )
     return {
       'name': self.name,
@@ -81,31 +108,36 @@ class _Model:
       'inputs': inputs,
     }
 
-  def checked(self, given: dict) -> dict:
-    """{modality: text, bytes or array} of what a person gave; UserError where something is missing, no such thing, or too large."""
-    if missing := [
-      KINDS[kind][0]
-      for modality, kind in self.kinds.items()
-      if kind != 'text' and modality not in given
-    ]:
-      raise UserError(
-        f'{self.name} reads {" and ".join(KINDS[kind][0] for kind in self.kinds.values())}: {" and ".join(missing)} is missing.'
-      )
-    result = {}
+  def checked(self, request: ModelInputs) -> dict:
+    """Returns {modality: text, bytes or array} of a request.
+
+    Raises:
+      UserError: an input is missing, is not of its kind, or too large.
+    """
+    names = {modality: KINDS[kind][0] for modality, kind in self.kinds.items()}
+    missing = []
     for modality, kind in self.kinds.items():
-      result[modality] = (
-        check_text(given.get(modality, ''), self.limits)
-        if kind == 'text'
-        else check_upload(given[modality], kind, self.limits)
+      if kind != 'text' and modality not in request:
+        missing.append(names[modality])
+    if missing:
+      raise UserError(
+        f'{self.name} reads {" and ".join(names.values())}: {" and ".join(missing)} is missing.'
       )
-    return result
+    inputs = {}
+    for modality, kind in self.kinds.items():
+      if kind == 'text':
+        inputs[modality] = check_text(request.get(modality, ''), self.limits)
+      else:
+        inputs[modality] = check_upload(request[modality], kind, self.limits)
+    return inputs
 
 
-class RunModel(_Model):
-  """A run of ours, or an export; every answer of a text shows what the decoder attended to, where it can be known."""
+class RunModel(DemoModel):
+  """A run of ours, or an export; answers that are texts also have the attention of the decoder."""
 
-  def __init__(self, folder: str, settings: dict, limits: Limits):
-    self.experiment = experiment = Experiment.of_run(folder, settings)
+  def __init__(self, folder: str, settings: dict[str, str], limits: Limits):
+    experiment = Experiment.of_run(folder, settings)
+    self.experiment = experiment
     if not experiment.task.verb or not experiment.modalities:
       shown = ', '.join(name for name, task in TASKS.items() if task.verb)
       raise UserError(
@@ -115,104 +147,99 @@ class RunModel(_Model):
     super().__init__(folder, experiment.config.task, kinds_of(experiment), limits)
     longest = experiment.config.data.max_length
     lengths = [SHORTEST << n for n in range(20) if SHORTEST << n < longest]
-    self.predictor = Predictor(
-      experiment, looking_evaluator(experiment, align=True), (*lengths, longest)
-    )
-    self.size = size_of_pictures(experiment)
+    evaluator = attention_evaluator(experiment, align=True)
+    self.predictor = Predictor(experiment, evaluator, (*lengths, longest))
+    self.picture_size = size_of_pictures(experiment)
 
   def get_ready(self) -> None:
-    """Reads the parameters and compiles for a short input."""
-    if 'features' in self.kinds.values():  # how many values these have before the ops is not known
+    if 'features' in self.kinds.values():  # their width before the transforms is not known
       return
-    silence = Upload('silence', wav(np.zeros(RATE, np.float32)))
-    example = self._example(
-      {
-        m: {'text': 'a', 'picture': Upload('blank', blank_picture()), 'sound': silence}[kind]
-        for m, kind in self.kinds.items()
-      }
-    )
-    self.predictor([example], self.name)
+    examples = {
+      'text': 'a',
+      'picture': Upload('blank', blank_picture()),
+      'sound': Upload('silence', wav(np.zeros(RATE, np.float32))),
+    }
+    request = {modality: examples[kind] for modality, kind in self.kinds.items()}
+    self.predictor([self._example(request)], self.name)
 
-  def __call__(self, given: dict) -> dict:
-    """The answer to {modality: text or Upload}, as the page shows it."""
-    example = self._example(given)
-    (row,) = self.predictor([example], self.name)
-    return self._answer(row) | self._shown(example, given, row)
+  def __call__(self, request: ModelInputs) -> dict:
+    example = self._example(request)
+    (prediction,) = self.predictor([example], self.name)
+    return self._answer(prediction) | self._views(example, request, prediction)
 
-  def _example(self, given: dict) -> dict:
-    """What the run reads of a request."""
-    example = {'id': 'input', **self.checked(given)}
+  def _example(self, request: ModelInputs) -> dict:
+    """Returns the raw example of a request."""
+    example = {'id': 'input', **self.checked(request)}
     if 'sound' in self.kinds.values():
-      seconds = seconds_of(given['audio'], self.limits.seconds)
-      most = self.experiment.config.data.max_length / 100
+      sound = request['audio']
+      seconds = seconds_of(sound, self.limits.seconds)
+      most = self.experiment.config.data.max_length / FRAMES_A_SECOND
       if seconds > most:
-        raise UserError(
-          f'{given["audio"].name} has {seconds:.2f} s: this run reads {most:g} s at most.'
-        )
-    return example | ({'image': resized(example['image'], self.size)} if self.size else {})
+        raise UserError(f'{sound.name} has {seconds:.2f} s: this run reads {most:g} s at most.')
+    if self.picture_size:
+      example['image'] = resized(example['image'], self.picture_size)
+    return example
 
-  def _answer(self, row: dict) -> dict:
-    found = {'text': row['hypothesis'], 'score': _finite(row['score'])}
-    if 'probabilities' in row:
-      return found | {'probabilities': row['probabilities']}
+  def _answer(self, prediction: dict) -> dict:
+    answer = {'text': prediction['hypothesis'], 'score': _finite(prediction['score'])}
+    if 'probabilities' in prediction:
+      answer['probabilities'] = prediction['probabilities']
+      return answer
     value_range = self.experiment.task.value_range(self.experiment.config.model.head)
     if value_range:
-      return found | {'value': row['score'], 'range': list(value_range)}
-    others = [[text, _finite(score)] for text, score in row.get('n_best', [])[1:]]
-    return (
-      found
-      | {'others': others}
-      | ({'transcript': row['transcript']} if 'transcript' in row else {})
-    )
+      return answer | {'value': prediction['score'], 'range': list(value_range)}
+    _, *others = prediction.get('n_best', [()])
+    answer['others'] = [[text, _finite(score)] for text, score in others]
+    if 'transcript' in prediction:
+      answer['transcript'] = prediction['transcript']
+    return answer
 
-  def _shown(self, example: dict, given: dict, row: dict) -> dict:
-    """Pictures of the inputs, and what the answer was written from."""
-    found = {}
-    look = row.get('look', {})
-    places = {'text': {'labels': look.get('read', [])}}
+  def _views(self, example: dict, request: ModelInputs, prediction: dict) -> dict:
+    """Returns pictures of the inputs, the times of words, and the attention to the inputs."""
+    views = {}
+    attention = prediction.get('attention', {})
+    positions = {'text': {'labels': attention.get('read_words', [])}}
     if self.kinds.get('image') == 'picture':
-      seen = picture_seen(example, self.experiment.config.data.eval_ops)
-      found['picture'] = self._picture(seen, given['image'].data)
-      places['image'] = (
-        {
-          'grid': grid_of(
-            look['image'].shape[1],
-            *seen.shape[:2],
-          )
-        }
-        if 'image' in look
-        else {}
-      )
+      pixels = model_picture(example, self.experiment.config.data.eval_ops)
+      views['picture'] = self._picture(pixels, request['image'].data)
+      if 'image' in attention:
+        grid = grid_of(attention['image'].shape[1], *pixels.shape[:2])
+        positions['image'] = {'grid': grid}
     if self.kinds.get('audio') == 'sound':
-      found['sound'] = sound_of(example, {}).picture
-      places['audio'] = {'seconds': seconds_of(given['audio'], self.limits.seconds)}
-    words = []
-    for text, first, last in words_of(row.get('alignment', [])):
-      words.append([text, first / 100, (last + 1) / 100])
-    looks = [told(modality, look, where) for modality, where in places.items() if modality in look]
-    return found | {'heard': words, 'attention': looks}
+      views['sound'] = view_of_sound(example, {}).picture
+      positions['audio'] = {'seconds': seconds_of(request['audio'], self.limits.seconds)}
+    views['times'] = []
+    for text, first, last in words_of(prediction.get('alignment', [])):
+      start = first / FRAMES_A_SECOND
+      views['times'].append([text, start, (last + 1) / FRAMES_A_SECOND])
+    views['attention'] = []
+    for modality, of_modality in positions.items():
+      if modality in attention:
+        views['attention'].append(attention_view(modality, attention, of_modality))
+    return views
 
-  def _picture(self, seen: np.ndarray, original: bytes) -> dict:
-    """What the page shows of a picture, in the shape of the original where nothing is cut off."""
-    cut = any('crop' in op for op in self.experiment.config.data.eval_ops)
-    height, width = (seen if cut else decode_picture(original)).shape[:2]
+  def _picture(self, pixels: np.ndarray, original: bytes) -> dict:
+    """Returns a picture for the page, in the shape of the original unless the model crops it."""
+    is_cropped = any('crop' in op for op in self.experiment.config.data.eval_ops)
+    shape = pixels.shape if is_cropped else decode_picture(original).shape
+    if pixels.shape[-1] == 1:
+      image = Image.fromarray(np.squeeze(pixels, -1))
+    else:
+      image = Image.fromarray(pixels)
     with io.BytesIO() as file:
-      Image.fromarray(
-        np.squeeze(
-          seen,
-          -1,
-        )
-        if seen.shape[-1] == 1
-        else seen
-      ).save(
-        file,
-        'PNG',
-      )
-      source = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-    return {'source': source, 'width': width, 'height': height, 'small': max(seen.shape[:2]) < 64}
+      image.save(file, 'PNG')
+      source = data_uri('image/png', file.getvalue())
+    return {
+      'source': source,
+      'width': shape[1],
+      'height': shape[0],
+      'small': max(pixels.shape[:2]) < SMALL_SIDE,
+    }
 
 
-class WhisperModel(_Model):
+class WhisperModel(DemoModel):
+  """A Whisper, which transcribes sounds."""
+
   def __init__(self, name: str, limits: Limits):
     super().__init__(name, 'recognition', {'audio': 'sound'}, limits)
     self.transcriber = Transcriber(Whisper(name, TranscriptionOptions()))
@@ -222,44 +249,52 @@ class WhisperModel(_Model):
     encoded = whisper.encode([whisper.features(np.zeros(RATE, np.float32))])
     whisper.decode_at(encoded, [whisper.prompt('en')], 1, 0.0)
 
-  def __call__(self, given: dict) -> dict:
-    """The transcript of a sound and when each of its segments is said."""
-    checked = self.checked(given)
+  def __call__(self, request: ModelInputs) -> dict:
+    """Returns the transcript of a sound, and the times of its segments."""
+    sound = self.checked(request)['audio']
     with tempfile.NamedTemporaryFile() as file:
-      file.write(checked['audio'])
+      file.write(sound)
       file.flush()
       try:
         (transcript,) = self.transcriber([file.name])
       except UserError as error:
-        raise UserError(str(error).replace(file.name, given['audio'].name)) from None
-    heard = [[segment.text, segment.start, segment.end] for segment in transcript.segments]
+        message = str(error).replace(file.name, request['audio'].name)
+        raise UserError(message) from None
     return {
       'text': transcript.text,
       'language': transcript.language,
-      'heard': heard,
-      'sound': sound_of({'audio': checked['audio']}, {}).picture,
+      'times': [[segment.text, segment.start, segment.end] for segment in transcript.segments],
+      'sound': view_of_sound({'audio': sound}, {}).picture,
     }
 
 
-def told(modality: str, look: dict, where: dict) -> dict:
-  """What a decoder attended to in one modality, as JSON has it; `where` says what its places are: labels, a grid or seconds."""
-  weights = [[round(float(x), 4) for x in row] for row in look[modality]]
-  return {
+def attention_view(modality: str, attention: dict, positions: dict) -> dict:
+  """Returns the attention to one modality for the page.
+
+  Args:
+    positions: what the positions of the modality are: labels, a grid or seconds.
+  """
+  weights = []
+  for of_word in attention[modality]:
+    weights.append([round(float(weight), 4) for weight in of_word])
+  view = {
     'modality': modality,
-    'words': look['words'],
+    'words': attention['words'],
     'weights': weights,
     'labels': [],
     'grid': [],
     'seconds': 0,
-  } | where
+  }
+  return view | positions
 
 
 def wav(samples: np.ndarray) -> bytes:
-  """[N] at 16 kHz as a file."""
+  """Returns samples [N] at 16 kHz as the bytes of a WAV file."""
   with io.BytesIO() as file:
     soundfile.write(file, samples, RATE, format='WAV')
     return file.getvalue()
 
 
 def _finite(value: float) -> float | None:
-  return value if math.isfinite(value) else None  # JSON has no other
+  """Returns a value that JSON can hold."""
+  return value if math.isfinite(value) else None

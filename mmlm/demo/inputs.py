@@ -1,7 +1,8 @@
-"""What a person gives to the page: of which kind it must be, how large it may be, and how a run gets it."""
+"""Inputs of the demo page: their kinds, their limits, and how a run reads them."""
 
 import io
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -13,15 +14,10 @@ from mmlm.data.transforms.image import decode_picture
 from mmlm.experiment.experiment import Experiment
 from mmlm.utils.errors import UserError
 
-MAKES_FEATURES = ('log_mel', 'fbank')  # ops that make features of a sound
-SIZES = (
-  'resize',
-  'resize_small',
-  'center_crop',
-  'random_crop',
-  'random_resized_crop',
-)  # ops that give pictures their size
-# Kind: what it is called, and the endings that the page offers.
+FEATURE_OPS = ('log_mel', 'fbank')  # that compute the features of a sound
+# Ops that set the size of pictures.
+SIZE_OPS = ('resize', 'resize_small', 'center_crop', 'random_crop', 'random_resized_crop')
+# {kind: (its name on the page, endings that the page accepts)}
 KINDS = {
   'text': ('a text', ()),
   'picture': ('a picture', ('image/*',)),
@@ -31,7 +27,7 @@ KINDS = {
 
 
 class Limits(NamedTuple):
-  """Of one request."""
+  """The limits of one request."""
 
   bytes: int
   pixels: int = 40_000_000
@@ -40,28 +36,44 @@ class Limits(NamedTuple):
 
 
 class Upload(NamedTuple):
-  name: str  # as the person calls it
+  """A file of a request."""
+
+  name: str
   data: bytes
 
 
 def kinds_of(experiment: Experiment) -> dict[str, str]:
-  """{modality that the run reads: its kind}; UserError for a run that a page has no inputs for."""
+  """Returns {modality of a run: the kind of its input}.
+
+  Raises:
+    UserError: the page has no inputs for the run.
+  """
   config = experiment.config
-  kinds = {}
   if config.model.head.get('pool') == 'each' or config.model.context.name:
     raise UserError(
-      f'{experiment.folder} judges the parts of an example, which a page cannot take: use `./launch.sh predict` with a manifest.'
+      f'{experiment.folder} labels the parts of an example, which the page cannot take: '
+      'use `./launch.sh predict` with a manifest.'
     )
-  computed = any(op.split('(')[0].strip() in MAKES_FEATURES for op in config.data.eval_ops)
+  kinds = {}
   for modality in experiment.modalities:
-    kinds[modality] = {'text': 'text', 'image': 'picture'}.get(modality, 'features')
     if modality in experiment.data.widths:
-      kinds[modality] = 'sound' if modality == 'audio' and computed else 'features'
+      is_sound = modality == 'audio' and _has_op(config.data.eval_ops, FEATURE_OPS)
+      kinds[modality] = 'sound' if is_sound else 'features'
+    else:
+      kinds[modality] = {'text': 'text', 'image': 'picture'}.get(modality, 'features')
   return kinds
 
 
+def _has_op(ops: tuple[str, ...], names: tuple[str, ...]) -> bool:
+  return any(op.split('(')[0].strip() in names for op in ops)
+
+
 def check_text(text: str, limits: Limits) -> str:
-  """The text on one line; UserError where there is none or too much of it."""
+  """Returns a text on one line.
+
+  Raises:
+    UserError: it is empty or too long.
+  """
   text = ' '.join(text.split())
   if not text:
     raise UserError('the text is empty: type a sentence.')
@@ -70,23 +82,27 @@ def check_text(text: str, limits: Limits) -> str:
   return text
 
 
-def check_upload(upload: Upload, kind: str, limits: Limits):
-  """The bytes of a picture or sound, or an array of features; UserError names what is no such thing or too large."""
+def check_upload(upload: Upload, kind: str, limits: Limits) -> bytes | np.ndarray:
+  """Returns the bytes of a picture or sound, or an array of features.
+
+  Raises:
+    UserError: the file is not of this kind, or too large.
+  """
   if not upload.data:
     raise UserError(f'{upload.name} has zero bytes.')
-  return {'picture': _picture, 'sound': _sound, 'features': _features}[kind](upload, limits)
+  return CHECKS[kind](upload, limits)
 
 
-def _picture(upload: Upload, limits: Limits) -> bytes:
+def _check_picture(upload: Upload, limits: Limits) -> bytes:
   too_many = f'{upload.name}: more than {limits.pixels / 1e6:.0f} million pixels. Make it smaller.'
   try:
-    with Image.open(io.BytesIO(upload.data)) as picture:  # the head alone
+    with Image.open(io.BytesIO(upload.data)) as picture:  # reads the header only
       pixels = picture.width * picture.height
   except Image.DecompressionBombError:
     raise UserError(too_many) from None
   except Exception:  # Pillow's readers raise nearly every kind on broken bytes
     raise UserError(
-      f'{upload.name} is no picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF.'
+      f'{upload.name} is not a picture that can be read: use JPEG, PNG, WebP, GIF, BMP or TIFF.'
     ) from None
   if pixels > limits.pixels:
     raise UserError(too_many)
@@ -97,59 +113,75 @@ def _picture(upload: Upload, limits: Limits) -> bytes:
   return upload.data
 
 
-def _sound(upload: Upload, limits: Limits) -> bytes:
+def _check_sound(upload: Upload, limits: Limits) -> bytes:
   seconds_of(upload, limits.seconds)
   return upload.data
 
 
-def seconds_of(upload: Upload, most: float) -> float:
-  """How long a sound is; UserError where it is none, or longer than `most`. What its head says of that is not believed."""
-  try:
-    with soundfile.SoundFile(io.BytesIO(upload.data)) as file:
-      frames = 0
-      block = 1
-      while block and frames <= most * file.samplerate:
-        block = len(file.read(max(1, READ // file.channels), dtype='float32'))
-        frames += block
-  except (soundfile.LibsndfileError, RuntimeError, ValueError):
-    raise UserError(
-      f'{upload.name} is no sound that can be read: give WAV, FLAC, Ogg, Opus or MP3.'
-    ) from None
-  if frames > most * file.samplerate:
-    raise UserError(f'{upload.name} is longer than {most:g} s, the most that is taken: cut it.')
-  return frames / file.samplerate
+def _check_features(upload: Upload, limits: Limits) -> np.ndarray:
+  return read_features(_NamedBytes(upload))
 
 
-def _features(upload: Upload, limits: Limits) -> np.ndarray:
-  file = _Named(upload.data)
-  file.name = upload.name
-  return read_features(file)
+CHECKS: dict[str, Callable[[Upload, Limits], Any]] = {
+  'picture': _check_picture,
+  'sound': _check_sound,
+  'features': _check_features,
+}
 
 
-class _Named(io.BytesIO):
-  """Bytes that messages call by a name."""
+class _NamedBytes(io.BytesIO):
+  """Bytes that messages call by the name of their file."""
 
-  name = ''
+  def __init__(self, upload: Upload):
+    super().__init__(upload.data)
+    self.name = upload.name
 
-  def __str__(self):
+  def __str__(self) -> str:
     return self.name
 
 
+def seconds_of(upload: Upload, most: float) -> float:
+  """Returns the length of a sound. It is decoded: its header may be wrong.
+
+  Raises:
+    UserError: it is not a sound, or longer than `most`.
+  """
+  try:
+    with soundfile.SoundFile(io.BytesIO(upload.data)) as file:
+      block_size = max(1, READ // file.channels)
+      frames = 0
+      block = 1
+      while block and frames <= most * file.samplerate:
+        block = len(file.read(block_size, dtype='float32'))
+        frames += block
+  except (soundfile.LibsndfileError, RuntimeError, ValueError):
+    raise UserError(
+      f'{upload.name} is not a sound that can be read: use WAV, FLAC, Ogg, Opus or MP3.'
+    ) from None
+  if frames > most * file.samplerate:
+    raise UserError(f'{upload.name} is longer than {most:g} s. Cut it.')
+  return frames / file.samplerate
+
+
 def size_of_pictures(experiment: Experiment) -> tuple[int, int] | None:
-  """Height and width of the data set's pictures, where no op gives them a size: what is given must be made as large. Else None."""
-  if 'image' not in experiment.modalities or any(
-    op.split('(')[0].strip() in SIZES for op in experiment.config.data.eval_ops
-  ):
+  """Returns the height and width to which pictures must be resized; None if transforms do it.
+
+  They are those of the pictures of the data set.
+  """
+  if 'image' not in experiment.modalities:
     return None
-  (split,) = experiment.data.splits('valid')[:1]
+  if _has_op(experiment.config.data.eval_ops, SIZE_OPS):
+    return None
+  split, *_ = experiment.data.splits('valid')
   source = experiment.data.source(split)
-  return decode_picture(source[0]['image']).shape[:2]
+  height, width = decode_picture(source[0]['image']).shape[:2]
+  return height, width
 
 
-def resized(data: bytes, size: tuple[int, int]) -> bytes:
-  """A picture as a PNG of [H, W] pixels."""
+def resized(picture: bytes, size: tuple[int, int]) -> bytes:
+  """Returns a picture as a PNG of [H, W] pixels."""
+  height, width = size
+  image = Image.fromarray(decode_picture(picture))
   with io.BytesIO() as file:
-    Image.fromarray(decode_picture(data)).resize(size[::-1], Image.Resampling.BILINEAR).save(
-      file, 'PNG'
-    )
+    image.resize((width, height), Image.Resampling.BILINEAR).save(file, 'PNG')
     return file.getvalue()

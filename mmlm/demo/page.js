@@ -1,10 +1,10 @@
 'use strict'
-// The page of the demo: inputs of the chosen run, its answer, and what of the inputs each word was written from.
+// The page of the demo: inputs of the chosen run, its answer, and the attention of each word to the inputs.
 
 const RATE = 16000
 const READ_BY_SERVER = /\.(wav|flac|ogg|opus|mp3)$/i
 const $ = id => document.getElementById(id)
-const state = { runs: [], limits: {}, run: null, given: {}, urls: [] }
+const state = { runs: [], limits: {}, run: null, values: {}, urls: [] }
 
 function make(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties)
@@ -12,9 +12,9 @@ function make(tag, properties = {}, ...children) {
   return node
 }
 
-function say(text) { $('state').textContent = text }
+function showState(text) { $('state').textContent = text }
 
-function complain(text) {
+function showError(text) {
   $('error').textContent = text
   $('error').hidden = !text
 }
@@ -23,7 +23,7 @@ function complain(text) {
 
 function choose(index) {
   state.run = state.runs[index]
-  state.given = {}
+  state.values = {}
   state.urls.splice(0).forEach(URL.revokeObjectURL)
   const called = state.run.inputs.map(input => input.called)
   $('about').textContent = `${state.run.task} of ${called.join(' and ')}`
@@ -31,18 +31,18 @@ function choose(index) {
   $('ask').disabled = false
   $('inputs').replaceChildren(...state.run.inputs.map(input => (input.kind === 'text' ? textInput : fileInput)(input)))
   $('result').hidden = true
-  complain('')
-  say('')
+  showError('')
+  showState('')
 }
 
 function textInput(input) {
   const area = make('textarea', { id: `in-${input.modality}`, maxLength: state.limits.characters, spellcheck: false, dir: 'auto' })
-  area.addEventListener('input', () => { state.given[input.modality] = area.value })
+  area.addEventListener('input', () => { state.values[input.modality] = area.value })
   area.addEventListener('keydown', event => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) $('form').requestSubmit()
   })
   const label = make('label', { htmlFor: area.id }, 'Text')
-  return make('div', { className: 'input' }, label, area, make('p', { className: 'hint' }, 'Ctrl+Enter answers.'))
+  return make('div', { className: 'input' }, label, area, make('p', { className: 'hint' }, 'Ctrl+Enter sends the text.'))
 }
 
 const LABELS = { picture: 'Picture', sound: 'Sound', features: 'Features' }
@@ -64,8 +64,8 @@ function fileInput(input) {
   if (input.kind === 'sound') row.append(recorder(take))
   const hints = {
     picture: `Drop it here, paste it, or choose a file (${state.limits.bytes / 2 ** 20} MiB at most).`,
-    sound: `Drop it here, choose a file, or speak (${state.limits.seconds} s at most).`,
-    features: 'An array in the format of numpy, one row for each moment.',
+    sound: `Drop it here, choose a file, or record (${state.limits.seconds} s at most).`,
+    features: 'An array in the format of NumPy (.npy), one row for each frame.',
   }
   const name = LABELS[input.kind] + (input.kind === 'features' ? ` of ${input.modality}` : '')
   box.append(make('label', { htmlFor: file.id }, name), row, make('p', { className: 'hint' }, hints[input.kind]), shown)
@@ -82,16 +82,16 @@ document.addEventListener('paste', event => {
 for (const kind of ['dragover', 'drop']) window.addEventListener(kind, event => event.preventDefault())
 
 async function keep(input, file, shown) {
-  complain('')
+  showError('')
   shown.replaceChildren()
-  delete state.given[input.modality]
+  delete state.values[input.modality]
   if (file.size > state.limits.bytes) {
-    return complain(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB: ${state.limits.bytes / 2 ** 20} MiB at most.`)
+    return showError(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB: ${state.limits.bytes / 2 ** 20} MiB at most.`)
   }
   const run = state.run
   if (input.kind === 'sound' && !READ_BY_SERVER.test(file.name)) file = await converted(file)
   if (!file || run !== state.run) return
-  state.given[input.modality] = file
+  state.values[input.modality] = file
   if (input.kind === 'features') return shown.append(make('p', { className: 'note' }, file.name))
   const source = URL.createObjectURL(file)
   state.urls.push(source)
@@ -100,7 +100,7 @@ async function keep(input, file, shown) {
   shown.append(input.kind === 'picture' ? make('img', picture) : make('audio', player))
 }
 
-// Sound: what the server does not read (and what was recorded) becomes a WAV of one channel here
+// Sounds: formats that the server does not read, and recordings, become a WAV of one channel here
 
 async function converted(file) {
   const context = new AudioContext({ sampleRate: RATE })
@@ -110,7 +110,7 @@ async function converted(file) {
     for (let c = 0; c < sound.numberOfChannels; c++) sound.getChannelData(c).forEach((x, i) => { mean[i] += x / sound.numberOfChannels })
     return new File([wav(mean)], file.name.replace(/\.\w+$/, '') + '.wav', { type: 'audio/wav' })
   } catch {
-    complain(`${file.name} is no sound that can be read: give WAV, FLAC, Ogg, Opus or MP3.`)
+    showError(`${file.name} is not a sound that can be read: use WAV, FLAC, Ogg, Opus or MP3.`)
   } finally {
     context.close()
   }
@@ -128,19 +128,19 @@ function wav(samples) {
 }
 
 function recorder(take) {
-  const button = make('button', { type: 'button', className: 'record' }, 'Speak')
+  const button = make('button', { type: 'button', className: 'record' }, 'Record')
   if (!navigator.mediaDevices) {
-    Object.assign(button, { disabled: true, title: 'Browsers give the microphone to pages of this machine and to https alone.' })
+    Object.assign(button, { disabled: true, title: 'Browsers allow the microphone only on this machine or over https.' })
     return button
   }
   let recording = null
   const start = async () => {
     let stream
-    button.disabled = true // until the person has allowed it
+    button.disabled = true // until access is granted
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: true })
     } catch (error) {
-      return complain(`The microphone cannot be used: ${error.message}.`)
+      return showError(`The microphone cannot be used: ${error.message}.`)
     } finally {
       button.disabled = false
     }
@@ -156,7 +156,7 @@ function recorder(take) {
       clearInterval(tick)
       stream.getTracks().forEach(track => track.stop())
       recording = null
-      button.textContent = 'Speak'
+      button.textContent = 'Record'
       button.classList.remove('recording')
       take(new File(parts, 'recorded.webm'))
     }
@@ -169,60 +169,60 @@ function recorder(take) {
   return button
 }
 
-// Asking
+// Requests
 
 $('form').addEventListener('submit', async event => {
   event.preventDefault()
-  complain('')
+  showError('')
   const form = new FormData()
   form.append('run', state.run.name)
   for (const { modality, kind } of state.run.inputs) {
-    if (state.given[modality] !== undefined || kind === 'text') form.append(modality, state.given[modality] ?? '')
+    if (state.values[modality] !== undefined || kind === 'text') form.append(modality, state.values[modality] ?? '')
   }
-  const asked = state.run
+  const requested = state.run
   $('ask').disabled = true
-  say('The model is at work …')
+  showState('Computing …')
   try {
     const response = await fetch('answer', { method: 'POST', body: form })
-    const found = await response.json()
-    if (state.run !== asked) return
-    if (response.ok) show(found)
-    else { $('result').hidden = true; complain(found.error) }
-    say(response.ok ? `${found.took} s` : '')
+    const result = await response.json()
+    if (state.run !== requested) return
+    if (response.ok) show(result)
+    else { $('result').hidden = true; showError(result.error) }
+    showState(response.ok ? `${result.took} s` : '')
   } catch (error) {
-    complain(`No answer came: is the demo still running? (${error.message})`)
-    say('')
+    showError(`No answer: is the demo still running? (${error.message})`)
+    showState('')
   } finally {
     $('ask').disabled = false
   }
 })
 
-// Showing
+// Answers
 
 const heat = share => `rgba(${getComputedStyle(document.documentElement).getPropertyValue('--heat')}, ${Math.min(1, share).toFixed(3)})`
 const percent = value => `${(100 * value).toFixed(1)} %`
 
-function show(found) {
-  const parts = [make('p', { className: 'answer', dir: 'auto' }, found.text || '(nothing)')]
-  if (found.language) parts.push(make('p', { className: 'note' }, `language: ${found.language}`))
-  if (found.transcript) parts.push(make('h2', {}, 'Transcript'), make('p', { dir: 'auto' }, found.transcript))
-  if (found.others?.length) {
-    parts.push(make('h2', {}, 'Other answers'), make('ol', { className: 'others', start: 2 }, ...found.others.map(([text]) => make('li', { dir: 'auto' }, text))))
+function show(result) {
+  const parts = [make('p', { className: 'answer', dir: 'auto' }, result.text || '(nothing)')]
+  if (result.language) parts.push(make('p', { className: 'note' }, `language: ${result.language}`))
+  if (result.transcript) parts.push(make('h2', {}, 'Transcript'), make('p', { dir: 'auto' }, result.transcript))
+  if (result.others?.length) {
+    parts.push(make('h2', {}, 'Other answers'), make('ol', { className: 'others', start: 2 }, ...result.others.map(([text]) => make('li', { dir: 'auto' }, text))))
   }
-  if (found.probabilities) parts.push(...Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]).map(([name, p]) => bar(name, p, percent(p))))
-  if (found.range) {
-    const [low, high] = found.range
-    parts.push(bar(`${low} to ${high}`, (found.value - low) / (high - low), found.value.toFixed(2)))
+  if (result.probabilities) parts.push(...Object.entries(result.probabilities).sort((a, b) => b[1] - a[1]).map(([name, p]) => bar(name, p, percent(p))))
+  if (result.range) {
+    const [low, high] = result.range
+    parts.push(bar(`${low} to ${high}`, (result.value - low) / (high - low), result.value.toFixed(2)))
   }
-  const views = found.attention?.map(look => VIEWS[look.modality === 'image' ? 'image' : look.labels.length ? 'text' : 'audio'](look, found)) ?? []
+  const views = result.attention?.map(entry => VIEWS[entry.modality === 'image' ? 'image' : entry.labels.length ? 'text' : 'audio'](entry, result)) ?? []
   if (views.length) {
-    parts.push(...attention(found.attention[0].words, views))
-    const apart = state.run.inputs.filter(input => !found.attention.some(look => look.modality === input.modality))
-    if (apart.length) parts.push(make('p', { className: 'note' }, `To ${apart.map(input => input.called).join(' and ')} the decoder does not attend place by place: the fusion reads it as a whole.`))
+    parts.push(...attention(result.attention[0].words, views))
+    const withoutAttention = state.run.inputs.filter(input => !result.attention.some(entry => entry.modality === input.modality))
+    if (withoutAttention.length) parts.push(make('p', { className: 'note' }, `No attention to ${withoutAttention.map(input => input.called).join(' and ')}: the fusion reduces it to vectors without positions.`))
   }
-  if (found.picture && !found.attention?.some(look => look.modality === 'image')) parts.push(make('h2', {}, 'What the model sees'), overlay(found.picture).box)
-  if (found.sound && !views.some(view => view.hears)) parts.push(make('h2', {}, 'What the model hears'), spectrogram(found.sound).box)
-  if (found.heard?.length) parts.push(make('h2', {}, 'When it is said'), said(found.heard))
+  if (result.picture && !result.attention?.some(entry => entry.modality === 'image')) parts.push(make('h2', {}, 'Picture as the model reads it'), overlay(result.picture).box)
+  if (result.sound && !views.some(view => view.showsSound)) parts.push(make('h2', {}, 'Spectrogram of the sound'), spectrogram(result.sound).box)
+  if (result.times?.length) parts.push(make('h2', {}, 'Timeline'), timeline(result.times))
   $('result').replaceChildren(...parts)
   $('result').hidden = false
 }
@@ -233,7 +233,7 @@ function bar(name, share, number) {
   return make('div', { className: 'bar' }, make('span', {}, name), make('span', { className: 'track' }, fill), make('span', { className: 'number' }, number))
 }
 
-// The words as buttons: the one that is chosen, pointed at or focused shows what it was written from.
+// A button for each word: the one that is pressed, pointed at or focused shows its attention.
 function attention(words, views) {
   const buttons = words.map(word => make('button', { type: 'button', dir: 'auto' }, word))
   const pick = number => {
@@ -249,7 +249,7 @@ function attention(words, views) {
   })
   pick(0)
   const list = make('div', { className: 'words', role: 'group', ariaLabel: 'Words of the answer' }, ...buttons)
-  return [make('h2', {}, 'Written from'), make('p', { className: 'note' }, 'Choose a word: where it is marked, the decoder attended while it wrote it.'), list, ...views.map(view => view.box)]
+  return [make('h2', {}, 'Attention'), make('p', { className: 'note' }, 'Choose a word: the marks show what the decoder attended to while it wrote the word.'), list, ...views.map(view => view.box)]
 }
 
 function paint(canvas, weights, rows, columns, top) {
@@ -263,7 +263,7 @@ function paint(canvas, weights, rows, columns, top) {
 
 function overlay(picture) {
   const canvas = make('canvas')
-  const box = make('div', { className: 'overlay' }, make('img', { src: picture.source, alt: 'The picture as the model sees it', className: picture.small ? 'small' : '' }), canvas)
+  const box = make('div', { className: 'overlay' }, make('img', { src: picture.source, alt: 'The picture as the model reads it', className: picture.small ? 'small' : '' }), canvas)
   box.style.aspectRatio = `${picture.width} / ${picture.height}`
   box.style.width = `${Math.min(420, 300 * picture.width / picture.height)}px`
   return { box, canvas }
@@ -272,32 +272,32 @@ function overlay(picture) {
 const most = rows => Math.max(1e-6, ...rows.flat())
 
 const VIEWS = {
-  text(look) {
-    const spans = look.labels.map(label => make('span', {}, label))
-    const top = most(look.weights)
+  text(entry) {
+    const spans = entry.labels.map(label => make('span', {}, label))
+    const top = most(entry.weights)
     const cells = (row, i) => row.map((weight, j) => {
-      const cell = make('td', { title: `${look.words[i]} – ${look.labels[j]}: ${percent(weight)}` })
+      const cell = make('td', { title: `${entry.words[i]} – ${entry.labels[j]}: ${percent(weight)}` })
       cell.style.background = heat(weight / top)
       return cell
     })
-    const head = make('tr', {}, make('td'), ...look.labels.map(label => make('th', { scope: 'col' }, label)))
-    const body = look.weights.map((row, i) => make('tr', {}, make('th', { scope: 'row' }, look.words[i]), ...cells(row, i)))
+    const head = make('tr', {}, make('td'), ...entry.labels.map(label => make('th', { scope: 'col' }, label)))
+    const body = entry.weights.map((row, i) => make('tr', {}, make('th', { scope: 'row' }, entry.words[i]), ...cells(row, i)))
     const table = make('table', {}, make('thead', {}, head), make('tbody', {}, ...body))
     const all = make('details', {}, make('summary', {}, 'All words'), make('div', { className: 'scroll', tabIndex: 0 }, table))
     return {
       box: make('div', {}, make('p', { className: 'source', dir: 'auto' }, ...spans.flatMap(span => [span, ' '])), all),
       pick: number => spans.forEach((span, j) => {
-        span.style.background = heat(look.weights[number][j] / Math.max(...look.weights[number], 1e-6))
-        span.title = percent(look.weights[number][j])
+        span.style.background = heat(entry.weights[number][j] / Math.max(...entry.weights[number], 1e-6))
+        span.title = percent(entry.weights[number][j])
       }),
     }
   },
 
-  image(look, found) {
-    const [rows, columns] = look.grid, large = overlay(found.picture)
-    const draw = (canvas, i) => paint(canvas, look.weights[i], rows, columns, most([look.weights[i]]))
-    const film = look.words.map((word, i) => {
-      const { box, canvas } = overlay(found.picture)
+  image(entry, result) {
+    const [rows, columns] = entry.grid, large = overlay(result.picture)
+    const draw = (canvas, i) => paint(canvas, entry.weights[i], rows, columns, most([entry.weights[i]]))
+    const film = entry.words.map((word, i) => {
+      const { box, canvas } = overlay(result.picture)
       box.style.width = ''
       draw(canvas, i)
       return make('figure', {}, box, make('figcaption', { dir: 'auto' }, word))
@@ -306,18 +306,18 @@ const VIEWS = {
     return { box: make('div', {}, large.box, all), pick: number => draw(large.canvas, number) }
   },
 
-  audio(look, found) {
-    const top = most(look.weights), sound = found.sound ? spectrogram(found.sound) : { box: make('div'), canvas: make('canvas') }
-    const strips = look.words.flatMap((word, i) => {
+  audio(entry, result) {
+    const top = most(entry.weights), sound = result.sound ? spectrogram(result.sound) : { box: make('div'), canvas: make('canvas') }
+    const strips = entry.words.flatMap((word, i) => {
       const canvas = make('canvas', { className: 'pixels' })
-      paint(canvas, look.weights[i], 1, look.weights[i].length, 0.8 * top)
+      paint(canvas, entry.weights[i], 1, entry.weights[i].length, 0.8 * top)
       return [make('span', { dir: 'auto' }, word), canvas]
     })
-    const times = make('div', { className: 'times' }, ...[0, 0.5, 1].map(part => make('span', {}, `${(part * look.seconds).toFixed(1)} s`)))
+    const times = make('div', { className: 'times' }, ...[0, 0.5, 1].map(part => make('span', {}, `${(part * entry.seconds).toFixed(1)} s`)))
     const all = make('details', { open: true }, make('summary', {}, 'All words'), make('div', { className: 'strips' }, ...strips))
     return {
-      hears: true, box: make('div', {}, sound.box, times, all),
-      pick: number => paint(sound.canvas, look.weights[number], 1, look.weights[number].length, Math.max(...look.weights[number], 1e-6)),
+      showsSound: true, box: make('div', {}, sound.box, times, all),
+      pick: number => paint(sound.canvas, entry.weights[number], 1, entry.weights[number].length, Math.max(...entry.weights[number], 1e-6)),
     }
   },
 }
@@ -327,9 +327,9 @@ function spectrogram(source) {
   return { canvas, box: make('div', { className: 'sound' }, make('img', { src: source, alt: 'Spectrogram of the sound' }), canvas) }
 }
 
-function said(heard) {
+function timeline(times) {
   const player = $('inputs').querySelector('audio')
-  return make('ul', { className: 'said' }, ...heard.map(([text, start, end]) => {
+  return make('ul', { className: 'timeline' }, ...times.map(([text, start, end]) => {
     const play = make('button', { type: 'button', title: 'Play from here' }, `${start.toFixed(2)} – ${end.toFixed(2)} s`)
     play.disabled = !player
     play.addEventListener('click', () => { player.currentTime = start; player.play() })
@@ -337,7 +337,7 @@ function said(heard) {
   }))
 }
 
-// Beginning
+// Start
 
 async function begin() {
   Object.assign(state, await (await fetch('runs')).json())
@@ -346,4 +346,4 @@ async function begin() {
   $('run').disabled = state.runs.length < 2
   choose(0)
 }
-begin().catch(error => complain(`The page could not be filled: ${error.message}`))
+begin().catch(error => showError(`The page could not be loaded: ${error.message}`))

@@ -1,8 +1,8 @@
-"""The page and what it asks for, as an application of Starlette.
+"""The server of the demo page, an application of Starlette.
 
 GET /          the page (page.html, page.css, page.js)
-GET /runs      {"runs": [what each is called, does and reads], "limits": ...}
-POST /answer   a form: run, and for each modality a file or a text -> the answer, or {"error": text}
+GET /runs      {"runs": [name, task and inputs of each model], "limits": ...}
+POST /answer   a form with the run and a file or text for each modality; {"error": text} on failure
 """
 
 import pathlib
@@ -18,93 +18,122 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
+from mmlm.demo.answerers import DemoModel, ModelInputs
 from mmlm.demo.inputs import Limits, Upload
 from mmlm.utils.errors import UserError
 
-HERE = pathlib.Path(__file__).parent
-# Nothing comes from elsewhere, no other page may show this one in itself.
-POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src blob:; frame-ancestors 'none'; form-action 'self'"
-FORM = 64 << 10  # bytes of a request beside its files
+FOLDER = pathlib.Path(__file__).parent
+# Everything comes from this server, and no other page may embed this one.
+POLICY = '; '.join(
+  [
+    "default-src 'self'",
+    "img-src 'self' data: blob:",
+    'media-src blob:',
+    "frame-ancestors 'none'",
+    "form-action 'self'",
+  ]
+)
+FORM_SIZE = 64 << 10  # bytes of a request without its files
+LONGEST_NAME = 80  # characters of a file's name in messages
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
 class Server:
-  """Answers requests one after another, whatever the number of people. `models`: what is shown, by name."""
+  """Answers one request at a time, however many arrive.
 
-  def __init__(self, models: dict, limits: Limits):
+  Args:
+    models: {name: model}.
+  """
+
+  def __init__(self, models: dict[str, DemoModel], limits: Limits):
     self.models = models
     self.limits = limits
     self._lock = threading.Lock()
 
   def app(self, host: str) -> Starlette:
+    """Returns the application for a host name or address."""
     routes = [Route(f'/{name}', _file(name)) for name in ('page.css', 'page.js')]
     routes += [
       Route('/', _file('page.html')),
       Route('/runs', self.runs),
       Route('/answer', self.answer, methods=['POST']),
     ]
-    # A foreign page whose name resolves to this machine would read the answers as its own.
+    middleware = []
+    # Otherwise a foreign page whose name resolves to this machine could read the answers.
     if host in LOOPBACK:
-      trusted = [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, '[::1]'])]
-    else:
-      trusted = []
-    handlers = {UserError: _wrong, HTTPException: _refused, Exception: _failed}
-    return Starlette(routes=routes, middleware=trusted, exception_handlers=handlers)
+      allowed = [*LOOPBACK, '[::1]']
+      middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=allowed))
+    handlers = {
+      UserError: _user_error,
+      HTTPException: _http_error,
+      Exception: _unexpected_error,
+    }
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
   async def runs(self, request: Request) -> JSONResponse:
-    return JSONResponse(
-      {
-        'runs': [model.described() for model in self.models.values()],
-        'limits': self.limits._asdict(),
-      }
-    )
+    """Describes the models and the limits of requests."""
+    runs = [model.described() for model in self.models.values()]
+    return JSONResponse({'runs': runs, 'limits': self.limits._asdict()})
 
   async def answer(self, request: Request) -> JSONResponse:
-    model, given = await self._read(request)
-    return JSONResponse(await run_in_threadpool(self._answered, model, given))
+    """Answers a request with the model that it names."""
+    model, inputs = await self._read(request)
+    return JSONResponse(await run_in_threadpool(self._compute, model, inputs))
 
-  def _answered(self, model, given: dict) -> dict:
+  def _compute(self, model: DemoModel, inputs: ModelInputs) -> dict:
     with self._lock:
       began = time.monotonic()
-      found = model(given)
-      return found | {'took': round(time.monotonic() - began, 2)}
+      answer = model(inputs)
+      return answer | {'took': round(time.monotonic() - began, 2)}
 
-  async def _read(self, request: Request) -> tuple:
-    """The model that is asked, and {modality: text or Upload}; HTTPException where the request is too large or none."""
+  async def _read(self, request: Request) -> tuple[DemoModel, ModelInputs]:
+    """Returns the model that a request names, and its inputs.
+
+    Raises:
+      HTTPException: the request is too large or is not a form.
+      UserError: no such model, or an input that it does not read.
+    """
     length = request.headers.get('content-length', '')
     if not length.isdigit():
-      raise HTTPException(411, 'The request does not say how many bytes it has (Content-Length).')
-    if int(length) > self.limits.bytes + FORM:
+      raise HTTPException(411, 'The request has no Content-Length.')
+    size = int(length)
+    if size > self.limits.bytes + FORM_SIZE:
       raise HTTPException(
         413,
-        f'{int(length) / 2**20:.1f} MiB are too much: {self.limits.bytes / 2**20:g} MiB at most (--max_upload_mb).',
+        f'{size / 2**20:.1f} MiB are too much: {self.limits.bytes / 2**20:g} MiB at most '
+        '(--max_upload_mb).',
       )
-    async with request.form(max_files=8, max_fields=8, max_part_size=FORM) as form:
+    async with request.form(max_files=8, max_fields=8, max_part_size=FORM_SIZE) as form:
       fields = dict(form)
       name = fields.pop('run', '')
       if name not in self.models:
         raise UserError(f'no run {name!r} here, but {", ".join(self.models)}.')
       model = self.models[name]
-      given = {}
+      inputs: ModelInputs = {}
       for modality, value in fields.items():
-        if modality not in model.kinds:
-          raise UserError(f'{name} does not read {modality}: it reads {", ".join(model.kinds)}.')
-        if isinstance(value, str) != (model.kinds[modality] == 'text'):
-          raise UserError(
-            f'{modality} is sent as {"a text" if isinstance(value, str) else "a file"}, where {name} reads {model.kinds[modality]}.'
-          )
-        given[modality] = (
-          value
-          if isinstance(value, str)
-          else Upload(_plain(value.filename, modality), await value.read())
-        )
-    return model, given
+        _check_field(model, modality, isinstance(value, str))
+        if isinstance(value, str):
+          inputs[modality] = value
+        else:
+          content = await value.read()
+          inputs[modality] = Upload(_plain_name(value.filename, modality), content)
+    return model, inputs
+
+
+def _check_field(model: DemoModel, modality: str, is_text: bool) -> None:
+  """Checks that a model reads a modality as text or file."""
+  if modality not in model.kinds:
+    raise UserError(f'{model.name} does not read {modality}: it reads {", ".join(model.kinds)}.')
+  kind = model.kinds[modality]
+  if is_text != (kind == 'text'):
+    sent_as = 'a text' if is_text else 'a file'
+    raise UserError(f'{modality} is sent as {sent_as}, where {model.name} reads {kind}.')
 
 
 def _file(name: str):
   async def send(request: Request) -> FileResponse:
     return FileResponse(
-      HERE / name,
+      FOLDER / name,
       headers={
         'Content-Security-Policy': POLICY,
         'Cache-Control': 'no-cache',
@@ -115,23 +144,22 @@ def _file(name: str):
   return send
 
 
-def _plain(name: str | None, modality: str) -> str:
-  """A file's name without folders and what cannot be printed."""
-  name = ''.join(
-    letter for letter in (name or '').replace('\\', '/').split('/')[-1] if letter.isprintable()
-  )
-  return name[:80] or modality
+def _plain_name(name: str | None, modality: str) -> str:
+  """Returns the name of a file without folders and unprintable characters."""
+  base = (name or '').replace('\\', '/').split('/')[-1]
+  printable = ''.join(filter(str.isprintable, base))
+  return printable[:LONGEST_NAME] or modality
 
 
-async def _wrong(request: Request, error: Exception) -> JSONResponse:
+async def _user_error(request: Request, error: Exception) -> JSONResponse:
   return JSONResponse({'error': str(error)}, 400)
 
 
-async def _refused(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
   return JSONResponse({'error': error.detail}, error.status_code, error.headers)
 
 
-async def _failed(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
   return JSONResponse(
-    {'error': 'The model failed on this input. The reason stands where the demo was started.'}, 500
+    {'error': 'The model failed on this input. The terminal of the demo shows the reason.'}, 500
   )

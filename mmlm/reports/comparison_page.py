@@ -1,60 +1,73 @@
-"""One page of several runs: curves over one another, what their configs differ in, scores and predictions side by side."""
+"""The page of several runs: their curves, differing configs, scores and predictions side by side."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
-from mmlm.reports.curves import HEIGHT, WIDTH, missing_plots, plots_of_runs
+from mmlm.reports.curves import HEIGHT, WIDTH, missing_input_plots, plots_of_runs
 from mmlm.reports.examples import newest_predictions
-from mmlm.reports.html import predictions_of
-from mmlm.reports.pages import flat, read_object, write_page
-from mmlm.reports.scores import side_by_side
+from mmlm.reports.media import FindExample
+from mmlm.reports.pages import flatten, read_object, write_page
+from mmlm.reports.run_page import FindAttention, no_example, predictions_data
+from mmlm.reports.scores import scores_side_by_side
 from mmlm.tasks import task_of
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import PREDICTIONS
 
 ABSENT = '(absent)'
 
+# {split: (file name, predictions)} of a run
+SplitFiles = dict[str, tuple[str, list[dict]]]
+
 
 def write_comparison(
-  folders: list, examples=lambda identity: None, looks=(), output=''
+  folders: Sequence[pathlib.Path | str],
+  find_example: FindExample = no_example,
+  find_attention: Sequence[FindAttention] = (),
+  output: pathlib.Path | str = '',
 ) -> pathlib.Path:
-  """Writes `output`, or comparison.html in the first folder, and returns its path.
+  """Writes the page of several runs and returns its path.
 
   Args:
-    examples: a prediction's id -> the raw example or None.
-    looks: of each run (ids, file name of their predictions) -> what `attention.CloserLook` finds; none: no model is asked.
+    find_example: returns the raw example of a prediction.
+    find_attention: of each run, returns n-best answers and attention; (): models are not used.
+    output: file of the page; '' for comparison.html in the first folder.
 
   Raises:
     UserError: the references of an example differ between runs, or a file is damaged.
   """
-  runs = named(folders)
-  configs = {name: read_object(folder / 'config.json') for name, folder in runs.items()}
-  environments = {name: read_object(folder / 'environment.json') for name, folder in runs.items()}
-  predictions = {name: _by_split(folder) for name, folder in runs.items()}
-  files, alone = _common(predictions)
-  asks = {}
-  for number, (name, look) in enumerate(zip(runs, looks)):
-    asks[number] = _asked(look, predictions[name])
-  first = next(iter(configs.values()))
+  runs = short_names(folders)
+  configs = {}
+  environments = {}
+  files = {}
+  for name, folder in runs.items():
+    configs[name] = read_object(folder / 'config.json')
+    environments[name] = read_object(folder / 'environment.json')
+    files[name] = _files_by_split(folder)
+  first_config = next(iter(configs.values()))
+  predictions, not_shown = _common_splits(files)
+  by_split = {}
+  for number, (name, find) in enumerate(zip(runs, find_attention)):
+    by_split[number] = _find_by_split(find, files[name])
   return write_page(
     output or next(iter(runs.values())) / 'comparison.html',
     'compare.html.jinja',
     title=f'{len(runs)} runs',
     runs=runs,
-    alone=alone,
-    configs=differing(configs),
-    environments=differing(environments),
-    scores=side_by_side(runs),
+    not_shown=not_shown,
+    configs=differences(configs),
+    environments=differences(environments),
+    scores=scores_side_by_side(runs),
     plots=plots_of_runs(runs),
     width=WIDTH,
     height=HEIGHT,
-    missing_inputs=missing_plots(runs),
-    data=predictions_of(files, first, examples, asks),
-    marked=task_of(first).compares_words,
+    missing_inputs=missing_input_plots(runs),
+    data=predictions_data(predictions, first_config, find_example, by_split),
+    compares_words=task_of(first_config).compares_words,
   )
 
 
-def named(folders: list) -> dict[str, pathlib.Path]:
-  """{name: folder}: as many of its last parts as tell each folder from the others."""
+def short_names(folders: Sequence[pathlib.Path | str]) -> dict[str, pathlib.Path]:
+  """Returns {name: folder}; names have as many of the last parts of paths as they need to differ."""
   paths = [pathlib.Path(folder) for folder in folders]
   parts = [path.resolve().parts for path in paths]
   for length in range(1, max(map(len, parts)) + 1):
@@ -64,53 +77,75 @@ def named(folders: list) -> dict[str, pathlib.Path]:
   raise UserError(f'{folders[0]} is named twice: name different runs.')
 
 
-def differing(trees: dict) -> list[tuple[str, list[str]]]:
-  """[(key, its value in each run)] of the keys in which nested dicts {run: tree} differ."""
-  flats = [flat(tree) for tree in trees.values()]
+def differences(trees: Mapping[str, dict]) -> list[tuple[str, list[str]]]:
+  """Returns [(key, its value in each run)] of the keys in which nested dicts {run: tree} differ."""
+  flat_trees = [flatten(tree) for tree in trees.values()]
+  keys: dict[str, None] = {}
+  for tree in flat_trees:
+    keys |= dict.fromkeys(tree)
   rows = []
-  for key in dict.fromkeys(key for one in flats for key in one):
-    rows.append((key, [str(one.get(key, ABSENT)) or repr('') for one in flats]))
-  return [(key, values) for key, values in rows if len(set(values)) > 1]
+  for key in keys:
+    values = [str(tree.get(key, ABSENT)) or repr('') for tree in flat_trees]
+    if len(set(values)) > 1:
+      rows.append((key, values))
+  return rows
 
 
-def _by_split(folder) -> dict:
-  """{split: (file name, rows)}, without cascades."""
-  named = []
-  for name, rows in newest_predictions(folder).items():
-    named.append((PREDICTIONS.fullmatch(name), name, rows))
-  return {match['split']: (name, rows) for match, name, rows in named if not match['texts']}
+def _files_by_split(folder: pathlib.Path) -> SplitFiles:
+  """Reads the newest predictions of each split, without cascades."""
+  files = {}
+  for name, predictions in newest_predictions(folder).items():
+    match = PREDICTIONS.fullmatch(name)
+    if match and not match['texts']:
+      files[match['split']] = (name, predictions)
+  return files
 
 
-def _common(predictions: dict) -> tuple[dict, list]:
-  """{split: {run: rows}} of the splits that all runs have decoded, and [(split, the runs that have not)] of the others."""
-  splits = list(dict.fromkeys(split for found in predictions.values() for split in found))
-  lacking = {
-    split: [name for name, found in predictions.items() if split not in found] for split in splits
-  }
-  files = {
-    split: {name: found[split][1] for name, found in predictions.items()}
-    for split in splits
-    if not lacking[split]
-  }
-  for split, of_runs in files.items():
-    _check_references(split, of_runs)
-  return files, [(split, names) for split, names in lacking.items() if names]
+def _common_splits(files: Mapping[str, SplitFiles]) -> tuple[dict, list[tuple[str, list[str]]]]:
+  """Returns {split: {run: predictions}} of the splits that all runs have decoded.
+
+  The second value has the other splits: [(split, runs that have not decoded it)].
+  """
+  splits: dict[str, None] = {}
+  for of_run in files.values():
+    splits |= dict.fromkeys(of_run)
+  common = {}
+  not_shown = []
+  for split in splits:
+    lacking = [name for name, of_run in files.items() if split not in of_run]
+    if lacking:
+      not_shown.append((split, lacking))
+      continue
+    common[split] = {name: of_run[split][1] for name, of_run in files.items()}
+    _check_references(split, common[split])
+  return common, not_shown
 
 
-def _check_references(split: str, of_runs: dict):
-  (first, rows), *others = of_runs.items()
-  known = {row['id']: row['references'] for row in rows}
-  for name, theirs in others:
-    common = [row for row in theirs if row['id'] in known]
+def _check_references(split: str, predictions: Mapping[str, list[dict]]) -> None:
+  (first, first_predictions), *others = predictions.items()
+  references = {}
+  for prediction in first_predictions:
+    references[prediction['id']] = prediction['references']
+  for name, of_run in others:
+    common = [prediction for prediction in of_run if prediction['id'] in references]
     if not common:
       raise UserError(
-        f'{split}: {first} and {name} have no example in common, they were evaluated on different data.'
+        f'{split}: {first} and {name} have no example in common, '
+        'they were evaluated on different data.'
       )
-    if different := [row['id'] for row in common if row['references'] != known[row['id']]]:
-      raise UserError(
-        f'{split}: the references of {different[0]!r} differ between {first} and {name}: they were evaluated on different data.'
-      )
+    for prediction in common:
+      if prediction['references'] != references[prediction['id']]:
+        raise UserError(
+          f'{split}: the references of {prediction["id"]!r} differ between {first} and {name}: '
+          'they were evaluated on different data.'
+        )
 
 
-def _asked(look, of_splits: dict):
-  return lambda ids, split: look(ids, of_splits[split][0])
+def _find_by_split(find_attention: FindAttention, files: SplitFiles) -> FindAttention:
+  """Returns the function for predictions that are named by their split, not their file."""
+
+  def find(ids: list[str], split: str) -> dict[str, dict]:
+    file_name, _ = files[split]
+    return find_attention(ids, file_name)
+
+  return find

@@ -1,50 +1,58 @@
-"""Predictions as a page shows them: each with its score and what differs from the reference, a sample of many, and the pictures and sounds."""
+"""Predictions on a page: each with its grade, and its differences from the reference."""
 
-import base64
-import io
 import pathlib
 import random
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from mmlm.data.transforms.image import decode_picture
-from mmlm.reports import speech_view as speech
-from mmlm.reports.pages import read_rows
+from mmlm.reports.media import jpeg_uri
+from mmlm.reports.pages import read_entries
+from mmlm.reports.word_differences import word_differences
 from mmlm.tasks.base import Task
 from mmlm.utils.errors import UserError
 from mmlm.utils.run_dir import PREDICTIONS
 
-SAMPLE = 24  # predictions that the model is asked about again
-MOST = 1000  # predictions of a split in a page
-# pixels: of a picture in the page at most; of one that is not blurred when it is enlarged
-SIDE = 256
-SMALL = 64
-KEPT = 20 << 10  # bytes of a picture that goes into the page as it is
-MEDIA = 17 << 20  # bytes of the pictures and sounds in a page, as text
-FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF')  # that browsers show
+SAMPLE_SIZE = 24  # predictions whose n-best answers and attention a page shows
+MOST_PREDICTIONS = 1000  # of a split in a page
+MOST_CLASSES = 5  # whose probabilities a page shows
 
 
-def newest_predictions(folder) -> dict:
-  """{file name: rows} of each split's newest step, pictures not shuffled, decoded as configured if it was; and so of each cascade into it."""
-  newest = {}
-  for path in sorted((pathlib.Path(folder) / 'predictions').glob('*.jsonl')):
-    if match := PREDICTIONS.fullmatch(path.stem):
-      order = int(match['step']), match['method'] is None
-      read = match['split'], match['texts'] or ''
-      newest[read] = max(newest.get(read, (order, path)), (order, path))
-  return {
-    path.stem: rows
-    for _, (_, path) in sorted(newest.items())
-    if (rows := read_rows(path, ('id', 'hypothesis', 'references')))
-  }
+class Sample(NamedTuple):
+  """A sample of graded predictions: a third each."""
+
+  best: list[dict]
+  worst: list[dict]
+  random: list[dict]
+
+  def all(self) -> list[dict]:
+    """Returns all three thirds."""
+    return [*self.best, *self.worst, *self.random]
 
 
-# Scores of single examples
+def newest_predictions(folder: pathlib.Path) -> dict[str, list[dict]]:
+  """Reads {file name: predictions} of the newest step of each split, and of each cascade into it.
+
+  Shuffled inputs are left out. Predictions decoded as the config says come first, if there are any.
+  """
+  newest: dict[tuple[str, str], tuple] = {}
+  for path in sorted((folder / 'predictions').glob('*.jsonl')):
+    match = PREDICTIONS.fullmatch(path.stem)
+    if not match:
+      continue
+    order = (int(match['step']), match['method'] is None)
+    split = (match['split'], match['texts'] or '')
+    newest[split] = max(newest.get(split, (order, path)), (order, path))
+  predictions = {}
+  for split in sorted(newest):
+    _, path = newest[split]
+    entries = read_entries(path, ('id', 'hypothesis', 'references'))
+    if entries:
+      predictions[path.stem] = entries
+  return predictions
 
 
-def graded(predictions: list[dict], task: Task) -> list[dict]:
-  """Returns predictions with `exact`, `value`, `grade` (higher is better) and `summary` of their grades.
+def grade_predictions(predictions: list[dict], task: Task) -> list[dict]:
+  """Returns predictions with `exact`, `value`, `summary`, and `grade`, of which higher is better.
 
   The model's own score of a prediction is only its confidence.
 
@@ -60,171 +68,113 @@ def graded(predictions: list[dict], task: Task) -> list[dict]:
       f'{type(task).__name__} ({type(error).__name__}: {error}).'
     ) from None
   sign = 1 if task.measure.higher_is_better else -1
-  result = []
+  graded = []
   for prediction, grade in zip(displayed, grades, strict=True):
-    result.append(prediction | grade._asdict() | {'grade': sign * grade.value})
-  return result
+    graded.append(prediction | grade._asdict() | {'grade': sign * grade.value})
+  return graded
 
 
-def sample(rows, count: int) -> dict:
-  """A third each: best, worst, and at random of the rest; always the same for the same graded rows."""
-  third = min(count, len(rows)) // 3
-  rows = sorted(rows, key=lambda row: (-row['grade'], -row['exact']))
-  middle = rows[third : len(rows) - third]
-  chance = random.Random(0).sample(middle, min(len(middle), count - 2 * third))
-  return {'best': rows[:third], 'worst': rows[::-1][:third], 'chance': chance}
+def sample(graded: list[dict], count: int) -> Sample:
+  """Returns the best, the worst, and random ones of the rest; the same for the same predictions."""
+  third = min(count, len(graded)) // 3
+
+  def order(prediction: dict) -> tuple:
+    return -prediction['grade'], -prediction['exact']
+
+  best_first = sorted(graded, key=order)
+  middle = best_first[third : len(best_first) - third]
+  drawn = random.Random(0).sample(middle, min(len(middle), count - 2 * third))
+  return Sample(best_first[:third], best_first[::-1][:third], drawn)
 
 
-# What a page holds
+def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[str, Any]:
+  """Returns the predictions of a split for the script of the page.
 
-
-def group(name: str, answers: dict, task: Task) -> dict:
-  """Predictions of a split by one or several runs, {run: graded rows of the same examples}, as JSON for the page."""
-  first = next(iter(answers.values()))
-  by_id = [{row['id']: row for row in rows} for rows in answers.values()]
-  common = [row for row in first if all(row['id'] in rows for rows in by_id)]
-  kept = common
-  if len(common) > MOST:
-    chosen = {row['id'] for part in sample(common, MOST).values() for row in part}
-    kept = [row for row in common if row['id'] in chosen]
-  better = 'more' if task.measure.higher_is_better else 'less'
-  rows = [
-    _row(row)
-    | {
-      'said': [
-        _answer(
-          rows[row['id']],
-          task,
-        )
-        for rows in by_id
-      ]
-    }
-    for row in kept
-  ]
+  Args:
+    graded_of: {run: graded predictions of the same examples}.
+  """
+  by_id = []
+  for graded in graded_of.values():
+    by_id.append({prediction['id']: prediction for prediction in graded})
+  common = []
+  for prediction in next(iter(graded_of.values())):
+    if all(prediction['id'] in predictions for predictions in by_id):
+      common.append(prediction)
+  shown = common
+  if len(common) > MOST_PREDICTIONS:
+    sampled = {prediction['id'] for prediction in sample(common, MOST_PREDICTIONS).all()}
+    shown = [prediction for prediction in common if prediction['id'] in sampled]
+  rows = []
+  for prediction in shown:
+    row = _example(prediction)
+    row['answers'] = [_answer(predictions[prediction['id']], task) for predictions in by_id]
+    rows.append(row)
   return {
     'name': name,
-    'of': len(common),
+    'total': len(common),
     'measure': task.measure.name,
-    'better': better,
+    'higher_is_better': task.measure.higher_is_better,
     'rows': rows,
   }
 
 
-def _row(row: dict) -> dict:
-  text = row.get('input', {}).get('text')
-  told = {'id': row['id'], 'references': row['references']}
-  return (
-    told
-    | ({'text': text} if text and text != row['id'] else {})
-    | ({'speaker': row['speaker']} if row.get('speaker') else {})
-  )
+def _example(prediction: dict) -> dict[str, Any]:
+  """Returns what the page shows of the example, whatever the answers."""
+  entry = {'id': prediction['id'], 'references': prediction['references']}
+  text = prediction.get('input', {}).get('text')
+  if text and text != prediction['id']:
+    entry['text'] = text
+  if prediction.get('speaker'):
+    entry['speaker'] = prediction['speaker']
+  return entry
 
 
-def _answer(row: dict, task: Task) -> dict:
-  told = {
-    'text': row['hypothesis'],
-    'told': row['summary'],
-    'exact': bool(row['exact']),
-    'value': round(float(row['value']), 4),
+def _answer(prediction: dict, task: Task) -> dict[str, Any]:
+  entry = {
+    'text': prediction['hypothesis'],
+    'summary': prediction['summary'],
+    'exact': bool(prediction['exact']),
+    'value': round(float(prediction['value']), 4),
   }
-  if task.compares_words and row['references']:
-    told['parts'] = speech.difference(row)
-  told |= {key: row[key] for key in ('transcript', 'n_best') if key in row}
-  if 'probabilities' in row:
-    likely = sorted(row['probabilities'].items(), key=lambda item: -item[1])[:5]
-    told['chances'] = [[name, round(chance, 4)] for name, chance in likely]
-  return told
+  if task.compares_words and prediction['references']:
+    entry['edits'] = word_differences(prediction)
+  for key in ('transcript', 'n_best'):
+    if key in prediction:
+      entry[key] = prediction[key]
+  if 'probabilities' in prediction:
+    by_class = prediction['probabilities']
+    likeliest = sorted(by_class, key=by_class.__getitem__, reverse=True)[:MOST_CLASSES]
+    entry['probabilities'] = [[name, round(by_class[name], 4)] for name in likeliest]
+  return entry
 
 
-def media_of(rows: list[dict], examples, pictures: bool, sounds: bool) -> dict:
-  """{id: {'picture', 'small', 'sound', 'note'}} of what is there; those of the first rows, when the page would grow too large."""
-  found = {}
-  size = 0
-  if pictures or sounds:
-    firsts = {row['id']: row for row in reversed(rows)}
-  else:
-    firsts = {}
-  for identity in dict.fromkeys(row['id'] for row in rows if firsts):
-    row = firsts[identity]
-    example = examples(identity)
-    if example is None:
+def add_attention(group: dict, attention_of: Mapping[str, dict], run_number: int = 0) -> int:
+  """Adds n-best answers and attention to the answers of a run.
+
+  Args:
+    attention_of: {id: what `AttentionReader` returns}.
+
+  Returns:
+    How many were left out, because their hypothesis is not that of the file.
+  """
+  left_out = 0
+  for row in group['rows']:
+    if row['id'] not in attention_of:
       continue
-    told = (thumbnail(example.get('image')) if pictures else {}) | (
-      {'sound': _sound(example, row)} if sounds else {}
-    )
-    own = sum(
-      len(part)
-      for part in (
-        told.get('picture', ''),
-        *(told.get('sound', {}).get(key, '') for key in ('picture', 'source')),
-      )
-    )
-    full = size + own > MEDIA
-    size += 0 if full else own
-    found[identity] = {'note': 'left out: the page would grow too large'} if full else told
-    if full and size > 0.98 * MEDIA:
-      break
-  return found
-
-
-def thumbnail(data) -> dict:
-  """{'picture': a data URI} of encoded bytes, no larger than a page can hold a thousand times; {} where there is none to show."""
-  if not isinstance(data, bytes) or not data:
-    return {}
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      form = image.format
-      size = image.size
-      if (
-        form in FORMATS
-        and max(size) <= SIDE
-        and len(data) <= KEPT
-        and image.getexif().get(0x0112, 1) == 1
-      ):
-        return {'picture': _uri(image.get_format_mimetype(), data), 'small': max(size) < SMALL}
-    return {'picture': picture_of(decode_picture(data)), 'small': max(size) < SMALL}
-  except (UserError, OSError, Image.DecompressionBombError):
-    return {}
-
-
-def picture_of(pixels: np.ndarray) -> str:
-  """uint8 [H, W, C] -> a JPEG of at most SIDE pixels as a data URI."""
-  image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-  image.thumbnail((SIDE, SIDE))
-  with io.BytesIO() as file:
-    image.save(file, 'JPEG', quality=72, optimize=True)
-    return _uri('image/jpeg', file.getvalue())
-
-
-def _uri(kind: str, data: bytes) -> str:
-  return f'data:{kind};base64,{base64.b64encode(data).decode()}'
-
-
-def _sound(example: dict, row: dict) -> dict:
-  shown = speech.sound_of(example, row)
-  return shown._asdict() | {
-    'lanes': shown.lanes,
-    'words': [w._asdict() for w in shown.words],
-    'times': [t._asdict() for t in shown.times],
-  }
-
-
-def add_looks(groups: list, looks: dict, run: int = 0) -> int:
-  """Puts what `attention.CloserLook` found into the answers of a run; -> how many had other words than the file and were left out."""
-  others = 0
-  for row in (row for each in groups for row in each['rows'] if row['id'] in looks):
-    look = looks[row['id']]
-    answer = row['said'][run]
-    if look['hypothesis'] != answer['text']:
-      others += 1
+    entry = attention_of[row['id']]
+    answer = row['answers'][run_number]
+    if entry['hypothesis'] != answer['text']:
+      left_out += 1
       continue
-    if len(look['n_best']) > 1:
-      answer['n_best'] = [[text, round(score, 4)] for text, score in look['n_best']]
-    if 'look' in look:
-      answer['look'] = _shown(look['look'])
-  return others
+    if len(entry['n_best']) > 1:
+      answer['n_best'] = [[text, round(score, 4)] for text, score in entry['n_best']]
+    if 'attention' in entry:
+      answer['attention'] = _with_encoded_picture(entry['attention'])
+  return left_out
 
 
-def _shown(look: dict) -> dict:
-  image = look.get('image')
-  return look | ({'image': image | {'picture': picture_of(image['picture'])}} if image else {})
+def _with_encoded_picture(attention: dict) -> dict:
+  if 'image' not in attention:
+    return attention
+  image = attention['image']
+  return attention | {'image': image | {'picture': jpeg_uri(image['picture'])}}

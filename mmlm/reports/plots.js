@@ -1,4 +1,4 @@
-// Curves: values under the pointer, and logarithmic axes. The SVG stands in the page already; here it is redrawn from its values.
+// Curves: shows values under the pointer, and redraws the SVG of the page for logarithmic axes.
 'use strict';
 (() => {
   const plots = JSON.parse(document.getElementById('plots').textContent);
@@ -7,7 +7,7 @@
     for (const key in attributes) node.setAttribute(key, attributes[key]);
     return parent.appendChild(node);
   };
-  const told = value => Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4));
+  const format = value => Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4));
 
   class Plot {
     constructor(figure, lines) {
@@ -30,7 +30,7 @@
 
     x(step) { return (step - this.first) / (this.last - this.first || 1) * this.width; }
 
-    // What cannot be logarithmic stays as it is.
+    // Plots with values of 0 or less stay linear.
     draw(logarithmic) {
       const values = this.lines.flat().map(point => point[1]);
       const log = logarithmic && Math.min(...values) > 0, scale = log ? Math.log : Number;
@@ -42,20 +42,20 @@
         this.groups[i].querySelectorAll('circle').forEach((circle, j) => circle.setAttribute('cy', places[j][1]));
       });
       const middle = log ? Math.exp((low + high) / 2) : (low + high) / 2, texts = [...this.svg.querySelectorAll('text.y')];
-      if (texts.length === 3) texts[1].textContent = told(middle);
+      if (texts.length === 3) texts[1].textContent = format(middle);
     }
 
     point(event) {
       const box = this.svg.getBoundingClientRect();
       const x = (event.clientX - box.left) / box.width * this.wide + this.left;
       const nearest = points => points.reduce((a, b) => Math.abs(this.x(b[0]) - x) < Math.abs(this.x(a[0]) - x) ? b : a);
-      const found = this.lines.map(nearest);
-      const step = found.reduce((a, b) => Math.abs(this.x(b[0]) - x) < Math.abs(this.x(a[0]) - x) ? b : a)[0];
+      const points = this.lines.map(nearest);
+      const step = points.reduce((a, b) => Math.abs(this.x(b[0]) - x) < Math.abs(this.x(a[0]) - x) ? b : a)[0];
       this.line = this.line || make('line', {class: 'pointer', y1: 0, y2: this.height}, this.svg);
       this.line.setAttribute('x1', this.x(step));
       this.line.setAttribute('x2', this.x(step));
       this.line.style.display = '';
-      this.readout.textContent = ` at ${told(step)}: ` + found.map((point, i) => `${this.names[i]} ${told(point[1])}`).join(', ');
+      this.readout.textContent = ` at ${format(step)}: ` + points.map((point, i) => `${this.names[i]} ${format(point[1])}`).join(', ');
     }
 
     leave() {

@@ -1,65 +1,113 @@
 """Scores of run folders: of one run by split, of several side by side."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from mmlm.evaluation.metrics.label_metrics import confusion_table
+from mmlm.evaluation.metrics.speech_metrics import KINDS
 from mmlm.reports.pages import read_object
 from mmlm.utils.errors import UserError
 
 KEYS = ('split', 'step', 'shuffled', 'n', 'decoding', 'scores')
+# {key of a score file: (name on the page, format)}
+TIMES = {
+  'audio_seconds': ('sound, s', '{:,.1f}'),
+  'decoding_seconds': ('decoding, s', '{:,.1f}'),
+  'real_time_factor': ('real-time factor', '{:.4f}'),
+}
 
 
-def scores_of(folder) -> list:
-  """Score files by split, newest step first; shuffled pictures stand right of the same with its own."""
-  scores = [_score(path) for path in sorted((pathlib.Path(folder) / 'scores').glob('*.json'))]
-  return sorted(
-    scores,
-    key=lambda s: (
-      s['split'],
-      -s['step'],
-      s['decoding'].get('method', ''),
-      s['shuffled'],
-    ),
-  )
+class SplitScores(NamedTuple):
+  """The scores of several runs on a split.
+
+  Attributes:
+    columns: a description of each run's scores.
+    rows: [(metric, the score of each run or None)].
+  """
+
+  split: str
+  columns: list[str]
+  rows: list[tuple[str, list]]
 
 
-def _score(path) -> dict:
-  found = read_object(path)
-  if missing := [key for key in KEYS if key not in found]:
-    raise UserError(
-      f'{path}: no {missing[0]!r} in it, not what `evaluate` writes. `./launch.sh evaluate {path.parent.parent}` writes it again.'
-    )
-  return found
+def scores_of(folder: pathlib.Path) -> list[dict]:
+  """Reads score files, by split and newest step first; shuffled inputs follow unchanged ones."""
+  scores = [_read_score(path) for path in sorted((folder / 'scores').glob('*.json'))]
+
+  def order(score: dict) -> tuple:
+    method = score['decoding'].get('method', '')
+    return score['split'], -score['step'], method, score['shuffled']
+
+  return sorted(scores, key=order)
 
 
-def confusions(files: dict) -> list:
-  """[(file name, classes, [(class, counts)])] of predicted classes; `files`: {name: rows}."""
-  tables = []
-  for name, rows in files.items():
-    if 'probabilities' in rows[0]:
-      tables.append((name, *confusion_table(rows)))
-  return [(name, classes, list(zip(classes, table.tolist()))) for name, classes, table in tables]
-
-
-def side_by_side(runs: dict) -> list:
-  """[(split, [(metric, [a score of each run or None])])]: the newest score of a split, nothing shuffled; `runs`: {name: folder}."""
-  newest = {}
-  for name, folder in runs.items():
-    for score in [s for s in scores_of(folder) if not s['shuffled']]:  # the newest comes first
-      newest.setdefault(score['split'], {})[name] = score
-  tables = []
-  for split, found in newest.items():
-    metrics = dict.fromkeys(metric for score in found.values() for metric in score['scores'])
-    rows = []
-    for metric in metrics:
-      rows.append(
-        (metric, [found[name]['scores'].get(metric) if name in found else None for name in runs])
+def _read_score(path: pathlib.Path) -> dict:
+  score = read_object(path)
+  for key in KEYS:
+    if key not in score:
+      raise UserError(
+        f'{path}: no {key!r} in it, so `evaluate` did not write it. '
+        f'`./launch.sh evaluate {path.parent.parent}` writes it again.'
       )
-    tables.append((split, [_about(found.get(name)) for name in runs], rows))
+  return score
+
+
+def confusions(predictions: Mapping[str, list[dict]]) -> list[tuple]:
+  """Returns [(file name, classes, [(class, counts)])] of the files that predict classes."""
+  tables = []
+  for name, of_file in predictions.items():
+    if 'probabilities' in of_file[0]:
+      classes, counts = confusion_table(of_file)
+      tables.append((name, classes, list(zip(classes, counts.tolist()))))
   return tables
 
 
-def _about(score: dict | None) -> str:
-  if score:
-    return f'{score["n"]:,} examples, step {score["step"]:,}'
-  return 'not evaluated'
+def scores_side_by_side(runs: Mapping[str, pathlib.Path]) -> list[SplitScores]:
+  """Returns the newest scores of each split, without shuffled inputs; `runs` is {name: folder}."""
+  newest: dict[str, dict[str, dict]] = {}
+  for name, folder in runs.items():
+    for score in scores_of(folder):
+      if not score['shuffled']:  # the newest comes first
+        newest.setdefault(score['split'], {}).setdefault(name, score)
+  tables = []
+  for split, by_run in newest.items():
+    columns = [_describe(by_run.get(name)) for name in runs]
+    metrics: dict[str, None] = {}
+    for score in by_run.values():
+      metrics |= dict.fromkeys(score['scores'])
+    rows = []
+    for metric in metrics:
+      cells = []
+      for name in runs:
+        scores = by_run[name]['scores'] if name in by_run else {}
+        cells.append(scores.get(metric))
+      rows.append((metric, cells))
+    tables.append(SplitScores(split, columns, rows))
+  return tables
+
+
+def _describe(score: dict | None) -> str:
+  if score is None:
+    return 'not evaluated'
+  return f'{score["n"]:,} examples, step {score["step"]:,}'
+
+
+def speech_counts(scores: list[dict]) -> list[tuple[str, list[str]]]:
+  """Returns rows of the table of scores: errors of words and characters, and times.
+
+  Returns:
+    [(name, a text for each score file, '' where it has none)], without empty rows.
+  """
+  rows = []
+  for unit in ('words', 'characters'):
+    rows.append((unit, [_format_errors(score.get(unit)) for score in scores]))
+  for key, (name, form) in TIMES.items():
+    rows.append((name, [form.format(score[key]) if key in score else '' for score in scores]))
+  return [(name, cells) for name, cells in rows if any(cells)]
+
+
+def _format_errors(counts: dict | None) -> str:
+  if counts is None:
+    return ''
+  return ', '.join(f'{counts[kind]:,} {kind}' for kind in KINDS)

@@ -1,8 +1,10 @@
-"""The page of a sweep: every parameter against the score, the best trials and their curves, and what failed or was stopped."""
+"""The page of a sweep: parameters against scores, the best trials, and trials without a score."""
 
 import json
 import math
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -18,278 +20,287 @@ from mmlm.utils.run_dir import read_json
 
 BEST = 20  # trials in the table
 # of the parallel coordinates, in units of the SVG
-WIDE = 700
-HIGH = 220
-LOG = 20  # the largest value over the smallest from which an axis may be logarithmic
+COORDINATES_WIDTH = 700
+COORDINATES_HEIGHT = 220
+LEAST_RATIO = 20  # of the largest value to the smallest, for a logarithmic axis
+MOST_TICKS = 6  # different values that all have a tick
+LEAST_TRIALS = 4  # for importances
 STATES = {'complete': 'complete', 'pruned': 'pruned', 'fail': 'failed', 'running': 'running'}
 KEYS = ('trial', 'state', 'settings', 'monitor', 'score', 'error', 'parameters', 'runs')
 
 
-def write_sweep(folder, output='') -> pathlib.Path:
-  """Writes `output`, or report.html in the folder of a sweep, and returns its path.
+def write_sweep(folder: pathlib.Path | str, output: pathlib.Path | str = '') -> pathlib.Path:
+  """Writes the page of a sweep and returns its path.
+
+  Args:
+    output: file of the page; '' for report.html in the folder of the sweep.
 
   Raises:
     UserError: no trial has begun, or results.json or the journal cannot be read.
   """
   folder = pathlib.Path(folder)
-  about = read_object(folder / SWEEP)
-  rows = _rows(folder / 'results.json')
-  done = [row for row in rows if row['state'] == 'complete' and row['score'] is not None]
-  monitor = rows[0]['monitor']
+  trials = _read_trials(folder / 'results.json')
+  scored = []
+  for trial in trials:
+    if trial['state'] == 'complete' and trial['score'] is not None:
+      scored.append(trial)
+  monitor = trials[0]['monitor']
   higher = higher_is_better(monitor)
-  best = sorted(
-    done,
-    key=lambda row: ((-1 if higher else 1) * row['score'], row['trial']),
-  )
-  axes = axes_of(done, monitor)
+  sign = -1 if higher else 1
+  best_first = sorted(scored, key=lambda trial: (sign * trial['score'], trial['trial']))
+  *parameter_axes, score_axis = axes_of(scored, monitor)
+  axes = [*parameter_axes, score_axis]
   return write_page(
     output or folder / 'report.html',
     'sweep.html.jinja',
     title=f'Sweep {folder.resolve().name}',
-    about=about,
+    about=read_object(folder / SWEEP),
     monitor=monitor,
     higher=higher,
-    counts=_counts(rows),
-    best=best[:BEST],
-    done=len(done),
-    keys=[axis['name'] for axis in axes[:-1]],
+    counts=_count_states(trials),
+    best=best_first[:BEST],
+    done=len(scored),
+    keys=[axis['name'] for axis in parameter_axes],
     axes=axes,
-    lines=_lines(best, axes),
-    scatters=[_scatter(axis, axes[-1], best) for axis in axes[:-1]],
+    lines=_coordinate_lines(best_first, axes),
+    scatters=[_scatter(axis, score_axis, best_first) for axis in parameter_axes],
     importance=importance_of(folder),
-    others=[row for row in rows if row not in done],
-    plots=_history(done, higher) + _curves(folder, best),
+    others=[trial for trial in trials if trial not in scored],
+    plots=_history(scored, higher) + _curves(folder, best_first),
     width=WIDTH,
     height=HEIGHT,
-    wide=WIDE,
-    high=HIGH,
+    wide=COORDINATES_WIDTH,
+    high=COORDINATES_HEIGHT,
     data=None,
-    short=short,
+    short=format_setting,
     states=STATES,
   )
 
 
-def _rows(path) -> list[dict]:
+def _read_trials(path: pathlib.Path) -> list[dict]:
   if not path.exists():
     raise UserError(
-      f'{path.parent}: no trial of this sweep has ended yet (no results.json); the same `sweep` command goes on with it.'
+      f'{path.parent}: no trial of this sweep has ended yet (no results.json); '
+      'the same `sweep` command continues it.'
     )
-  rows = read_json(path)
-  if not isinstance(rows, list) or not rows:
-    raise UserError(f'{path}: no trial in it. The same `sweep` command writes it anew.')
-  for number, row in enumerate(rows):
-    if missing := [key for key in KEYS if not isinstance(row, dict) or key not in row]:
-      raise UserError(
-        f'{path}, row {number}: no {missing[0]!r} in it. The same `sweep` command writes it anew.'
-      )
-  return rows
+  trials = read_json(path)
+  if not isinstance(trials, list) or not trials:
+    raise UserError(f'{path}: no trial in it. The same `sweep` command writes it again.')
+  for number, trial in enumerate(trials):
+    for key in KEYS:
+      if not isinstance(trial, dict) or key not in trial:
+        raise UserError(
+          f'{path}, row {number}: no {key!r} in it. The same `sweep` command writes it again.'
+        )
+  return trials
 
 
-def _counts(rows: list) -> list:
-  states = [row['state'] for row in rows]
+def _count_states(trials: list[dict]) -> list[tuple[str, int]]:
+  states = [trial['state'] for trial in trials]
   return [(name, states.count(state)) for state, name in STATES.items() if state in states]
 
 
 # Axes: of each parameter, and the score last
 
 
-def axes_of(rows: list, monitor: str) -> list[dict]:
-  """{'name', 'ticks' [(share of the axis from below, text)], 'log', 'place': a trial -> that share, or None where it has no such parameter}."""
-  keys = dict.fromkeys(key for row in rows for key in row['settings'])
-  columns = {key: [row['settings'].get(key) for row in rows] for key in keys}
+def axes_of(trials: list[dict], monitor: str) -> list[dict]:
+  """Returns an axis for each parameter, and that of the score as the last.
+
+  Returns:
+    'name'; 'ticks' [(share of the axis from below, text)]; 'log'; 'place' {trial: its share}, of
+    the trials that have such a parameter.
+  """
+  keys: dict[str, None] = {}
+  for trial in trials:
+    keys |= dict.fromkeys(trial['settings'])
   axes = []
-  for key, values in columns.items():
-    axes.append(_axis(key, {row['trial']: value for row, value in zip(rows, values)}))
-  return [*axes, _axis(monitor, {row['trial']: row['score'] for row in rows}, score=True)]
+  for key in keys:
+    axes.append(_axis(key, {trial['trial']: trial['settings'].get(key) for trial in trials}))
+  scores = {trial['trial']: trial['score'] for trial in trials}
+  axes.append(_axis(monitor, scores, is_score=True))
+  return axes
 
 
-def _axis(name: str, values: dict, score=False) -> dict:
-  """Numbers by their size, or by its logarithm; other values side by side in order."""
-  given = [value for value in values.values() if value is not None]
-  numbers = [_number(value) for value in given]
-  if not given or None in numbers:
-    order = sorted(set(given))
-
-    def share(value):
-      return (order.index(value) + 0.5) / len(order)
-
-    ticks = [(share(value), str(value)) for value in order]
+def _axis(name: str, values: Mapping[Any, Any], is_score: bool = False) -> dict:
+  """Returns an axis of numbers, by size or logarithm, or of other values in their order."""
+  present = {trial: value for trial, value in values.items() if value is not None}
+  numbers = [_number(value) for value in present.values()]
+  if not numbers or None in numbers:
     log = False
+    share, ticks = _categories(sorted(set(present.values())))
   else:
-    low = min(numbers)
-    high = max(numbers)
-    log = not score and low > 0 and high / low >= LOG and _is_logarithmic(numbers)
-    scale = math.log if log else float
-
-    def share(value):
-      if low == high:
-        return 0.5
-      return (scale(_number(value)) - scale(low)) / (scale(high) - scale(low))
-
-    if len(set(numbers)) <= 6:
-      shown = sorted(set(numbers))
-    else:
-      shown = [low, high]
-    ticks = [(share(value), f'{value:.4g}') for value in shown]
-  return {
-    'name': name,
-    'ticks': ticks,
-    'log': log,
-    'place': {trial: share(value) for trial, value in values.items() if value is not None},
-  }
+    log = not is_score and _is_logarithmic(numbers)
+    share, ticks = _number_scale(numbers, log)
+  places = {trial: share(value) for trial, value in present.items()}
+  return {'name': name, 'ticks': ticks, 'log': log, 'place': places}
 
 
-def _is_logarithmic(numbers: list) -> bool:
-  """Whether the middle one of positive numbers is nearer to the middle of their logarithms than to that of their range."""
+def _categories(order: list) -> tuple[Callable, list]:
+  def share(value: Any) -> float:
+    return (order.index(value) + 0.5) / len(order)
+
+  return share, [(share(value), str(value)) for value in order]
+
+
+def _number_scale(numbers: list[float], log: bool) -> tuple[Callable, list]:
   low = min(numbers)
-  middle = sorted(numbers)[len(numbers) // 2]
   high = max(numbers)
+  scale = math.log if log else float
 
-  def off(scale):
-    return abs((scale(middle) - scale(low)) / (scale(high) - scale(low)) - 0.5)
+  def share(value: Any) -> float:
+    if low == high:
+      return 0.5
+    return (scale(float(value)) - scale(low)) / (scale(high) - scale(low))
 
-  return off(math.log) < off(float)
+  ticked = sorted(set(numbers))
+  if len(ticked) > MOST_TICKS:
+    ticked = [low, high]
+  return share, [(share(value), f'{value:.4g}') for value in ticked]
 
 
-def short(value) -> str:
-  """A setting in a table."""
-  found = _number(value)
-  if found is None or len(str(value)) < 8:
+def _is_logarithmic(numbers: list[float]) -> bool:
+  """Returns whether numbers of a wide range are spread more evenly by their logarithms."""
+  low = min(numbers)
+  high = max(numbers)
+  if low <= 0 or high / low < LEAST_RATIO:
+    return False
+  median = sorted(numbers)[len(numbers) // 2]
+
+  def off_centre(scale: Callable[[float], float]) -> float:
+    share = (scale(median) - scale(low)) / (scale(high) - scale(low))
+    return abs(share - 0.5)
+
+  return off_centre(math.log) < off_centre(float)
+
+
+def format_setting(value: Any) -> str:
+  """Formats a setting for a table."""
+  number = _number(value)
+  if number is None or len(str(value)) < 8:
     return str(value)
-  return f'{found:.4g}'
+  return f'{number:.4g}'
 
 
-def _number(value) -> float | None:
+def _number(value: Any) -> float | None:
   try:
-    found = float(value)
+    number = float(value)
   except (TypeError, ValueError):
     return None
-  return found if math.isfinite(found) else None
+  return number if math.isfinite(number) else None
 
 
-def _lines(best: list, axes: list) -> list:
-  """Lines of parallel coordinates, the best drawn last: (trial, rank from 0 to 1, what it is, points); what is not set is left out."""
+def _coordinate_lines(best_first: list[dict], axes: list[dict]) -> list[tuple]:
+  """Returns the lines of parallel coordinates, the best drawn last.
 
-  def at(number):
-    return round(number / max(len(axes) - 1, 1) * WIDE, 1)
-
+  Returns:
+    [(trial, rank from 0 to 1, description, points)], without the axes that a trial has not set.
+  """
+  distance = COORDINATES_WIDTH / max(len(axes) - 1, 1)
   lines = []
-  for rank, row in reversed([*enumerate(best)]):
+  for number, trial in enumerate(best_first):
     points = []
     for i, axis in enumerate(axes):
-      if row['trial'] in axis['place']:
-        points.append(
-          (
-            at(i),
-            round((1 - axis['place'][row['trial']]) * HIGH, 1),
-          )
-        )
-    lines.append(
-      (
-        row['trial'],
-        round(rank / max(len(best) - 1, 1), 3),
-        told(row),
-        points,
-      )
-    )
-  return lines
+      if trial['trial'] in axis['place']:
+        y = (1 - axis['place'][trial['trial']]) * COORDINATES_HEIGHT
+        points.append((round(i * distance, 1), round(y, 1)))
+    rank = round(number / max(len(best_first) - 1, 1), 3)
+    lines.append((trial['trial'], rank, describe(trial), points))
+  return lines[::-1]
 
 
-def _scatter(axis: dict, score: dict, best: list) -> dict:
-  rows = [row for row in best if row['trial'] in axis['place']]
-
-  def place(row):
-    return (
-      round(axis['place'][row['trial']] * WIDTH, 1),
-      round((1 - score['place'][row['trial']]) * HEIGHT, 1),
-    )
-
-  def ticks(axis, size):
-    return [(round(share * size, 1), text) for share, text in axis['ticks']]
-
+def _scatter(axis: dict, score_axis: dict, best_first: list[dict]) -> dict:
+  points = []
+  for trial in best_first:
+    if trial['trial'] in axis['place']:
+      x = axis['place'][trial['trial']] * WIDTH
+      y = (1 - score_axis['place'][trial['trial']]) * HEIGHT
+      points.append((round(x, 1), round(y, 1), describe(trial)))
+  columns = [(round(share * WIDTH, 1), text) for share, text in axis['ticks']]
+  score_ticks = score_axis['ticks'][:: max(1, len(score_axis['ticks']) - 1)]
+  rows = [(round(HEIGHT - round(share * HEIGHT, 1), 1), text) for share, text in score_ticks]
   return {
     'name': axis['name'],
     'log': axis['log'],
-    'points': [(*place(row), told(row)) for row in rows],
-    'columns': ticks(axis, WIDTH),
-    'rows': [
-      (round(HEIGHT - place, 1), text)
-      for place, text in ticks(score, HEIGHT)[:: max(1, len(score['ticks']) - 1)]
-    ],
+    'points': points,
+    'columns': columns,
+    'rows': rows,
   }
 
 
-def told(row: dict) -> str:
-  """A trial in a line."""
-  settings = ', '.join(f'{key}={short(value)}' for key, value in row['settings'].items())
-  return f'trial {row["trial"]}: {row["monitor"]} {row["score"]:.4f}, {settings}'
+def describe(trial: dict) -> str:
+  """Describes a trial in a line."""
+  settings = [f'{key}={format_setting(value)}' for key, value in trial['settings'].items()]
+  score = f'{trial["monitor"]} {trial["score"]:.4f}'
+  return f'trial {trial["trial"]}: {score}, {", ".join(settings)}'
 
 
 # Curves
 
 
-def _history(done: list, higher: bool) -> list:
-  """The score of each trial, and the best so far."""
-  if not done:
+def _history(scored: list[dict], higher: bool) -> list[dict]:
+  """Returns a plot of the score of each trial, and of the best so far."""
+  if not scored:
     return []
-  points = sorted((row['trial'], row['score']) for row in done)
-  best = []
-  for trial, _ in points:
-    best.append(
-      (trial, (max if higher else min)(score for other, score in points if other <= trial))
-    )
+  better = max if higher else min
+  points = sorted((trial['trial'], trial['score']) for trial in scored)
+  best_so_far = []
+  best = points[0][1]
+  for trial, score in points:
+    best = better(best, score)
+    best_so_far.append((trial, best))
+  lines = {'score': points, 'best so far': best_so_far}
   styles = {'score': (0, False), 'best so far': (1, True)}
-  return [
-    plot(
-      'score by trial',
-      {'score': points, 'best so far': best},
-      styles,
-      (points[0][0], points[-1][0]),
-    )
-  ]
+  ends = (points[0][0], points[-1][0])
+  return [plot('score by trial', lines, styles, ends)]
 
 
-def _curves(folder, best: list) -> list:
-  """The first run of each of the best trials over one another."""
+def _curves(folder: pathlib.Path, best_first: list[dict]) -> list[dict]:
+  """Returns the plots of the first run of each of the best trials."""
   runs = {}
-  for row in best[:COLOURS]:
-    if row['runs']:
-      runs[f'trial {row["trial"]}'] = folder / row['runs'][0]['run']
-  return plots_of_runs({name: run for name, run in runs.items() if run.is_dir()})
+  for trial in best_first[:COLOURS]:
+    if not trial['runs']:
+      continue
+    run = folder / trial['runs'][0]['run']
+    if run.is_dir():
+      runs[f'trial {trial["trial"]}'] = run
+  return plots_of_runs(runs)
 
 
 # Importance
 
 
-def importance_of(folder) -> tuple[list, str]:
-  """[(parameter, share)] by PED-ANOVA (Watanabe et al. 2023), the most important first, and why there is none.
+def importance_of(folder: pathlib.Path) -> tuple[list[tuple[str, float]], str]:
+  """Computes importances by PED-ANOVA (Watanabe et al. 2023).
 
-  Optuna reads its own journal, of which only whole lines are taken: a sweep may be at work on it.
+  Optuna reads its own journal, of which only whole lines are used: the sweep may be running.
+
+  Returns:
+    [(parameter, share)], the most important first, and why there are none.
   """
-  path = pathlib.Path(folder) / 'journal.log'
+  path = folder / 'journal.log'
   if not path.exists():
-    return [], 'The journal of optuna is not there.'
+    return [], 'The journal of optuna is missing.'
   level = optuna.logging.get_verbosity()
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   try:
-    study = optuna.load_study(study_name='sweep', storage=JournalStorage(_Whole(str(path))))
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(trials) < 4:
-      return [], 'It needs at least four trials with a score.'
-    found = optuna.importance.get_param_importances(study)
+    study = optuna.load_study(study_name='sweep', storage=JournalStorage(_WholeLines(str(path))))
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < LEAST_TRIALS:
+      return [], f'Importances need at least {LEAST_TRIALS} trials with a score.'
+    shares = optuna.importance.get_param_importances(study)
   except (KeyError, ValueError, RuntimeError) as error:
-    return [], f'Optuna cannot tell it: {error}'
+    return [], f'Optuna cannot compute importances: {error}'
   finally:
     optuna.logging.set_verbosity(level)
-  found = sorted(found.items(), key=lambda item: -item[1])
-  return [
-    (name, value) for name, value in found if math.isfinite(value)
-  ], '' if found else 'No parameter is set by all trials.'
+  if not shares:
+    return [], 'No parameter is set by all trials.'
+  finite = [(name, share) for name, share in shares.items() if math.isfinite(share)]
+  return sorted(finite, key=lambda item: -item[1]), ''
 
 
-class _Whole(JournalFileBackend):
-  """A journal to be read alone; half a line at its end, of a writer that is at work or was killed, is not read."""
+class _WholeLines(JournalFileBackend):
+  """A journal to read only; half a line at its end, of a writer at work or killed, is skipped."""
 
-  def read_logs(self, log_number_from: int):
+  def read_logs(self, log_number_from: int) -> Iterator[dict]:
     whole = pathlib.Path(self._file_path).read_bytes().split(b'\n')[:-1]
     return map(json.loads, whole[log_number_from:])

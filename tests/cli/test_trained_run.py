@@ -15,7 +15,7 @@ from mmlm.data.text import MASK
 from mmlm.evaluation import ablation
 from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.prediction import Condition, decode, params_of
-from mmlm.reports.html import write_report
+from mmlm.reports.run_page import write_report
 from mmlm.utils import run_dir
 
 CONFIG = ROOT / 'configs/translation/numerals.py'

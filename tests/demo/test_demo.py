@@ -22,18 +22,19 @@ from whispers import write_hugging_face, write_tokenizer
 
 from mmlm import config as configs
 from mmlm.cli import demo as command
+from mmlm.data import batching
 from mmlm.data.tokenizers.train_tokenizer import train_tokenizer
 from mmlm.data.transforms.audio import RATE
-from mmlm.demo.answerers import RunModel, WhisperModel, _Model, wav
+from mmlm.demo.answerers import DemoModel, RunModel, WhisperModel, wav
 from mmlm.demo.inputs import Limits, Upload
-from mmlm.experiment import prediction as inference
+from mmlm.inference import predictor
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
 
 uvicorn = pytest.importorskip('uvicorn', reason='requirements-demo.txt is not installed')
 pytest.importorskip('starlette')
 pytest.importorskip('python_multipart')
-from mmlm.demo.server import FORM, Server  # noqa: E402
+from mmlm.demo.server import FORM_SIZE, Server  # noqa: E402
 
 ENGLISH = ['a man on a ladder', 'two dogs, red and blue']
 GERMAN = ['ein mann auf einer leiter', 'zwei hunde, rot und blau']
@@ -49,7 +50,7 @@ def sound(seconds: float) -> bytes:
   return wav(tone(440, seconds, RATE))
 
 
-class Canned(_Model):
+class Canned(DemoModel):
   """Answers the same whatever it is given; `busy` counts the requests that it answers at once."""
 
   def __init__(self, name, task, kinds, answer):
@@ -81,7 +82,7 @@ def models():
     LOOK | {'modality': 'image', 'grid': [1, 2], 'weights': [[0.1, 0.4], [0.4, 0.1]]},
     LOOK | {'modality': 'text', 'labels': ['a', 'dog'], 'weights': [[0.4, 0.1], [0.1, 0.4]]},
   ]
-  heard = LOOK | {'modality': 'audio', 'seconds': 1.0, 'weights': [[1, 0, 0], [0, 0, 1]]}
+  of_sound = LOOK | {'modality': 'audio', 'seconds': 1.0, 'weights': [[1, 0, 0], [0, 0, 1]]}
   shown = {'source': png, 'width': 3, 'height': 2, 'small': True}
   result = {}
   for model in (
@@ -97,9 +98,9 @@ def models():
       {'audio': 'sound'},
       {
         'text': 'ein Hund',
-        'attention': [heard],
+        'attention': [of_sound],
         'sound': png,
-        'heard': [['ein', 0.0, 0.5], ['Hund', 0.5, 1.0]],
+        'times': [['ein', 0.0, 0.5], ['Hund', 0.5, 1.0]],
       },
     ),
     Canned(
@@ -217,7 +218,7 @@ PNG_BOMB = b'\x89PNG\r\n\x1a\n' + b''.join(
     ({'run': 'captions', 'text': 'x', 'image': ('C:\\a\\b.png', b'')}, 'b.png has zero bytes'),
     (
       {'run': 'captions', 'text': 'x', 'image': ('/etc/b.txt', b'hello')},
-      'b.txt is no picture that can be read',
+      'b.txt is not a picture that can be read',
     ),
     (
       {'run': 'captions', 'text': 'x', 'image': ('b.png', picture(40, 40)[:-30])},
@@ -232,7 +233,7 @@ PNG_BOMB = b'\x89PNG\r\n\x1a\n' + b''.join(
       'b.png: more than 2 million pixels',
     ),
     ({'run': 'speech'}, 'a sound is missing'),
-    ({'run': 'speech', 'audio': ('a.wav', b'RIFF')}, 'a.wav is no sound that can be read'),
+    ({'run': 'speech', 'audio': ('a.wav', b'RIFF')}, 'a.wav is not a sound that can be read'),
     (
       {'run': 'speech', 'audio': ('a.wav', encoded(np.zeros(RATE * 3, np.float32), RATE))},
       'a.wav is longer than 2 s',
@@ -245,7 +246,7 @@ def test_what_cannot_be_answered_is_named(port, fields, says):
 
 
 def test_requests_that_are_too_large_or_from_elsewhere(port):
-  status, _, body = fetch(port, body=b'', Content_Length=str(LIMITS.bytes + FORM + 1))
+  status, _, body = fetch(port, body=b'', Content_Length=str(LIMITS.bytes + FORM_SIZE + 1))
   assert status == 413 and '1.1 MiB are too much: 1 MiB at most' in json.loads(body)['error']
   status, _, body = fetch(port, body=iter([b'x']), Transfer_Encoding='chunked')
   assert status == 411 and 'how many bytes' in json.loads(body)['error']
@@ -297,15 +298,13 @@ def untrained():
     batch = {key: np.asarray(value) for key, value in loader(0, one(experiment)).items()}
     if loader.finish:
       batch = loader.finish(batch)
-    else:
-      batch = batch
     return experiment.parallel.place(experiment.random_params(batch)), 0
 
   def one(experiment):
-    return inference.batching.Batch(np.arange(1), experiment.data.buckets[-1], 1)
+    return batching.Batch(np.arange(1), experiment.data.buckets[-1], 1)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inference, 'params_of', random)
+    patch.setattr(predictor, 'params_of', random)
     yield
 
 
@@ -353,7 +352,7 @@ def test_a_run_that_hears(untrained, tmp_path):
   model = RunModel(str(folder), {}, LIMITS)
   found = model({'audio': upload(sound(1.5), 'a.wav')})
   assert found['sound'].startswith('data:image/png') and not found['attention']
-  assert all(0 <= start < end <= 1.5 for _, start, end in found['heard'])
+  assert all(0 <= start < end <= 1.5 for _, start, end in found['times'])
   model.limits = LIMITS._replace(seconds=60)
   with pytest.raises(UserError, match=r'a.wav has 4.50 s: this run reads 4 s at most'):
     model({'audio': upload(sound(4.5), 'a.wav')})
@@ -408,7 +407,7 @@ def test_words_of_the_command(tmp_path, monkeypatch):
     and '1 of 1: a is read' in said
     and 'The page is at http://127.0.0.1:' in said
   )
-  monkeypatch.setattr(command, 'NEEDS', {'no_such_module': 'a-library'})
+  monkeypatch.setattr(command, 'REQUIREMENTS', {'no_such_module': 'a-library'})
   assert (
     'the demo needs a-library: .venv/bin/python -m pip install -r requirements-demo.txt'
     in refused('demo', 'a')
@@ -486,7 +485,9 @@ def test_a_voice_on_a_phone(visit, port, models):  # noqa: F811
   page.wait_for_selector('#result:not([hidden])')
   data = models['speech'].given[before]['audio']
   assert data[:4] == b'RIFF' and 0.2 < (len(data) - 44) / 2 / RATE < 2
-  assert page.evaluate("[...document.querySelectorAll('.said li')].map(li => li.textContent)") == [
+  assert page.evaluate(
+    "[...document.querySelectorAll('.timeline li')].map(li => li.textContent)"
+  ) == [
     '0.00 – 0.50 sein',
     '0.50 – 1.00 sHund',
   ]

@@ -24,7 +24,7 @@ from mmlm.models.heads import TransformerDecoder
 from mmlm.models.heads.recurrent_decoder import RecurrentDecoder
 from mmlm.models.sequence import Sequence
 from mmlm.reports import attention_maps as attention
-from mmlm.reports.attention_maps import CloserLook, grid_of
+from mmlm.reports.attention_maps import AttentionReader, grid_of
 
 BOS = SpecialTokens().bos_id
 
@@ -74,7 +74,7 @@ def test_a_decoder_tells_its_weights_and_writes_the_same(head):
   params = {'params': head.init(jax.random.key(0), tokens, memory)['params']}
   logits, made = head.apply(params, tokens, memory, mutable=['intermediates'])
   np.testing.assert_array_equal(logits, head.apply(params, tokens, memory))
-  layers = attention._weights(made['intermediates'])
+  layers = attention.attention_weights_of(made['intermediates'])
   assert len(layers) == (1 if isinstance(head, RecurrentDecoder) else 2)
   for weights in layers:
     assert (
@@ -97,7 +97,7 @@ def test_grids_have_the_shape_of_pictures():
 def look(run):  # noqa: F811
   experiment = Experiment.of_run(run, {})
   source = experiment.data.source('test')
-  return experiment, [source[i] for i in range(8)], CloserLook(experiment)
+  return experiment, [source[i] for i in range(8)], AttentionReader(experiment)
 
 
 def test_a_closer_look_says_what_evaluation_wrote_and_attends_to_all_that_is_read(run, look):  # noqa: F811
@@ -110,16 +110,16 @@ def test_a_closer_look_says_what_evaluation_wrote_and_attends_to_all_that_is_rea
   def words(text):
     return text.replace('\N{REPLACEMENT CHARACTER}', '').strip()
 
-  assert sum('look' in told for told in found.values()) >= 4
+  assert sum('attention' in told for told in found.values()) >= 4
   for example in examples:
     told = found[example['id']]
-    assert ('look' in told) == bool(
+    assert ('attention' in told) == bool(
       words(told['hypothesis'])
     )  # a model that has hardly learned writes bytes of no letter
     assert told['hypothesis'] == written[example['id']] == told['n_best'][0][0] and len(
       told['n_best']
     ) == min(5, experiment.config.decoding.beam_size)
-    if not (seen := told.get('look')):
+    if not (seen := told.get('attention')):
       continue
     assert ''.join(seen['words']).replace(' ', '') == told['hypothesis'].rstrip(
       '\N{REPLACEMENT CHARACTER}'
@@ -143,8 +143,8 @@ def test_a_look_is_of_the_example_itself_and_not_of_its_batch(look):
   alone = closer(examples[3:4])
   name = examples[3]['id']
   assert alone[name]['hypothesis'] == together[name]['hypothesis']
-  assert json.dumps(alone[name].get('look', {}).get('text')) == json.dumps(
-    together[name].get('look', {}).get('text')
+  assert json.dumps(alone[name].get('attention', {}).get('text')) == json.dumps(
+    together[name].get('attention', {}).get('text')
   )
 
 
@@ -176,12 +176,12 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
   kept = tuple(FUSIONS[fusion].keeps_positions(other.modalities, ''))
   assert kept == (('image', 'text') if fusion in ('concatenation', 'bottleneck') else ('text',))
   found = jax.jit(
-    lambda params, batch: attention.where_it_looks(other.model, params, batch, tokens, kept)
+    lambda params, batch: attention.decoder_attention(other.model, params, batch, tokens, kept)
   )(params, batch)
   sums = {}
   for name in ('image', 'text'):
-    if f'look_{name}' in found:
-      sums[name] = np.asarray(found[f'look_{name}'].sum(-1))
+    if f'attention_{name}' in found:
+      sums[name] = np.asarray(found[f'attention_{name}'].sum(-1))
   total = sum(sums[name] for name in ones or kept)
   assert (
     np.allclose(total, 1, atol=1e-5) if ones else (total[0] < 0.999).all() and (total > 0.01).all()
@@ -190,7 +190,7 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
     np.testing.assert_allclose(sums['image'], 1, atol=1e-5)
   elif 'image' in sums:
     assert (sums['image'][0] > 0.01).all() and (sums['image'][1] == 0).all()
-  assert [int(there.sum()) for there in found['there_text']] == [
+  assert [int(there.sum()) for there in found['mask_text']] == [
     int(mask.sum()) for mask in batch['text_mask']
   ]
 
@@ -198,15 +198,17 @@ def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, o
 def test_the_page_shows_where_a_model_looks(visit, run, tmp_path):  # noqa: F811
   done('report', run, f'--output={tmp_path / "report.html"}')
   data = data_of((tmp_path / 'report.html').read_text())
-  looked = [row for group in data['groups'] for row in group['rows'] if 'look' in row['said'][0]]
+  looked = [
+    row for group in data['groups'] for row in group['rows'] if 'attention' in row['answers'][0]
+  ]
   assert (
     8
     <= len(looked)
     <= 24
-    == sum('n_best' in row['said'][0] for group in data['groups'] for row in group['rows'])
+    == sum('n_best' in row['answers'][0] for group in data['groups'] for row in group['rows'])
   )
   page = visit(tmp_path / 'report.html')
-  page.check('#looked')
+  page.check('#with-attention')
   assert page.locator('#examples > li').count() == len(looked)
   alpha = """(() => {
     const shown = document.querySelector('.picture canvas'), copy = document.createElement('canvas');
@@ -215,16 +217,19 @@ def test_the_page_shows_where_a_model_looks(visit, run, tmp_path):  # noqa: F811
     return Math.max(...context.getImageData(0, 0, w, h).data.filter((_, i) => i % 4 === 3));
   })()"""
   assert page.evaluate(alpha) == 0
-  word = page.locator('#examples > li').first.locator('.look button').first
+  word = page.locator('#examples > li').first.locator('.attention button').first
   word.focus()
-  assert page.evaluate(alpha) == 204 and '%' in page.locator('.look > small').nth(1).inner_text()
+  assert (
+    page.evaluate(alpha) == 204 and '%' in page.locator('.attention > small').nth(1).inner_text()
+  )
   assert 'rgba' in page.locator('.words-read span').first.get_attribute('style')
   page.keyboard.press('ArrowRight')
   assert page.evaluate('document.activeElement.previousElementSibling.tagName') == 'BUTTON'
   page.keyboard.press('Enter')
   page.keyboard.press('/')
   assert (
-    page.evaluate(alpha) == 204 and page.locator('.look button[aria-pressed=true]').count() == 1
+    page.evaluate(alpha) == 204
+    and page.locator('.attention button[aria-pressed=true]').count() == 1
   )  # kept
 
 
@@ -243,12 +248,12 @@ def test_a_page_without_the_model_offers_no_attention(visit, run, tmp_path):  # 
   shutil.rmtree(copy / 'checkpoints')
   assert 'the model cannot be asked' in done('report', copy)
   page = visit(copy / 'report.html')
-  assert page.locator('.look').count() == 0 and page.locator('#looked').is_hidden()
+  assert page.locator('.attention').count() == 0 and page.locator('#with-attention').is_hidden()
 
 
 def test_greedy_decoding_has_no_alternatives(look):
   experiment, examples, _ = look
-  found = CloserLook(experiment, 'greedy')(examples)
+  found = AttentionReader(experiment, 'greedy')(examples)
   assert all(not told['n_best'] for told in found.values()) and any(
-    'look' in told for told in found.values()
+    'attention' in told for told in found.values()
   )

@@ -11,10 +11,10 @@ from report_folders import EVIL, caption_run, photo, swept
 from test_reports import data_of
 from test_speech_report import sound
 
-from mmlm.reports import examples as reported
+from mmlm.reports import media as reported
 from mmlm.reports.build import report
-from mmlm.reports.comparison_page import differing, named, write_comparison
-from mmlm.reports.html import write_report
+from mmlm.reports.comparison_page import differences, short_names, write_comparison
+from mmlm.reports.run_page import write_report
 from mmlm.reports.sweep_page import axes_of, importance_of, write_sweep
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
@@ -51,16 +51,16 @@ def test_a_page_opens_and_its_pictures_and_sounds_load(visit, captions):  # noqa
   length = "new Promise((good, bad) => { const a = document.querySelector('audio'); a.onloadedmetadata = () => good(a.duration); a.onerror = bad; a.load() })"
   assert page.evaluate(length) == pytest.approx(0.3, abs=0.01)
   assert (
-    page.locator('#page').inner_text() == 'page 1 of 2' and page.locator('#before').is_disabled()
+    page.locator('#page').inner_text() == 'page 1 of 2' and page.locator('#previous').is_disabled()
   )
-  page.click('#after')
-  assert shown(page) == 10 and page.locator('#after').is_disabled()
+  page.click('#next')
+  assert shown(page) == 10 and page.locator('#next').is_disabled()
 
 
 def test_filters_and_orders_choose(visit, captions):  # noqa: F811
   page = visit(captions)
   rows = data_of(captions.read_text())['groups'][0]['rows']
-  values = [row['said'][0]['value'] for row in rows]
+  values = [row['answers'][0]['value'] for row in rows]
 
   def first():
     return page.locator('#examples > li:first-child').inner_text()
@@ -70,7 +70,7 @@ def test_filters_and_orders_choose(visit, captions):  # noqa: F811
       f"document.getElementById('count').textContent.startsWith('{count} of')"
     )
 
-  assert rows[int(np.argmin(values))]['said'][0]['told'].split('·')[0].strip() in first()
+  assert rows[int(np.argmin(values))]['answers'][0]['summary'].split('·')[0].strip() in first()
   page.select_option('#order', 'best first')
   assert '✓ exact' in first()
   page.select_option('#order', 'as in the file')
@@ -182,7 +182,7 @@ def test_a_thousand_predictions_with_pictures_open_fast_and_are_small(visit, tmp
 
 
 def test_what_does_not_fit_is_left_out_and_said(visit, tmp_path, monkeypatch):  # noqa: F811
-  monkeypatch.setattr(reported, 'MEDIA', 60_000)
+  monkeypatch.setattr(reported, 'LARGEST_MEDIA', 60_000)
   path = write_report(
     caption_run(tmp_path / 'run'), lambda identity: {'image': photo(int(identity[1:5]))}
   )
@@ -213,7 +213,7 @@ def test_runs_stand_over_one_another_and_side_by_side(visit, pair):  # noqa: F81
   kept = {row['id']: row for row in data['groups'][0]['rows']}
   for number, folder in enumerate(pair):
     for row in read_jsonl(folder / 'predictions' / 'test-100.jsonl'):
-      assert kept[row['id']]['said'][number]['text'] == row['hypothesis']
+      assert kept[row['id']]['answers'][number]['text'] == row['hypothesis']
   page = visit(path)
   assert page.locator('[data-plot="0"] .legend span').all_inner_texts() == [
     '● one, train',
@@ -252,14 +252,14 @@ def test_runs_that_cannot_stand_side_by_side(pair, tmp_path):
     write_comparison(pair)
   (pair[1] / 'predictions' / 'test-100.jsonl').rename(pair[1] / 'predictions' / 'other-100.jsonl')
   page = write_comparison(pair).read_text()
-  assert 'No split was decoded by all' in page and 'test is left out: not decoded by two' in page
+  assert 'No split was decoded by all' in page and 'test is not shown: not decoded by two' in page
 
 
 def test_names_and_differences_of_runs(tmp_path):
-  assert list(named([tmp_path / 'a' / 'x', tmp_path / 'b' / 'x'])) == ['a/x', 'b/x'] and list(
-    named(['runs/x', 'runs/y'])
+  assert list(short_names([tmp_path / 'a' / 'x', tmp_path / 'b' / 'x'])) == ['a/x', 'b/x'] and list(
+    short_names(['runs/x', 'runs/y'])
   ) == ['x', 'y']
-  rows = differing(
+  rows = differences(
     {'a': {'m': {'d': 1, 'e': ''}, 's': 0}, 'b': {'m': {'d': 2, 'e': 'x', 'f': 3}, 's': 0}}
   )
   assert rows == [('m.d', ['1', '2']), ('m.e', ["''", 'x']), ('m.f', ['(absent)', '3'])]
@@ -332,10 +332,10 @@ def test_importance_is_read_from_a_journal_that_is_written(tmp_path):
   assert importance_of(folder) == (found, why) and (folder / 'journal.log').read_bytes() == before
   with open(folder / 'journal.log', 'a') as file:
     file.write('\n')
-  assert 'Optuna cannot tell it' in importance_of(folder)[1]
+  assert 'Optuna cannot compute importances' in importance_of(folder)[1]
   (folder / 'journal.log').unlink()
   assert (
-    importance_of(folder) == ([], 'The journal of optuna is not there.')
+    importance_of(folder) == ([], 'The journal of optuna is missing.')
     and not (folder / 'journal.log').exists()
   )
 
@@ -392,7 +392,7 @@ def test_results_that_cannot_be_read(tmp_path, content, says):
     (
       'ablation/test.json',
       '{"missing": {"image": {"bleu_4": [1]}}}',
-      'ablation/test.json: not what `ablate` writes',
+      'ablation/test.json: not a file that `ablate` writes',
     ),
   ],
 )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import tables
 from mmlm.reports import examples
-from mmlm.reports.html import SAMPLE, write_report
+from mmlm.reports.run_page import SAMPLE_SIZE, write_report
 from mmlm.utils import run_dir as runs
 from mmlm.utils.errors import UserError
 
@@ -128,7 +128,7 @@ def test_a_page_stands_alone_and_lets_no_text_become_markup(run_folder):
     'data:image/png;base64,' + base64.b64encode(picture(64, 32)).decode()
   }
   assert (
-    len(data['media']) == 40 and data['groups'][0]['rows'][20]['said'][0]['text'] == f'a {EVIL}'
+    len(data['media']) == 40 and data['groups'][0]['rows'][20]['answers'][0]['text'] == f'a {EVIL}'
   )
   assert 'http' not in page and 'url(' not in page
 
@@ -209,11 +209,11 @@ def test_a_page_holds_all_predictions_of_a_few_and_the_best_and_worst_of_many(
   assert [row['id'] for row in rows] == [f'p{i:02}' for i in range(40)] and sorted(asked) == sorted(
     row['id'] for row in rows
   )
-  assert [row['said'][0]['exact'] for row in rows] == [True] * 9 + [False] * 31
-  monkeypatch.setattr(examples, 'MOST', 18)
+  assert [row['answers'][0]['exact'] for row in rows] == [True] * 9 + [False] * 31
+  monkeypatch.setattr(examples, 'MOST_PREDICTIONS', 18)
   group, again = (data_of(write_report(run_folder).read_text())['groups'][0] for _ in range(2))
   ids = {row['id'] for row in group['rows']}
-  assert group == again and group['of'] == 40 and len(ids) == 18
+  assert group == again and group['total'] == 40 and len(ids) == 18
   assert (
     len(ids & {f'p{i:02}' for i in range(9)}) >= 6
     and len(ids - {f'p{i:02}' for i in range(9)}) >= 6
@@ -224,23 +224,23 @@ def test_the_model_is_asked_about_a_third_each_of_the_best_the_worst_and_others(
   asked = []
   exact = {f'p{i:02}' for i in range(9)}
 
-  def look(ids, name):
+  def find_attention(ids, name):
     asked.append((ids, name))
     return {
       ids[0]: {'hypothesis': 'A dog.', 'n_best': [('A dog.', -1.0), ('a cat', -2.0)]},
       ids[8]: {'hypothesis': 'other words', 'n_best': [('x', 0.0), ('y', 0.0)]},
     }
 
-  ((ids, name),) = [write_report(run_folder, look=look) and asked[0]]
+  ((ids, name),) = [write_report(run_folder, find_attention=find_attention) and asked[0]]
   assert (
     name == 'test-a-20'
-    and len(set(ids)) == SAMPLE
+    and len(set(ids)) == SAMPLE_SIZE
     and set(ids[:8]) <= exact
     and not set(ids[8:16]) & exact
   )
   rows = {}
   for row in data_of((run_folder / 'report.html').read_text())['groups'][0]['rows']:
-    rows[row['id']] = row['said'][0]
+    rows[row['id']] = row['answers'][0]
   assert (
     rows[ids[0]]['n_best'] == [['A dog.', -1.0], ['a cat', -2.0]] and 'n_best' not in rows[ids[8]]
   )  # of other words than the file
@@ -315,7 +315,7 @@ def test_a_page_of_classes_has_their_confusions_and_what_was_read(tmp_path):
   page = write_report(label_run(tmp_path)).read_text()
   table = page[page.index('<h2>Confusions') : page.index('<h2 id="predictions"')]
   assert re.findall(r'<t[hd]>(.*?)</t[hd]>', table) == [
-    'is \\ said',
+    'reference \\ predicted',
     'negative',
     'positive',
     'negative',
@@ -328,10 +328,10 @@ def test_a_page_of_classes_has_their_confusions_and_what_was_read(tmp_path):
   data = data_of(page)
   rows = data['groups'][0]['rows']
   assert (
-    sum(row['said'][0]['exact'] for row in rows) == 9
-    and rows[9]['said'][0]['told'] == 'correct class 0.10, predicted class 0.90'
+    sum(row['answers'][0]['exact'] for row in rows) == 9
+    and rows[9]['answers'][0]['summary'] == 'correct class 0.10, predicted class 0.90'
   )
-  assert rows[9]['text'] == 'sentence 9' and rows[9]['said'][0]['chances'] == [
+  assert rows[9]['text'] == 'sentence 9' and rows[9]['answers'][0]['probabilities'] == [
     ['positive', 0.9],
     ['negative', 0.1],
   ]
@@ -357,7 +357,7 @@ def test_a_page_draws_what_missing_inputs_cost_two_runs(tmp_path):
   heights = [float(point.split(',')[1]) for point in lines(alone)[0].split()]
   assert len(heights) == 11 and heights == sorted(heights) and str(other) in both
   (other / 'ablation' / 'test.json').unlink()
-  with pytest.raises(UserError, match='nothing was taken away'):
+  with pytest.raises(UserError, match='no ablation study yet'):
     write_report(mine, against=other)
 
 

@@ -15,8 +15,9 @@ from test_reports import EVIL, data_of
 
 from mmlm.evaluation.metrics import METRICS
 from mmlm.reports import speech_view as speech
-from mmlm.reports.html import write_report
-from mmlm.reports.speech_view import difference, nearest, placed, sound_of, words_of
+from mmlm.reports.run_page import write_report
+from mmlm.reports.speech_view import SoundView, place_words, view_of_sound, words_of
+from mmlm.reports.word_differences import nearest_alignment, word_differences
 from mmlm.tasks.grading import grade_error_rates
 from mmlm.utils import run_dir as runs
 
@@ -118,7 +119,7 @@ def test_a_page_shows_and_plays_sounds(folder):
   ].startswith('data:audio/wav;')
   assert {name: (s['kind'], s['note']) for name, s in sounds.items()} == {
     'the dog': ('log-mel spectrogram', ''),
-    'x': ('given features', 'features without a sound'),
+    'x': ('features of the data set', 'features without a sound'),
     '': ('', sounds['']['note']),
     'z': ('', 'no sound'),
   }
@@ -132,17 +133,18 @@ def test_a_page_shows_and_plays_sounds(folder):
 def test_a_page_marks_the_errors_and_counts_them(folder):
   page = write_report(folder).read_text()
   rows = {row['id']: row for row in data_of(page)['groups'][0]['rows']}
-  evil = rows[f'a {EVIL}']['said'][0]
+  evil = rows[f'a {EVIL}']['answers'][0]
   assert (
-    evil['parts'] == [['substitute', EVIL, 'a'], ['equal', EVIL, EVIL], ['delete', 'b', '']]
+    evil['edits'] == [['substitute', EVIL, 'a'], ['equal', EVIL, EVIL], ['delete', 'b', '']]
     and evil['transcript'] == EVIL
   )
   assert (
-    rows['']['said'][0]['parts'] == [['delete', 'y', '']] and rows['the dog']['speaker'] == 'anna'
+    rows['']['answers'][0]['edits'] == [['delete', 'y', '']]
+    and rows['the dog']['speaker'] == 'anna'
   )
   assert (
-    sum(row['said'][0]['exact'] for row in rows.values()) == 3
-    and evil['told'].startswith('WER 66.7 %')
+    sum(row['answers'][0]['exact'] for row in rows.values()) == 3
+    and evil['summary'].startswith('WER 66.7 %')
     and evil['value'] == pytest.approx(66.6667)
   )
   table = page[page.index('<h2 id="scores"') : page.index('<h2 id="curves"')]
@@ -184,7 +186,7 @@ def test_classes_out_of_sounds_are_shown_with_their_sound(tmp_path):
   data = data_of(write_report(tmp_path, lambda identity: {'audio': sound()}).read_text())
   assert (
     bytes_of(data['media']['a']['sound']['source']) == sound()
-    and 'parts' not in data['groups'][0]['rows'][0]['said'][0]
+    and 'edits' not in data['groups'][0]['rows'][0]['answers'][0]
   )
 
 
@@ -197,7 +199,7 @@ def test_classes_out_of_sounds_are_shown_with_their_sound(tmp_path):
 )
 def test_the_bytes_say_what_a_sound_is(form, kind):
   data = sound(form=form)
-  shown = sound_of({'audio': data}, {})
+  shown = view_of_sound({'audio': data}, {})
   assert (
     shown.source.startswith(f'data:audio/{kind};base64,')
     and bytes_of(shown.source) == data
@@ -206,24 +208,26 @@ def test_the_bytes_say_what_a_sound_is(form, kind):
 
 
 def test_what_cannot_be_played_is_said(monkeypatch):
-  assert sound_of(None, {}) == speech.Shown()
-  aiff = sound_of({'audio': sound(form='AIFF')}, {})
+  assert view_of_sound(None, {}) == SoundView()
+  aiff = view_of_sound({'audio': sound(form='AIFF')}, {})
   assert 'AIFF' in aiff.note and not aiff.source and aiff.picture
   for example in ({}, {'audio': None}, {'audio': b''}):
-    assert sound_of(example, {}) == speech.Shown('no sound')
-  assert "can't be decoded" in sound_of({'audio': sound()[:20]}, {}).note
-  assert 'shape is (0, 4)' in sound_of({'audio': np.zeros((0, 4))}, {}).note
-  monkeypatch.setattr(speech, 'PLAYED', 20_000)
-  long = sound_of({'audio': sound()}, {})
+    assert view_of_sound(example, {}) == SoundView('no sound')
+  assert "can't be decoded" in view_of_sound({'audio': sound()[:20]}, {}).note
+  assert 'shape is (0, 4)' in view_of_sound({'audio': np.zeros((0, 4))}, {}).note
+  monkeypatch.setattr(speech, 'LARGEST_PLAYED', 20_000)
+  long = view_of_sound({'audio': sound()}, {})
   assert 'left out' in long.note and not long.source and long.picture
 
 
 def test_a_picture_has_low_frequencies_at_the_bottom_and_time_to_the_right():
-  low, high = (colours_of(sound_of({'audio': sound(hertz=hertz)}, {})) for hertz in (200, 4000))
+  low, high = (
+    colours_of(view_of_sound({'audio': sound(hertz=hertz)}, {})) for hertz in (200, 4000)
+  )
   assert low.shape == (80, 100) and low.mean(1).argmax() > 70 and high.mean(1).argmax() < 30
   late = np.zeros((40, 3))
   late[30:, 0] = 1
-  seen = colours_of(sound_of({'audio': late}, {}))
+  seen = colours_of(view_of_sound({'audio': late}, {}))
   assert seen.shape == (3, 40) and seen[2, 30:].min() > seen[2, :30].max() and np.ptp(seen[:2]) == 0
 
 
@@ -231,14 +235,14 @@ def test_long_or_strange_features_are_drawn():
   loud = np.zeros((5000, 2))
   loud[2501, 1] = 1.0  # between the first rows of two columns
   seen = colours_of(
-    sound_of({'audio': loud + np.random.default_rng(0).normal(0, 0.01, loud.shape)}, {})
+    view_of_sound({'audio': loud + np.random.default_rng(0).normal(0, 0.01, loud.shape)}, {})
   )
   assert seen.shape == (2, speech.COLUMNS) and abs(seen[0].argmax() - speech.COLUMNS / 2) < 2
   holed = np.eye(9, 4)
   holed[5, 1] = np.nan
-  assert np.ptp(colours_of(sound_of({'audio': holed}, {}))) > 100
+  assert np.ptp(colours_of(view_of_sound({'audio': holed}, {}))) > 100
   for values in (np.ones((5, 4)), np.full((5, 4), np.nan), np.arange(4.0)):
-    assert np.ptp(colours_of(sound_of({'audio': values}, {}))) == 0
+    assert np.ptp(colours_of(view_of_sound({'audio': values}, {}))) == 0
 
 
 # Words
@@ -268,7 +272,7 @@ def test_words_never_stand_on_each_other_nor_outside():
   rng = np.random.default_rng(0)
   starts = np.sort(rng.integers(0, 400, 120))
   words = [('w' * rng.integers(1, 30), int(start), int(start) + 5) for start in starts]
-  labels = placed(words, 400, 520)
+  labels = place_words(words, 400, 520)
   assert [label.text for label in labels] == [text for text, *_ in words]
   lines = {}
   for label in labels:
@@ -281,13 +285,13 @@ def test_words_never_stand_on_each_other_nor_outside():
         a + label.width <= b + 0.1 for a, b, label in zip(left, left[1:], line)
       )
   assert (
-    len(placed([('a', 0, 1), ('b', 900, 950)], 400, 520)) == 2
+    len(place_words([('a', 0, 1), ('b', 900, 950)], 400, 520)) == 2
   )  # a row behind the end of the picture
 
 
 def test_times_stand_within_the_picture():
   for seconds in (0.05, 1.0, 3.7, 100.0, 1000.0):
-    shown = sound_of({'audio': np.zeros((round(100 * seconds), 2))}, {})
+    shown = view_of_sound({'audio': np.zeros((round(100 * seconds), 2))}, {})
     places = [time.left / 100 * shown.width for time in shown.times]
     assert (
       shown.times[0].text == '0 s'
@@ -304,7 +308,7 @@ def test_times_stand_within_the_picture():
 
 
 def test_a_difference_is_word_by_word_with_the_nearest_reference():
-  parts = difference(row('a b x d d', 'z', 'A b c d e f', 'q r s t u'))
+  parts = word_differences(row('a b x d d', 'z', 'A b c d e f', 'q r s t u'))
   assert parts == [
     ('equal', 'a b', 'a b'),
     ('substitute', 'c', 'x'),
@@ -313,16 +317,19 @@ def test_a_difference_is_word_by_word_with_the_nearest_reference():
     ('delete', 'f', ''),
   ]
   assert (
-    difference(row('x y', '')) == [('insert', '', 'x'), ('insert', '', 'y')]
-    and difference(row('', '')) == []
+    word_differences(row('x y', '')) == [('insert', '', 'x'), ('insert', '', 'y')]
+    and word_differences(row('', '')) == []
   )
   rng = np.random.default_rng(0)
   for _ in range(30):  # the reference that the error rate counts
     texts = [' '.join(rng.choice([*'abc'], rng.integers(0, 5))) for _ in range(4)]
     rate = METRICS['wer'].statistics(texts[:1], [texts[1:]])[0]
-    wrong = [kind for kind, *_ in difference(row(*texts))]
+    wrong = [kind for kind, *_ in word_differences(row(*texts))]
     assert [wrong.count(kind) for kind in ('substitute', 'delete', 'insert')] == rate[1:].tolist()
-    assert sum(len(true) for kind, true, _ in nearest(row(*texts)) if kind == 'equal') == rate[0]
+    assert (
+      sum(len(true) for kind, true, _ in nearest_alignment(row(*texts)) if kind == 'equal')
+      == rate[0]
+    )
 
 
 def test_transcripts_are_graded_by_words_or_single_words_by_characters():
@@ -360,7 +367,7 @@ def test_evaluation_writes_where_words_lie_and_the_report_shows_them(tmp_path):
   assert all(media['sound']['words'] for media in data['media'].values()) and len(
     data['media']
   ) == len(rows)
-  looks = [row['said'][0]['look'] for row in data['groups'][0]['rows']]
+  looks = [row['answers'][0]['attention'] for row in data['groups'][0]['rows']]
   assert all(
     len(look['audio']['values']) == len(look['words']) and 'text' not in look
     for look in looks
