@@ -23,7 +23,7 @@ def report(
   attention: bool = True,
   output: str = '',
 ) -> None:
-  """Writes report.html into the folder of a run or sweep, or comparison.html into the first of several.
+  """Writes report.html into the folder of a run or sweep; of several runs a comparison.html.
 
   Args:
     settings: overrides of the configs.

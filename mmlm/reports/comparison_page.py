@@ -1,4 +1,4 @@
-"""The page of several runs: their curves, differing configs, scores and predictions side by side."""
+"""The page of several runs: curves, differing configs, scores and predictions side by side."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,16 @@ from mmlm.utils.run_dir import PREDICTIONS
 
 ABSENT = '(absent)'
 
+Path = pathlib.Path | str
 # {split: (file name, predictions)} of a run
 SplitFiles = dict[str, tuple[str, list[dict]]]
 
 
 def write_comparison(
-  folders: Sequence[pathlib.Path | str],
+  folders: Sequence[Path],
   find_example: FindExample = no_example,
   find_attention: Sequence[FindAttention] = (),
-  output: pathlib.Path | str = '',
+  output: Path = '',
 ) -> pathlib.Path:
   """Writes the page of several runs and returns its path.
 
@@ -66,8 +67,8 @@ def write_comparison(
   )
 
 
-def short_names(folders: Sequence[pathlib.Path | str]) -> dict[str, pathlib.Path]:
-  """Returns {name: folder}; names have as many of the last parts of paths as they need to differ."""
+def short_names(folders: Sequence[Path]) -> dict[str, pathlib.Path]:
+  """Returns {name: folder}; a name is as many of the last parts of a path as it takes to differ."""
   paths = [pathlib.Path(folder) for folder in folders]
   parts = [path.resolve().parts for path in paths]
   for length in range(1, max(map(len, parts)) + 1):

@@ -1,9 +1,9 @@
-"""Curves as inline SVG: of training and validation, of several runs, of scores with inputs missing."""
+"""Curves as inline SVG: of training and validation, of several runs, of missing inputs."""
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from mmlm.evaluation.metrics import METRICS
 from mmlm.reports.pages import read_entries, read_object
@@ -16,41 +16,72 @@ HEIGHT = 136
 COLOURS = 8
 
 Points = list[tuple[float, float]]  # (step, value)
-Styles = Mapping[str, tuple[int, bool]]  # {line: (number of its colour, whether it is dashed)}
+Lines = dict[str, Points]  # by label
+Series = dict[str, Lines]  # by metric
+Styles = dict[str, tuple[int, bool]]  # {label: (number of its colour, whether it is dashed)}
+Folders = Mapping[str, pathlib.Path]  # {name: run folder}
 
 
-def series(folder: pathlib.Path) -> dict[str, dict[str, Points]]:
-  """Reads {metric: {line: points}} of a run; a line is 'train', 'valid' or one of several splits."""
+def series(folder: pathlib.Path) -> Series:
+  """Reads the lines of a run: 'train', 'valid' or each of several splits of validation."""
+  result: Series = {name: {} for name in ('loss', 'perplexity', *METRICS)}
   path = folder / 'metrics.jsonl'
-  lines_of: dict[str, dict[str, Points]] = {}
-  for name in ('loss', 'perplexity', *METRICS):
-    lines_of[name] = {}
-  entries = read_entries(path, ('step', 'kind')) if path.exists() else []
+  entries = []
+  if path.exists():
+    entries = read_entries(path, ('step', 'kind'))
   for entry in entries:
-    kind = entry['kind']
-    shown = ('loss',) if kind == 'train' else lines_of
-    for key, value in entry.items():
-      split, _, name = key.rpartition('/')
-      is_number = isinstance(value, (int, float)) and math.isfinite(value)
-      if name in shown and is_number:
-        lines_of[name].setdefault(split or kind, []).append((entry['step'], value))
-  return {name: lines for name, lines in lines_of.items() if lines}
+    _add_entry(result, entry)
+  return {name: lines for name, lines in result.items() if lines}
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> Points:
+def _add_entry(result: Series, entry: dict) -> None:
+  """Adds the numbers of a line of metrics.jsonl; of training only the loss is shown."""
+  kind = entry['kind']
+  for key, value in entry.items():
+    split, _, name = key.rpartition('/')
+    if name not in result or (kind == 'train' and name != 'loss'):
+      continue
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+      continue
+    points = result[name].setdefault(split or kind, [])
+    points.append((entry['step'], value))
+
+
+def _thin(points: Points) -> Points:
   """Averages groups of points, so that at most `POINTS` are left."""
   size = math.ceil(len(points) / POINTS)
   means = []
   for start in range(0, len(points), size):
     group = points[start : start + size]
     steps, values = zip(*group)
-    means.append((sum(steps) / len(group), sum(values) / len(group)))
+    mean_step = sum(steps) / len(group)
+    mean_value = sum(values) / len(group)
+    means.append((mean_step, mean_value))
   return means
+
+
+class Scale(NamedTuple):
+  """Maps steps and values to units of the SVG."""
+
+  first: float
+  last: float
+  low: float
+  high: float
+
+  def x(self, step: float) -> float:
+    """Returns the horizontal position of a step."""
+    length = self.last - self.first or 1
+    return round((step - self.first) / length * WIDTH, 1)
+
+  def y(self, value: float) -> float:
+    """Returns the vertical position of a value."""
+    length = self.high - self.low or 1
+    return round((self.high - value) / length * HEIGHT, 1)
 
 
 def plot(
   name: str,
-  lines: Mapping[str, Points],
+  lines: Lines,
   styles: Styles,
   ends: tuple[float, float],
   unit: str = '',
@@ -69,29 +100,28 @@ def plot(
   values = []
   for points in thinned.values():
     values += [value for _, value in points]
-  first, last = ends
   low = min(values)
   high = max(values)
-
-  def x(step: float) -> float:
-    return round((step - first) / (last - first or 1) * WIDTH, 1)
-
-  def y(value: float) -> float:
-    return round((high - value) / (high - low or 1) * HEIGHT, 1)
-
+  scale = Scale(*ends, low, high)
   drawn = []
   data = []
   for label, points in thinned.items():
     colour, dashed = styles[label]
-    drawn.append((label, colour, dashed, [(x(step), y(value)) for step, value in points]))
+    positions = [(scale.x(step), scale.y(value)) for step, value in points]
+    drawn.append((label, colour, dashed, positions))
     data.append([[round(step, 3), float(f'{value:.6g}')] for step, value in points])
-  heights = dict.fromkeys((low, (low + high) / 2, high))
+  rows = []
+  for value in dict.fromkeys((low, (low + high) / 2, high)):
+    rows.append((scale.y(value), float(value)))
+  columns = []
+  for step in dict.fromkeys(ends):
+    columns.append((scale.x(step), step))
   return {
     'name': name,
     'unit': unit,
     'lines': drawn,
-    'rows': [(y(value), float(value)) for value in heights],
-    'columns': [(x(step), step) for step in dict.fromkeys(ends)],
+    'rows': rows,
+    'columns': columns,
     'data': data,
   }
 
@@ -102,13 +132,20 @@ def run_plots(folder: pathlib.Path) -> list[dict]:
   labels: dict[str, None] = {}
   for lines in lines_of.values():
     labels |= dict.fromkeys(lines)
-  styles = {label: (number % COLOURS, False) for number, label in enumerate(labels)}
-  return _all_plots(lines_of, styles)
+  return _all_plots(lines_of, _solid_styles(labels))
 
 
-def plots_of_runs(folders: Mapping[str, pathlib.Path]) -> list[dict]:
-  """Returns the plots of runs {name: folder}, a colour for each run; training is dashed."""
-  joined: dict[str, dict[str, Points]] = {}
+def _solid_styles(labels: Iterable[str]) -> Styles:
+  """Returns a colour for each label."""
+  styles = {}
+  for number, label in enumerate(labels):
+    styles[label] = (number % COLOURS, False)
+  return styles
+
+
+def plots_of_runs(folders: Folders) -> list[dict]:
+  """Returns the plots of several runs, a colour for each run; training is dashed."""
+  joined: Series = {}
   styles = {}
   for number, (name, folder) in enumerate(folders.items()):
     for metric, lines in series(folder).items():
@@ -119,24 +156,25 @@ def plots_of_runs(folders: Mapping[str, pathlib.Path]) -> list[dict]:
   return _all_plots(joined, styles)
 
 
-def _all_plots(lines_of: Mapping[str, Mapping[str, Points]], styles: Styles) -> list[dict]:
+def _all_plots(lines_of: Series, styles: Styles) -> list[dict]:
   steps = []
   for lines in lines_of.values():
     for points in lines.values():
       steps += [step for step, _ in points]
-  return [plot(name, lines, styles, (min(steps), max(steps))) for name, lines in lines_of.items()]
+  plots = []
+  for name, lines in lines_of.items():
+    ends = (min(steps), max(steps))
+    plots.append(plot(name, lines, styles, ends))
+  return plots
 
 
-def missing_input_plots(folders: Mapping[str, pathlib.Path]) -> list[dict]:
+def missing_input_plots(folders: Folders) -> list[dict]:
   """Returns plots of the first metric over the share of examples that lack a modality.
-
-  Args:
-    folders: {name: run folder}.
 
   Raises:
     UserError: a file is not one that `ablate` writes.
   """
-  curves: dict[tuple[str, str, str], dict[str, Points]] = {}
+  curves: Series = {}
   for label, folder in folders.items():
     for path in sorted((folder / 'ablation').glob('*.json')):
       try:
@@ -145,21 +183,20 @@ def missing_input_plots(folders: Mapping[str, pathlib.Path]) -> list[dict]:
         raise UserError(
           f'{path}: not a file that `ablate` writes ({type(error).__name__}: {error}).'
         ) from None
-      for key, points in curves_of_run.items():
-        curves.setdefault(key, {})[label] = points
-  styles = {label: (number % COLOURS, False) for number, label in enumerate(folders)}
+      for title, points in curves_of_run.items():
+        curves.setdefault(title, {})[label] = points
+  styles = _solid_styles(folders)
   plots = []
-  for (split, modality, metric), lines in curves.items():
-    title = f'{metric}, {split}: without {modality}'
+  for title, lines in curves.items():
     plots.append(plot(title, lines, styles, (0, 100), ' %'))
   return plots
 
 
-def _missing_input_curves(path: pathlib.Path) -> dict[tuple[str, str, str], Points]:
-  """Reads {(split, modality, metric): [(share in percent, score)]}."""
+def _missing_input_curves(path: pathlib.Path) -> Lines:
+  """Reads {title of a plot: [(share in percent, score)]}."""
   curves = {}
   for modality, by_metric in read_object(path).get('missing', {}).items():
     for metric, points in list(by_metric.items())[:1]:
-      curve = [(100 * point['share'], point['value']) for point in points]
-      curves[path.stem, modality, metric] = curve
+      title = f'{metric}, {path.stem}: without {modality}'
+      curves[title] = [(100 * point['share'], point['value']) for point in points]
   return curves

@@ -93,16 +93,13 @@ def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[st
   Args:
     graded_of: {run: graded predictions of the same examples}.
   """
-  by_id = []
-  for graded in graded_of.values():
-    by_id.append({prediction['id']: prediction for prediction in graded})
-  common = []
-  for prediction in next(iter(graded_of.values())):
-    if all(prediction['id'] in predictions for predictions in by_id):
-      common.append(prediction)
+  by_id = [_by_id(graded) for graded in graded_of.values()]
+  common_ids = set.intersection(*map(set, by_id))
+  first = next(iter(graded_of.values()))
+  common = [prediction for prediction in first if prediction['id'] in common_ids]
   shown = common
   if len(common) > MOST_PREDICTIONS:
-    sampled = {prediction['id'] for prediction in sample(common, MOST_PREDICTIONS).all()}
+    sampled = _by_id(sample(common, MOST_PREDICTIONS).all())
     shown = [prediction for prediction in common if prediction['id'] in sampled]
   rows = []
   for prediction in shown:
@@ -116,6 +113,10 @@ def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[st
     'higher_is_better': task.measure.higher_is_better,
     'rows': rows,
   }
+
+
+def _by_id(predictions: list[dict]) -> dict[str, dict]:
+  return {prediction['id']: prediction for prediction in predictions}
 
 
 def _example(prediction: dict) -> dict[str, Any]:

@@ -57,9 +57,11 @@ def confusions(predictions: Mapping[str, list[dict]]) -> list[tuple]:
   """Returns [(file name, classes, [(class, counts)])] of the files that predict classes."""
   tables = []
   for name, of_file in predictions.items():
-    if 'probabilities' in of_file[0]:
-      classes, counts = confusion_table(of_file)
-      tables.append((name, classes, list(zip(classes, counts.tolist()))))
+    if 'probabilities' not in of_file[0]:
+      continue
+    classes, counts = confusion_table(of_file)
+    rows = list(zip(classes, counts.tolist()))
+    tables.append((name, classes, rows))
   return tables
 
 
@@ -68,8 +70,10 @@ def scores_side_by_side(runs: Mapping[str, pathlib.Path]) -> list[SplitScores]:
   newest: dict[str, dict[str, dict]] = {}
   for name, folder in runs.items():
     for score in scores_of(folder):
-      if not score['shuffled']:  # the newest comes first
-        newest.setdefault(score['split'], {}).setdefault(name, score)
+      if score['shuffled']:
+        continue
+      of_split = newest.setdefault(score['split'], {})
+      of_split.setdefault(name, score)  # the newest comes first
   tables = []
   for split, by_run in newest.items():
     columns = [_describe(by_run.get(name)) for name in runs]
@@ -78,13 +82,16 @@ def scores_side_by_side(runs: Mapping[str, pathlib.Path]) -> list[SplitScores]:
       metrics |= dict.fromkeys(score['scores'])
     rows = []
     for metric in metrics:
-      cells = []
-      for name in runs:
-        scores = by_run[name]['scores'] if name in by_run else {}
-        cells.append(scores.get(metric))
+      cells = [_score_of(by_run.get(name), metric) for name in runs]
       rows.append((metric, cells))
     tables.append(SplitScores(split, columns, rows))
   return tables
+
+
+def _score_of(score: dict | None, metric: str) -> dict | None:
+  if score is None:
+    return None
+  return score['scores'].get(metric)
 
 
 def _describe(score: dict | None) -> str:
@@ -101,10 +108,18 @@ def speech_counts(scores: list[dict]) -> list[tuple[str, list[str]]]:
   """
   rows = []
   for unit in ('words', 'characters'):
-    rows.append((unit, [_format_errors(score.get(unit)) for score in scores]))
+    cells = [_format_errors(score.get(unit)) for score in scores]
+    rows.append((unit, cells))
   for key, (name, form) in TIMES.items():
-    rows.append((name, [form.format(score[key]) if key in score else '' for score in scores]))
+    cells = [_format_time(score.get(key), form) for score in scores]
+    rows.append((name, cells))
   return [(name, cells) for name, cells in rows if any(cells)]
+
+
+def _format_time(value: float | None, form: str) -> str:
+  if value is None:
+    return ''
+  return form.format(value)
 
 
 def _format_errors(counts: dict | None) -> str:

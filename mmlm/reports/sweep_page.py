@@ -3,8 +3,8 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages import JournalStorage
@@ -50,6 +50,9 @@ def write_sweep(folder: pathlib.Path | str, output: pathlib.Path | str = '') -> 
   best_first = sorted(scored, key=lambda trial: (sign * trial['score'], trial['trial']))
   *parameter_axes, score_axis = axes_of(scored, monitor)
   axes = [*parameter_axes, score_axis]
+  scatters = []
+  for axis in parameter_axes:
+    scatters.append(_scatter(axis, score_axis, best_first))
   return write_page(
     output or folder / 'report.html',
     'sweep.html.jinja',
@@ -63,7 +66,7 @@ def write_sweep(folder: pathlib.Path | str, output: pathlib.Path | str = '') -> 
     keys=[axis['name'] for axis in parameter_axes],
     axes=axes,
     lines=_coordinate_lines(best_first, axes),
-    scatters=[_scatter(axis, score_axis, best_first) for axis in parameter_axes],
+    scatters=scatters,
     importance=importance_of(folder),
     others=[trial for trial in trials if trial not in scored],
     plots=_history(scored, higher) + _curves(folder, best_first),
@@ -97,7 +100,11 @@ def _read_trials(path: pathlib.Path) -> list[dict]:
 
 def _count_states(trials: list[dict]) -> list[tuple[str, int]]:
   states = [trial['state'] for trial in trials]
-  return [(name, states.count(state)) for state, name in STATES.items() if state in states]
+  counts = []
+  for state, name in STATES.items():
+    if state in states:
+      counts.append((name, states.count(state)))
+  return counts
 
 
 # Axes: of each parameter, and the score last
@@ -115,7 +122,10 @@ def axes_of(trials: list[dict], monitor: str) -> list[dict]:
     keys |= dict.fromkeys(trial['settings'])
   axes = []
   for key in keys:
-    axes.append(_axis(key, {trial['trial']: trial['settings'].get(key) for trial in trials}))
+    values = {}
+    for trial in trials:
+      values[trial['trial']] = trial['settings'].get(key)
+    axes.append(_axis(key, values))
   scores = {trial['trial']: trial['score'] for trial in trials}
   axes.append(_axis(monitor, scores, is_score=True))
   return axes
@@ -123,39 +133,61 @@ def axes_of(trials: list[dict], monitor: str) -> list[dict]:
 
 def _axis(name: str, values: Mapping[Any, Any], is_score: bool = False) -> dict:
   """Returns an axis of numbers, by size or logarithm, or of other values in their order."""
-  present = {trial: value for trial, value in values.items() if value is not None}
+  present = {}
+  for trial, value in values.items():
+    if value is not None:
+      present[trial] = value
   numbers = [_number(value) for value in present.values()]
+  log = False
   if not numbers or None in numbers:
-    log = False
-    share, ticks = _categories(sorted(set(present.values())))
+    scale = CategoryScale(sorted(set(present.values())))
   else:
     log = not is_score and _is_logarithmic(numbers)
-    share, ticks = _number_scale(numbers, log)
-  places = {trial: share(value) for trial, value in present.items()}
-  return {'name': name, 'ticks': ticks, 'log': log, 'place': places}
+    scale = NumberScale(min(numbers), max(numbers), log)
+  return {
+    'name': name,
+    'ticks': scale.ticks(present.values()),
+    'log': log,
+    'place': {trial: scale.share(value) for trial, value in present.items()},
+  }
 
 
-def _categories(order: list) -> tuple[Callable, list]:
-  def share(value: Any) -> float:
-    return (order.index(value) + 0.5) / len(order)
+class CategoryScale(NamedTuple):
+  """Places values at equal distances in their order."""
 
-  return share, [(share(value), str(value)) for value in order]
+  order: list
+
+  def share(self, value: Any) -> float:
+    """Returns the share of the axis below a value."""
+    return (self.order.index(value) + 0.5) / len(self.order)
+
+  def ticks(self, values: Iterable[Any]) -> list[tuple[float, str]]:
+    """Returns a tick for each value."""
+    return [(self.share(value), str(value)) for value in self.order]
 
 
-def _number_scale(numbers: list[float], log: bool) -> tuple[Callable, list]:
-  low = min(numbers)
-  high = max(numbers)
-  scale = math.log if log else float
+class NumberScale(NamedTuple):
+  """Places numbers by their size or by its logarithm."""
 
-  def share(value: Any) -> float:
-    if low == high:
+  low: float
+  high: float
+  log: bool
+
+  def share(self, value: Any) -> float:
+    """Returns the share of the axis below a number."""
+    if self.low == self.high:
       return 0.5
-    return (scale(float(value)) - scale(low)) / (scale(high) - scale(low))
+    scale = math.log if self.log else float
+    start = scale(self.low)
+    length = scale(self.high) - start
+    return (scale(float(value)) - start) / length
 
-  ticked = sorted(set(numbers))
-  if len(ticked) > MOST_TICKS:
-    ticked = [low, high]
-  return share, [(share(value), f'{value:.4g}') for value in ticked]
+  def ticks(self, values: Iterable[Any]) -> list[tuple[float, str]]:
+    """Returns a tick for each number, or for both ends if there are many."""
+    ticked = sorted({float(value) for value in values})
+    if len(ticked) > MOST_TICKS:
+      ticked = [self.low, self.high]
+    return [(self.share(value), f'{value:.4g}') for value in ticked]
 
 
 def _is_logarithmic(numbers: list[float]) -> bool:
@@ -211,13 +243,21 @@ def _coordinate_lines(best_first: list[dict], axes: list[dict]) -> list[tuple]:
 def _scatter(axis: dict, score_axis: dict, best_first: list[dict]) -> dict:
   points = []
   for trial in best_first:
-    if trial['trial'] in axis['place']:
-      x = axis['place'][trial['trial']] * WIDTH
-      y = (1 - score_axis['place'][trial['trial']]) * HEIGHT
-      points.append((round(x, 1), round(y, 1), describe(trial)))
-  columns = [(round(share * WIDTH, 1), text) for share, text in axis['ticks']]
-  score_ticks = score_axis['ticks'][:: max(1, len(score_axis['ticks']) - 1)]
-  rows = [(round(HEIGHT - round(share * HEIGHT, 1), 1), text) for share, text in score_ticks]
+    number = trial['trial']
+    if number not in axis['place']:
+      continue
+    x = axis['place'][number] * WIDTH
+    y = (1 - score_axis['place'][number]) * HEIGHT
+    points.append((round(x, 1), round(y, 1), describe(trial)))
+  columns = []
+  for share, text in axis['ticks']:
+    columns.append((round(share * WIDTH, 1), text))
+  score_ticks = score_axis['ticks']
+  first_and_last = score_ticks[:: max(1, len(score_ticks) - 1)]
+  rows = []
+  for share, text in first_and_last:
+    height = round(share * HEIGHT, 1)
+    rows.append((round(HEIGHT - height, 1), text))
   return {
     'name': axis['name'],
     'log': axis['log'],
@@ -294,8 +334,8 @@ def importance_of(folder: pathlib.Path) -> tuple[list[tuple[str, float]], str]:
     optuna.logging.set_verbosity(level)
   if not shares:
     return [], 'No parameter is set by all trials.'
-  finite = [(name, share) for name, share in shares.items() if math.isfinite(share)]
-  return sorted(finite, key=lambda item: -item[1]), ''
+  finite = {name: share for name, share in shares.items() if math.isfinite(share)}
+  return sorted(finite.items(), key=lambda item: -item[1]), ''
 
 
 class _WholeLines(JournalFileBackend):

@@ -249,7 +249,7 @@ def test_requests_that_are_too_large_or_from_elsewhere(port):
   status, _, body = fetch(port, body=b'', Content_Length=str(LIMITS.bytes + FORM_SIZE + 1))
   assert status == 413 and '1.1 MiB are too much: 1 MiB at most' in json.loads(body)['error']
   status, _, body = fetch(port, body=iter([b'x']), Transfer_Encoding='chunked')
-  assert status == 411 and 'how many bytes' in json.loads(body)['error']
+  assert status == 411 and 'no Content-Length' in json.loads(body)['error']
   status, _, body = fetch(port, body=b'nonsense', Content_Type='multipart/form-data')
   assert status == 400 and json.loads(body)['error']
   assert (
@@ -325,7 +325,7 @@ def test_a_run_that_reads_a_picture_and_a_text(untrained, tmp_path):
   )
   assert json.loads(json.dumps(found, allow_nan=False))
   size = Image.open(io.BytesIO(base64.b64decode(found['picture']['source'].split(',')[1]))).size
-  assert size == model.size[::-1]  # as large as those of the data set
+  assert size == model.picture_size[::-1]  # as large as those of the data set
   for look in found['attention']:
     assert (
       len(look['weights']) == len(look['words'])

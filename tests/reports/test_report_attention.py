@@ -11,7 +11,7 @@ import pytest
 from browser import browser, visit  # noqa: F401 fixtures
 from program import done, read_jsonl
 from test_reports import data_of
-from test_studies import place, run  # noqa: F401 a tiny run of translation, fixtures
+from test_trained_run import place, run  # noqa: F401 a tiny run of translation, fixtures
 
 from mmlm import config as configs
 from mmlm.data import batching
