@@ -16,7 +16,7 @@ import numpy as np
 from mmlm.data.text import Texts
 from mmlm.data.transforms.ops import apply_ops, parse_ops
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
-from mmlm.decoding.search import SearchOptions
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference.predictor import Predictor

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
-from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.next_tokens import is_any
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.metrics.language_metrics import masked_row
 from mmlm.models.multimodal import MultimodalModel

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from mmlm.data.text import Texts
 from mmlm.decoding import ctc
 from mmlm.decoding.alignment import align
-from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
 from mmlm.decoding.next_tokens import is_any
+from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
 from mmlm.decoding.search import SearchResult
 from mmlm.decoding.search_options import SearchOptions
 from mmlm.models.encoders.subsampling import subsampled_length
