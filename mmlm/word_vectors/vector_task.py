@@ -1,4 +1,7 @@
-"""The task of learning word vectors: tables are learned, not a network, so it has its own pipeline."""
+"""The task of learning word vectors.
+
+Tables are learned, not a network, so it has its own pipeline.
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

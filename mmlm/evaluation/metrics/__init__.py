@@ -1,4 +1,7 @@
-"""All metrics by name. A new metric is a `Metric` in a module of this folder and a line in METRICS."""
+"""All metrics by name.
+
+A new metric is a `Metric` in a module of this folder and a line in METRICS.
+"""
 
 from mmlm.evaluation.metrics import (
   caption_metrics,

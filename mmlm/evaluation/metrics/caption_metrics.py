@@ -54,7 +54,10 @@ def bleu_statistics(hypotheses: list[Tokens], references: list[Group]) -> NDArra
 
 
 def _closest_length(length: int, group: Group) -> int:
-  """Returns the length of the reference whose length is closest; of two equally close the shorter."""
+  """Returns the length of the reference whose length is closest.
+
+  Of two equally close the shorter.
+  """
   distances = [(abs(len(reference) - length), len(reference)) for reference in group]
   return min(distances)[1]
 
@@ -116,7 +119,10 @@ def _exact(tokens: Tokens, group: Group) -> bool:
 
 
 def _word_f1(tokens: Tokens, group: Group) -> float:
-  """The best F1 of two bags of words, 2 |shared| / (|hypothesis| + |reference|), over references."""
+  """The best F1 of two bags of words, 2 |shared| / (|hypothesis| + |reference|).
+
+  It is taken over the references.
+  """
   best = 0.0
   for reference in group:
     shared = collections.Counter(tokens) & collections.Counter(reference)

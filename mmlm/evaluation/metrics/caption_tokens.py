@@ -31,7 +31,9 @@ _TOKEN = re.compile(
 
 
 def tokenize_caption(text: str) -> list[str]:
-  """Splits a caption into tokens: Penn Treebank rules, lower case, no punctuation; each CJK character alone.
+  """Splits a caption into tokens: Penn Treebank rules, lower case, no punctuation.
+
+  Each CJK character alone.
 
   Agrees with Stanford's PTBTokenizer, as pycocoevalcap 1.2 runs it, on all 40,455 captions of
   Flickr8k.

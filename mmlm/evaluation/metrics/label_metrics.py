@@ -1,4 +1,6 @@
-"""Metrics of classes and of numbers: classification, and sentiment as MMSA defines it (Mao et al. 2022).
+"""Metrics of classes and of numbers.
+
+Classification, and sentiment as MMSA defines it (Mao et al. 2022).
 
 Axes: N examples, C classes. Every example has one reference. Classes are names, numbers are those
 that a regression predicts; a reference of either is text.
@@ -46,7 +48,10 @@ def confusion(hypotheses: Texts, references: References) -> NDArray:
 
 
 def confusion_table(predictions: Rows) -> tuple[list[str], NDArray]:
-  """Returns the names of the classes and counts [C, C], class of the reference by predicted class."""
+  """Returns the names of the classes and counts [C, C].
+
+  Class of the reference by predicted class.
+  """
   references = [prediction['references'][0] for prediction in predictions]
   hypotheses = [prediction['hypothesis'] for prediction in predictions]
   names = list(predictions[0].get('probabilities') or sorted({*references, *hypotheses}))
@@ -148,7 +153,10 @@ def _signs_with_zeros(predictions: Numbers, references: References) -> NDArray:
 
 
 def _signs_without_zeros(predictions: Numbers, references: References) -> NDArray:
-  """Returns the confusion [N, 6] of 'not positive' and 'positive', 0 for labels of 0 (MMSA's Non0)."""
+  """Returns the confusion [N, 6] of 'not positive' and 'positive'.
+
+  0 for labels of 0 (MMSA's Non0).
+  """
   predicted, labels = _numbers(predictions, references)
   return _confusion_of_two(predicted > 0, labels > 0) * (labels != 0)[:, None]
 

@@ -1,11 +1,13 @@
-"""Metrics of language models: nats of the whole text over the words, characters or bytes that it has, never mixed.
+"""Metrics of language models.
+
+Nats of the whole text over the words, characters or bytes that it has, never mixed.
 
 Axes: N stretches of text (examples of the bootstrap), T tokens.
 
-A stretch is a document, or BLOCK characters of a longer one; a token belongs to the stretch in which it
-ends. What is counted is the text itself, so that models with different tokenizers have the same stretches
-and the same counts. The end of a document, where it is predicted, counts as one word, one character and
-one byte, as a line end does.
+A stretch is a document, or BLOCK characters of a longer one; a token belongs to the stretch in
+which it ends. What is counted is the text itself, so that models with different tokenizers have the
+same stretches and the same counts. The end of a document, where it is predicted, counts as one
+word, one character and one byte, as a line end does.
 """
 
 import functools
@@ -75,7 +77,8 @@ def _nats_of_text(unit: str) -> str:
 PERPLEXITY_WORD = _nats_metric(
   'words',
   _perplexity,
-  f'perplexity a word: e to the power of the {_nats_of_text("words (what stands between spaces)")}; '
+  'perplexity a word: e to the power of the '
+  f'{_nats_of_text("words (what stands between spaces)")}; '
   'words outside a vocabulary of words are predicted as <unk>, so that it compares within one '
   'vocabulary',
 )
@@ -137,8 +140,8 @@ def stretches(
 
   Args:
     nats: [T], of the tokens of the text.
-    whole: the tokens are the whole text; where they are not, or one of them is unknown, characters and
-      bytes cannot be counted.
+    whole: the tokens are the whole text; where they are not, or one of them is unknown, characters
+      and bytes cannot be counted.
   """
   rows = []
   special_tokens = text.special_tokens
@@ -163,7 +166,10 @@ def _stretches_of_document(
   nats: NDArray,
   special_tokens: SpecialTokens,
 ) -> Rows:
-  """Cuts one document, BLOCK characters a stretch; `places` are the ends of its tokens in characters."""
+  """Cuts one document, BLOCK characters a stretch.
+
+  `places` are the ends of its tokens in characters.
+  """
   rows = []
   block = np.maximum(places - 1, 0) // BLOCK
   counts = _cumulative_units(document)

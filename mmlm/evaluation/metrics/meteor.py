@@ -1,4 +1,6 @@
-"""METEOR 1.5 by its own Java program, which is part of the package pycocoevalcap; both are optional.
+"""METEOR 1.5 by its own Java program, which is part of the package pycocoevalcap.
+
+Both are optional.
 
 The program aligns; the formula on top of its counts is here, so that bootstrap intervals need no
 second run.

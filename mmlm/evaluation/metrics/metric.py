@@ -1,4 +1,6 @@
-"""The definition of a metric: two functions, so that resampling and comparison never count an n-gram again.
+"""The definition of a metric.
+
+Two functions, so that resampling and comparison never count an n-gram again.
 
 Axes: N examples, K sufficient statistics.
 """

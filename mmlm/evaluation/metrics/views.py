@@ -1,7 +1,7 @@
 """The forms in which metrics read predictions (`Metric.view`).
 
-Each function makes hypotheses and references, two lists of N examples, of a predictions file's rows.
-`language` is that of the texts, for Moses' tokenization rules.
+Each function makes hypotheses and references, two lists of N examples, of a predictions file's
+rows. `language` is that of the texts, for Moses' tokenization rules.
 """
 
 from mmlm.data.text import words

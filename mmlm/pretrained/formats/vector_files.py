@@ -253,7 +253,10 @@ def _read_binary(path: pathlib.Path) -> tuple[list[str], NDArray]:
 
 
 def _read_fasttext(path: pathlib.Path) -> tuple[list[str], NDArray, Pieces]:
-  """Reads fastText's model file: settings, dictionary, then the input matrix of words and subwords."""
+  """Reads fastText's model file.
+
+  Settings, dictionary, then the input matrix of words and subwords.
+  """
   data = path.read_bytes()
   settings = '<i12id'
   version, width, *_, buckets, shortest, longest, _, _ = struct.unpack_from(settings, data, 4)
