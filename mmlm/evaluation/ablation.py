@@ -119,8 +119,8 @@ def missing_curve(
     without: predictions without it, which examples drawn by chance get.
 
   Returns:
-    [{'share', 'value', 'low', 'high'}]: the mean over the draws, and the interval that holds 95 % of
-    them.
+    [{'share', 'value', 'low', 'high'}]: the mean over the draws, and the interval that holds 95 %
+    of them.
   """
   with_modality = Predictions(complete).statistics(metric)
   without_modality = Predictions(without).statistics(metric)
