@@ -6,16 +6,18 @@ S: feature frames; C: values of a frame; N: examples.
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmlm.data.sources.source import Source
 from mmlm.data.transforms.audio import Sound
 from mmlm.data.transforms.ops import Op, apply_ops, parse_ops
 from mmlm.utils.errors import UserError
 from mmlm.utils.progress import progress
 from mmlm.utils.run_dir import read_json, write_json
+
+if TYPE_CHECKING:  # sources import this module
+  from mmlm.data.sources.source import Source
 
 Counts = dict[str, np.ndarray]  # {modality: [N] frames of each example, 0 where it has none}
 
@@ -41,7 +43,7 @@ def read_features(path: str | pathlib.Path) -> np.ndarray:
 
 
 def rows_of(
-  source: Source, widths: dict[str, int], ops: Sequence[str], cache_dir: str | pathlib.Path
+  source: 'Source', widths: dict[str, int], ops: Sequence[str], cache_dir: str | pathlib.Path
 ) -> Counts:
   """Returns `count_rows` of a source, cached in `cache_dir` until files of the source change.
 
@@ -83,7 +85,7 @@ def shortened(counts: Counts, factor: float) -> Counts:
 
 
 def count_rows(
-  source: Sequence[dict] | Source, widths: dict[str, int], ops: Sequence[Op] = ()
+  source: 'Sequence[dict] | Source', widths: dict[str, int], ops: Sequence[Op] = ()
 ) -> Counts:
   """Returns {modality: [N] frames of each example, 0 where it has none}; a vector is one frame.
 
