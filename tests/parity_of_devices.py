@@ -1,7 +1,10 @@
-"""Is training the same on one device, eight by pmap and eight by meshes? `python -m tests.parity_of_devices [--steps 20] [CONFIG...]`
+"""Compares training on one device, on eight by pmap and on eight by meshes.
 
-Trains the `:smoke` form of a config a task, dropout off, on eight forced CPU devices, and prints by how much losses differ from those of
-one device, and whether beams are the same from the same parameters. Ends with 1 where they are not.
+    python -m tests.parity_of_devices [--steps 20] [CONFIG...]
+
+Trains the `:smoke` form of a config of each task, dropout off, on eight forced CPU devices. Prints
+by how much losses differ from those of one device, and scores of hypotheses from the same
+parameters. Exits with 1 if they differ.
 """
 
 import argparse
@@ -54,18 +57,18 @@ SAME = {'optimizer.warmup': '2 steps', 'train.batch_size': '16', 'evaluate.batch
 
 
 def trained(spec: str, folder, settings: dict, steps: int):
-  """(experiment, losses of the first steps, parameters on the host, bytes of parameters on the first device)."""
+  """Trains a config for some steps.
+
+  Returns:
+    The experiment, its losses, its parameters on the host, and their bytes on the first device.
+  """
   path, _, arg = spec.partition(':')
   config = configs.load_config(f'{ROOT / path}:{",".join(filter(None, ["smoke", arg]))}')
-  rates = {
-    key
-    for key, value in flatten_dict(config.to_dict(), sep='.').items()
-    if isinstance(value, float)
-  }
-  drops = {
-    key: '0.0' for key in rates if key.endswith(('dropout', 'weight_drop'))
-  }  # pmap draws by device
-  experiment = Experiment(configs.override(config, drops | SAME | settings), folder)
+  no_dropout = {}  # which pmap draws by device
+  for key, value in flatten_dict(config.to_dict(), sep='.').items():
+    if isinstance(value, float) and key.endswith(('dropout', 'weight_drop')):
+      no_dropout[key] = '0.0'
+  experiment = Experiment(configs.override(config, no_dropout | SAME | settings), folder)
   parts, state = training_parts(experiment, *experiment.data.splits('train'))
   options = parts.options
   parallel = experiment.parallel
@@ -85,7 +88,7 @@ def trained(spec: str, folder, settings: dict, steps: int):
 
 
 def answers(experiment, params, examples: int = 16) -> list:
-  """What a trained model answers for the first examples of its validation split, with scores."""
+  """Returns the predictions for the first examples of the validation split, with scores."""
   (split, *_) = experiment.data.splits('valid')
   loader = experiment.data.loader(
     split, experiment.data.table(split, False, examples), experiment.config.evaluate.batch_size
@@ -96,7 +99,7 @@ def answers(experiment, params, examples: int = 16) -> list:
 
 
 def difference(mine: list, theirs: list) -> float:
-  """The largest of scores, probabilities and numbers; infinite where a hypothesis differs."""
+  """Returns the largest difference of scores and numbers; infinite if a hypothesis differs."""
   pairs = []
   for left, right in zip(mine, theirs, strict=True):
     for a, b in zip(left, right, strict=True):
@@ -122,16 +125,21 @@ def difference(mine: list, theirs: list) -> float:
 
 
 def _is_number(text: str) -> bool:
-  """A regressor's answer is rounded from its score."""
+  """Whether a hypothesis is a regressor's, which is rounded from its score."""
   return text.replace('.', '').replace('-', '').isdigit()
 
 
 def compared(
   spec: str, folder, settings: dict, steps: int, ways=tuple(WAYS), answering=tuple(WAYS)
 ) -> dict:
-  """{way: (largest difference of a loss, of a score, bytes of parameters a device)} against jit; its losses stand under 'losses'.
+  """Compares strategies with jit.
 
-  `answering`: the ways whose answers are compared too; 0 stands for the others.
+  Args:
+    answering: the strategies whose answers are compared too; for others the difference is 0.
+
+  Returns:
+    {strategy: (largest difference of a loss, of a score, bytes of parameters a device)}, and the
+    losses of jit as 'losses'.
   """
   experiment, losses, params, held = trained(spec, folder, settings | WAYS['jit'], steps)
   expected = answers(experiment, params)
@@ -161,7 +169,8 @@ def main() -> int:
       print(f'{spec}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {given.steps} steps')
       for way, (loss, score, held) in found.items():
         print(
-          f'  {way:<14} loss differs by {loss:.1e}, scores by {score:.1e}, {held:>9,} bytes of parameters a device',
+          f'  {way:<14} loss differs by {loss:.1e}, scores by {score:.1e}, '
+          f'{held:>9,} bytes of parameters a device',
           flush=True,
         )
         worst = max(worst, loss, score)

@@ -1,4 +1,4 @@
-"""Where the parameters of a model are on a mesh: ordered rules by path, and ready-made sets of them.
+"""Where the parameters of a model are on a mesh: ordered rules by path, and named sets of rules.
 
 A rule is (regex, axes): a mesh axis, or '' for none, for each of the last dimensions of the
 parameter. Of the dimensions that a rule leaves free, the largest that the axis 'fsdp' divides is

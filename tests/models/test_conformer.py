@@ -1,6 +1,6 @@
-"""Encoders of sounds: padding changes nothing, lengths follow the strides, one row is enough, and everything learns.
+"""Encoders of audio: padding changes nothing, lengths follow strides, every parameter learns.
 
-Axes: B batch, S rows of features, C values of a row, T rows after subsampling, D width.
+Axes: B batch, S frames, C features of a frame, T positions after subsampling, D width.
 """
 
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import initial, normal
+from model_helpers import initial, normal
 
 from mmlm.models.encoders import ENCODERS
 from mmlm.models.encoders.audio_encoders import AudioRecurrent, AudioTransformer
@@ -26,11 +26,11 @@ LENGTHS = np.array([13, 6, 1, 0])
 close = functools.partial(np.testing.assert_allclose, atol=3e-5, rtol=3e-5)
 
 
-def mask_of(rows=S):
-  return np.arange(rows) < LENGTHS[:, None]
+def mask_of(frames=S):
+  return np.arange(frames) < LENGTHS[:, None]
 
 
-MADE = {
+ENCODERS_BY_NAME = {
   'conformer': Conformer(D, width=C, subsampling=4, channels=3, layers=2, heads=2, kernel=5),
   'conformer-planes-remat': Conformer(
     D, width=C, subsampling=2, channels=3, planes=3, layers=1, heads=2, kernel=3, remat=True
@@ -44,10 +44,10 @@ MADE = {
 }
 
 
-@pytest.fixture(scope='module', params=MADE)
+@pytest.fixture(scope='module', params=ENCODERS_BY_NAME)
 def encoder(request):
   """(module, parameters, function of values and mask)."""
-  module = MADE[request.param]
+  module = ENCODERS_BY_NAME[request.param]
   params = initial(module, normal(0, B, S, C), mask_of())
   return module, params, jax.jit(lambda x, mask: module.apply({'params': params}, x, mask))
 
@@ -56,37 +56,33 @@ def test_padding_changes_nothing_and_lengths_are_rounded_up(encoder):
   module, _, run = encoder
   x = normal(0, B, S, C)
   out = run(x, mask_of())
-  wanted = subsampled_length(LENGTHS, module.subsampling)
-  assert (
-    out.values.shape == (B, subsampled_length(S, module.subsampling), D)
-    and out.mask.sum(1).tolist() == wanted.tolist()
-  )
+  lengths = subsampled_length(LENGTHS, module.subsampling)
+  length = subsampled_length(S, module.subsampling)
+  assert out.values.shape == (B, length, D)
+  np.testing.assert_array_equal(out.mask.sum(1), lengths)
   assert np.all(np.isfinite(out.values))
   garbage = np.where(mask_of()[..., None], x, 100 * normal(1, B, S, C))
   for longer in (S, S + 1, S + 7):
     wide = np.full((B, longer, C), 50, np.float32)
     wide[:, :S] = garbage
-    found = run(wide, mask_of(longer))
-    assert found.mask.sum(1).tolist() == wanted.tolist()
-    there = out.mask[..., None]
-    close(
-      np.where(there, found.values[:, : out.values.shape[1]], 0), np.where(there, out.values, 0)
-    )
+    result = run(wide, mask_of(longer))
+    np.testing.assert_array_equal(result.mask.sum(1), lengths)
+    close(result.values[:, :length][out.mask], out.values[out.mask])
 
 
-def test_every_row_is_seen_from_every_place(encoder):
-  """What stands at either end changes the first and the last place of the memory."""
+def test_every_frame_changes_every_position(encoder):
+  """The frames at both ends change all positions of their example, and of no other."""
   _, _, run = encoder
   x = normal(0, B, S, C)
   before = run(x, mask_of()).values
-  for row in (0, LENGTHS[0] - 1):
+  for frame in (0, LENGTHS[0] - 1):
     moved = x.copy()
-    moved[0, row] += 1
+    moved[0, frame] += 1
     change = np.abs(run(moved, mask_of()).values - before).max(-1)
     assert change[0].min() > 1e-5 and change[1:].max() == 0
 
 
-def test_every_parameter_learns_and_what_is_masked_does_not(encoder):
+def test_gradients_reach_every_parameter_and_no_masked_frame(encoder):
   module, params, _ = encoder
   x = normal(0, B, S, C)
   mask = mask_of()
@@ -97,7 +93,7 @@ def test_every_parameter_learns_and_what_is_masked_does_not(encoder):
 
   by_params, by_x = jax.jit(jax.grad(loss, (0, 1)))(params, x)
   for name, value in flat(by_params).items():
-    if not name.endswith('key/bias'):  # it moves all scores alike
+    if not name.endswith('key/bias'):  # adds the same to all logits
       assert np.abs(value).max() > 1e-6, name
   assert not np.any(np.where(mask[..., None], 0, by_x)) and np.all(np.isfinite(by_x))
 
@@ -144,50 +140,50 @@ def test_the_depthwise_convolution_and_its_gradients_are_those_of_xla(kernel):
   np.testing.assert_allclose(many, jnp.stack([pull_expected(upstream)[1]] * 2), atol=1e-5)
 
 
-def test_a_place_sees_the_rows_around_it():
-  """Without layers above, place t of half as many sees rows 2t - 1, 2t and 2t + 1."""
+def test_a_subsampled_position_reads_the_frames_around_it():
+  """Position t of half as many reads frames 2t - 1, 2t and 2t + 1."""
   module = Subsampling(D, 2, 4)
   mask = np.ones((1, 8), bool)
   x = normal(0, 1, 8, C)
   params = initial(module, x, mask)
-  reach = jax.jacrev(lambda x: module.apply({'params': params}, x, mask)[0])(x)[
-    0, :, :, 0
-  ]  # [T, D, S, C]
-  seen = np.abs(reach).max((1, 3)) > 0
-  assert [np.flatnonzero(row).tolist() for row in seen] == [[0, 1], [1, 2, 3], [3, 4, 5], [5, 6, 7]]
+
+  def run(x):
+    out, _ = module.apply({'params': params}, x, mask)
+    return out
+
+  jacobian = jax.jacrev(run)(x)[0, :, :, 0]  # [T, D, S, C]
+  reads = np.abs(jacobian).max((1, 3)) > 0
+  frames = [np.flatnonzero(position).tolist() for position in reads]
+  assert frames == [[0, 1], [1, 2, 3], [3, 4, 5], [5, 6, 7]]
 
 
 def test_planes_are_channels_of_the_same_frequency():
-  """Values and their differences of one frequency meet in the first convolution; those of a far one do not."""
+  """The first convolution reads values and deltas of one frequency, and none of a distant one."""
   module = Subsampling(D, 2, 4, planes=2)
   mask = np.ones((1, 2), bool)
   x = normal(0, 1, 2, 16)  # two planes of eight frequencies
   params = initial(module, x, mask)
-  only = jax.tree.map(jnp.zeros_like, params['projection'])
-  only['kernel'] = (
-    only['kernel'].at[0].set(1.0)
-  )  # the first channel at the first frequency, which sees frequencies 0 and 1
-  gradient = jax.grad(
-    lambda x: module.apply({'params': {**params, 'projection': only}}, x, mask)[0].sum()
-  )(jnp.abs(x) + 1)
-  other = jax.grad(
-    lambda x: module.apply({'params': {**params, 'projection': only}}, x, mask)[0].sum()
-  )(-jnp.abs(x) - 1)
-  assert np.flatnonzero(np.abs(gradient).max((0, 1)) + np.abs(other).max((0, 1))).tolist() == [
-    0,
-    1,
-    8,
-    9,
-  ]
+  # The first channel at the first frequency, which reads frequencies 0 and 1.
+  projection = jax.tree.map(jnp.zeros_like, params['projection'])
+  projection['kernel'] = projection['kernel'].at[0].set(1.0)
+  params = params | {'projection': projection}
+
+  @jax.grad
+  def gradient(x):
+    out, _ = module.apply({'params': params}, x, mask)
+    return out.sum()
+
+  # Of both signs, so that one of them passes the ReLU.
+  positive = jnp.abs(x) + 1
+  reach = np.abs(gradient(positive)) + np.abs(gradient(-positive))
+  assert np.flatnonzero(reach.max((0, 1))).tolist() == [0, 1, 8, 9]
 
 
 def test_the_encoders_have_names_and_options():
   for name in ('audio_transformer', 'conformer', 'audio_recurrent'):
-    assert (
-      name in ENCODERS
-      and ENCODERS[name].reads_features
-      and {'width', 'subsampling'} <= ENCODERS[name].__dataclass_fields__.keys()
-    )
+    encoder_class = ENCODERS[name]
+    assert encoder_class.reads_features
+    assert {'width', 'subsampling'} <= encoder_class.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize(
@@ -199,8 +195,6 @@ def test_the_encoders_have_names_and_options():
     (Conformer(D, width=C, heads=3), 'model.dim=16'),
   ],
 )
-def test_options_that_make_no_sense_are_refused(module, says):
+def test_invalid_options_are_errors(module, says):
   with pytest.raises(UserError, match=says):
-    jax.eval_shape(
-      module.init, jax.random.key(0), np.zeros((1, S, C), np.float32), np.ones((1, S), bool)
-    )
+    initial(module, np.zeros((1, S, C), np.float32), np.ones((1, S), bool))

@@ -3,13 +3,18 @@
 import jax
 import numpy as np
 import pytest
-from test_models import B, D, T, V, initial, normal
+from model_helpers import initial, normal
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.encoders.conformer import Conformer
 from mmlm.models.encoders.text_encoders import TextEncoder
 from mmlm.models.heads import TransformerDecoder
 from mmlm.models.layers import Dropout
+
+B = 2
+T = 5
+D = 16
+V = 9
 
 
 def test_dropout():

@@ -1,6 +1,6 @@
-"""Every fusion: what is absent changes nothing, what is present does, any subset works, in any order.
+"""Every fusion: absent modalities change nothing, present ones do, in any subset and order.
 
-Axes: B batch (here every subset of the modalities is present in one example), S sequence, D width.
+Axes: B batch (each example has another subset of the modalities), S sequence, D width.
 """
 
 import functools
@@ -9,7 +9,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from test_models import initial, normal
+from model_helpers import initial, normal
 
 from mmlm.models.attention import MultiHeadAttention
 from mmlm.models.fusion import FUSIONS
@@ -18,9 +18,8 @@ from mmlm.utils.pytree import flat
 
 D = 8
 LENGTHS = {'text': 4, 'image': 3, 'audio': 2}
-PRESENT = np.array(
-  list(itertools.product([True, False], repeat=3))
-)  # [B, 3], the first example has all, the last none
+# [B, 3]: the first example has all modalities, the last none.
+PRESENT = np.array(list(itertools.product([True, False], repeat=3)))
 ENRICHED = ('gated', 'selective', 'adaptation_gate')  # the memory is the text, and empty without it
 VECTORS = ('late', 'tensor', 'low_rank')  # the memory is one place
 close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
@@ -43,59 +42,62 @@ def _mask(name):
 @functools.cache
 def fusion(name, names=tuple(LENGTHS)):
   module = FUSIONS[name](D)
-  several = len(names) > 1 or name not in (
-    'concatenation',
-    'gated',
-    'selective',
-  )  # these give one modality back as it is
-  if several:
+  params = {}
+  # These return a single modality unchanged.
+  if len(names) > 1 or name not in ('concatenation', 'gated', 'selective'):
     params = initial(module, sequences(names=names))
-  else:
-    params = {}
   return params, jax.jit(lambda params, inputs: module.apply({'params': params}, inputs))
 
 
 @every_fusion
 @pytest.mark.parametrize('modality', LENGTHS)
-def test_what_is_absent_changes_nothing_and_what_is_present_does(name, modality):
-  """A decoder looks at all places of a memory that is all mask, so what stands there counts too."""
+def test_masked_values_change_nothing(name, modality):
+  """Not even masked positions of the memory: a decoder attends to all of an empty memory."""
+  params, run = fusion(name)
+  inputs = sequences()
+  values, mask = inputs[modality]
+  garbage = Sequence(np.where(mask[..., None], values, 1e3), mask)
+  # Fusions that enrich the text leave its padding as it is.
+  positions = slice(None, 3) if name in ENRICHED else slice(None)
+  outputs = zip(run(params, inputs), run(params, inputs | {modality: garbage}))
+  for before, after in outputs:
+    close(before[1:], after[1:])  # absent modalities
+    close(before[:1, positions], after[:1, positions])  # padding
+
+
+@every_fusion
+@pytest.mark.parametrize('modality', LENGTHS)
+def test_present_values_change_the_memory_of_their_example_alone(name, modality):
   params, run = fusion(name)
   inputs = sequences()
   values, mask = inputs[modality]
   out = run(params, inputs)
-  hidden = run(params, inputs | {modality: Sequence(np.where(mask[..., None], values, 1e3), mask)})
-  for before, after in zip(out, hidden):
-    if name not in ENRICHED:
-      places = slice(None)
-    else:
-      places = slice(None, 3)
-    close(before[1:], after[1:])  # absent
-    close(before[:1, places], after[:1, places])  # padding
-  shown = run(params, inputs | {modality: Sequence(-values, mask)})
-  present = PRESENT[:, list(LENGTHS).index(modality)] & (PRESENT[:, 0] | (name not in ENRICHED))
-  moved = np.abs(np.where(out.mask[..., None], out.values - shown.values, 0)).max((1, 2))
-  assert np.all(moved[present] > 1e-3) and np.all(moved[~present] < 1e-5)
-  assert np.array_equal(out.mask, shown.mask)
+  changed = run(params, inputs | {modality: Sequence(-values, mask)})
+  present = PRESENT[:, list(LENGTHS).index(modality)]
+  if name in ENRICHED:
+    present = present & PRESENT[:, 0]
+  difference = np.where(out.mask[..., None], out.values - changed.values, 0)
+  moved = np.abs(difference).max((1, 2))
+  assert np.all(moved[present] > 1e-3)
+  assert np.all(moved[~present] < 1e-5)
+  np.testing.assert_array_equal(out.mask, changed.mask)
 
 
 @every_fusion
-def test_masks_tell_what_is_there_and_values_are_finite(name):
+def test_the_memory_is_finite_and_masked_where_nothing_is_present(name):
   params, run = fusion(name)
   out = run(params, sequences())
-  assert out.values.shape == (*out.mask.shape, D) and np.all(np.isfinite(out.values))
-  if name in ENRICHED:
-    some = PRESENT[:, 0]
-  else:
-    some = PRESENT.any(1)
-  assert np.array_equal(out.mask.any(1)[:-1], some[:-1])
+  assert out.values.shape == (*out.mask.shape, D)
+  assert np.all(np.isfinite(out.values))
+  expected = PRESENT[:, 0] if name in ENRICHED else PRESENT.any(1)
+  np.testing.assert_array_equal(out.mask.any(1)[:-1], expected[:-1])
   assert name in VECTORS or not out.mask[0].all()  # padding stays padding
 
 
-@pytest.mark.parametrize(
-  'name', sorted(FUSIONS.keys() - {*VECTORS, 'cross_attention'})
-)  # these have weights for each combination
-def test_what_no_example_has_may_as_well_not_be_asked_for(name):
-  """The same parameters, without the place where it would stand."""
+# The others have weights for each combination of modalities.
+@pytest.mark.parametrize('name', sorted(FUSIONS.keys() - {*VECTORS, 'cross_attention'}))
+def test_a_modality_that_no_example_has_can_be_left_out(name):
+  """The same parameters, without its positions."""
   params, run = fusion(name)
   inputs = sequences()
   silent = inputs | {'audio': Sequence(inputs['audio'].values, np.zeros_like(inputs['audio'].mask))}
@@ -106,7 +108,7 @@ def test_what_no_example_has_may_as_well_not_be_asked_for(name):
 
 
 @pytest.mark.parametrize('name', ['gated', 'selective', 'resampler'])
-def test_the_main_modality_alone_stays_as_it_is(name):
+def test_the_main_modality_alone_is_not_changed(name):
   params, run = fusion(name)
   inputs = sequences()
   # the example that has the text alone
@@ -126,22 +128,19 @@ def test_any_subset_of_modalities_works_in_any_order(name, names):
   inputs = sequences(names=names)
   out = run(params, inputs)
   assert np.all(np.isfinite(out.values)) and out.mask[0].any()
-  for order in itertools.permutations(
-    names
-  ):  # not compiled: jax sorts the keys of what it compiles
-    found = FUSIONS[name](D).apply(
-      {'params': params}, {modality: inputs[modality] for modality in order}
-    )
-    jax.tree.map(close, out, found)
+  # Not compiled: jax sorts the keys of the inputs of a compiled function.
+  for order in itertools.permutations(names):
+    ordered = {modality: inputs[modality] for modality in order}
+    result = FUSIONS[name](D).apply({'params': params}, ordered)
+    jax.tree.map(close, out, result)
 
 
 @every_fusion
 def test_gradients_reach_every_parameter(name):
   params, run = fusion(name)
-  inputs = {
-    modality: Sequence(values, np.ones_like(mask))
-    for modality, (values, mask) in sequences().items()
-  }
+  inputs = {}
+  for modality, (values, mask) in sequences().items():
+    inputs[modality] = Sequence(values, np.ones_like(mask))
 
   @jax.jit
   @jax.grad
@@ -149,14 +148,13 @@ def test_gradients_reach_every_parameter(name):
     return (run(params, inputs).values ** 3).sum()
 
   for path, value in flat(gradient(params)).items():
-    assert np.abs(value).max() > 1e-4 or path.endswith('key/bias'), (
-      path
-    )  # it moves all scores alike
+    if not path.endswith('key/bias'):  # adds the same to all logits
+      assert np.abs(value).max() > 1e-4, path
 
 
 @pytest.mark.parametrize('name', ['gated', 'selective'])
-def test_the_equations_of_gates_by_hand(name):
-  """Gated adds the gated mean; selective moves from the text towards what it attends to."""
+def test_gates_follow_their_equations(name):
+  """Gated adds the gated mean; selective moves from the text towards its attention."""
   inputs = sequences(names=('text', 'image'))
   params, apply = fusion(name, ('text', 'image'))
   text = inputs['text']
@@ -165,30 +163,24 @@ def test_the_equations_of_gates_by_hand(name):
   def dense(part, x):
     return x @ params[f'image_{part}']['kernel'] + params[f'image_{part}']['bias']
 
+  def gate(other):
+    return jax.nn.sigmoid(dense('gate_main', text.values) + dense('gate_other', other))
+
   if name == 'gated':
-    kept = image.mask[..., None]
-    found = dense(
-      'projection',
-      (image.values * kept).sum(1, keepdims=True) / np.maximum(kept.sum(1, keepdims=True), 1),
-    )
+    mean = dense('projection', _mean(image)[:, None])
+    expected = text.values + gate(mean) * mean
   else:
-    found = MultiHeadAttention(4).apply(
-      {'params': params['image_attention']}, text.values, image.values, image.mask
-    )
-  gate = jax.nn.sigmoid(dense('gate_main', text.values) + dense('gate_other', found))
-  if name == 'gated':
-    mixed = text.values + gate * found
-  else:
-    mixed = (1 - gate) * text.values + gate * found
+    attention = {'params': params['image_attention']}
+    attended = MultiHeadAttention(4).apply(attention, text.values, image.values, image.mask)
+    expected = (1 - gate(attended)) * text.values + gate(attended) * attended
   both = (PRESENT[:, 0] & PRESENT[:, 1])[:, None] & text.mask
-  close(
-    np.where(both[..., None], apply(params, inputs).values, 0), np.where(both[..., None], mixed, 0)
-  )
+  close(apply(params, inputs).values[both], expected[both])
 
 
 def _mean(sequence):
-  kept = sequence.mask[..., None]
-  return (sequence.values * kept).sum(1) / np.maximum(kept.sum(1), 1)
+  values, mask = sequence
+  mask = mask[..., None]
+  return (values * mask).sum(1) / np.maximum(mask.sum(1), 1)
 
 
 def _dense(params, x):
@@ -232,5 +224,6 @@ def test_the_adaptation_gate_moves_the_text_no_further_than_it_is_long():
   moved = moved * np.minimum(length(text) / length(moved), 1)
   x = text + moved
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-  wanted = x * params['norm']['scale'] + params['norm']['bias']
-  close(apply(params, inputs).values[0][inputs['text'].mask[0]], wanted[inputs['text'].mask[0]])
+  expected = x * params['norm']['scale'] + params['norm']['bias']
+  mask = inputs['text'].mask[0]
+  close(apply(params, inputs).values[0][mask], expected[mask])

@@ -1,4 +1,4 @@
-"""What only a GPU shows: half precision through cuDNN's attention, and its numbers beside those of the CPU. Skipped where there is none.
+"""On a GPU: half precision through cuDNN's attention, and numbers compared with those of the CPU.
 
 JAX_PLATFORMS=cuda,cpu ./launch.sh test tests/parallel/test_gpu.py
 """
@@ -25,16 +25,17 @@ pytestmark = pytest.mark.skipif(
 
 HEADS = 4
 SIZE = 64
-MASKS = {
-  'none': lambda rng, batch, queries, keys: None,
-  'of keys': lambda rng, batch, queries, keys: (
-    np.arange(keys) < rng.integers(1, keys + 1, (batch, 1))
-  ),
-  'of pairs': lambda rng, batch, queries, keys: rng.random((batch, queries, keys)) < 0.7,
-  'all hidden': lambda rng, batch, queries, keys: (
-    np.arange(batch)[:, None] + np.zeros(keys, int) > 0
-  ),  # the first row only fills a batch
-}
+
+
+def mask_named(name: str, rng, batch: int, queries: int, keys: int):
+  """Returns the mask of a case; None for 'none'."""
+  if name == 'of keys':
+    return np.arange(keys) < rng.integers(1, keys + 1, (batch, 1))
+  if name == 'of pairs':
+    return rng.random((batch, queries, keys)) < 0.7
+  if name == 'all hidden':  # of the first example, as of one that fills a batch
+    return np.arange(batch)[:, None] + np.zeros(keys, int) > 0
+  return None
 
 
 def arrays(queries: int, keys: int, groups: int, mask: str, batch=3):
@@ -48,11 +49,14 @@ def arrays(queries: int, keys: int, groups: int, mask: str, batch=3):
     draw(batch, groups, SIZE, keys),
     draw(batch, groups, keys, SIZE),
   )
-  return inputs, MASKS[mask](rng, batch, queries, keys), draw(batch, queries, HEADS, SIZE)
+  return inputs, mask_named(mask, rng, batch, queries, keys), draw(batch, queries, HEADS, SIZE)
 
 
 def attended(inputs, mask, causal, upstream, dtype):
-  """The answer and the gradients of its product with `upstream`; queries without a key to see count as zero."""
+  """Returns the attention and the gradients of its product with `upstream`.
+
+  Queries that may attend to no key count as zero.
+  """
   inputs = [jnp.asarray(x, dtype) for x in inputs]
   queries = upstream.shape[1]
   keys = inputs[1].shape[-1]
@@ -72,7 +76,7 @@ def attended(inputs, mask, causal, upstream, dtype):
   return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
 
-@pytest.mark.parametrize('mask', MASKS)
+@pytest.mark.parametrize('mask', ['none', 'of keys', 'of pairs', 'all hidden'])
 @pytest.mark.parametrize('causal', [False, True], ids=['', 'causal'])
 @pytest.mark.parametrize(
   'queries, keys, groups',

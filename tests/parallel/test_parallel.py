@@ -53,7 +53,7 @@ EVERY_AXIS = 'data=2,fsdp=2,tensor=2'
   ids=['translation', 'captioning', 'sentiment', 'speech'],
 )
 def test_losses_and_answers_are_those_of_one_device(data, tmp_path, spec, ways):
-  """All ways with all tasks and modalities: parity_of_devices.py; compilation takes nearly all of the time."""
+  """All strategies with all tasks: parity_of_devices.py. Compilation takes most of the time."""
   found = compared(
     spec, tmp_path, {'data.dir': str(data)}, 4, ways, ('pmap', 'tensor=2', EVERY_AXIS)
   )

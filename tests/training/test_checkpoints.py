@@ -59,7 +59,7 @@ def test_interrupted_at_every_step(whole, tmp_path):
 
 
 def test_a_loader_that_dies_of_the_same_signal(whole, tmp_path):
-  """Ctrl-C reaches all processes of a terminal; whoever waits for one that died of it has nothing new to save."""
+  """Ctrl-C also reaches loader processes; an error because one of them died saves nothing new."""
 
   def dies(number):
     if number == 5:

@@ -1,4 +1,4 @@
-"""LoRA: nothing changes at first, only the factors learn, and a run with it is trained, kept and asked like any other."""
+"""LoRA: nothing changes at first, only the factors learn, and a run with it works as any other."""
 
 import jax
 import jax.numpy as jnp

@@ -37,9 +37,8 @@ def reference(logits, targets, smoothing):
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
-@pytest.mark.parametrize(
-  'most', [1 << 20, 44, 11]
-)  # logits at once: all tokens, 4 of 13 (the last chunk is filled), one
+# Logits at once: of all tokens, of 4 of 13 (the last chunk is filled), of one.
+@pytest.mark.parametrize('most', [1 << 20, 44, 11])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_losses_and_their_gradient_are_optax_s(smoothing, dtype, most, monkeypatch):
@@ -55,33 +54,32 @@ def test_losses_and_their_gradient_are_optax_s(smoothing, dtype, most, monkeypat
     return 2 * (values * weights).sum(), values
 
   def chunked(x, table):
-    return 2 * losses.summed_loss(x, table, targets, weights, smoothing), losses.token_losses(
-      x, table, targets, smoothing
-    )
+    total = 2 * losses.summed_loss(x, table, targets, weights, smoothing)
+    return total, losses.token_losses(x, table, targets, smoothing)
 
   def value_and_grad(fn):
     return jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))(x, table)
 
   (total, values), gradients = value_and_grad(chunked)
   (expected_total, expected), expected_gradients = value_and_grad(through_logits)
-  assert (
-    values.shape == (13,)
-    and values.dtype == jnp.float32
-    and [g.dtype for g in gradients] == [x.dtype, table.dtype]
-  )
+  assert values.shape == (13,)
+  assert values.dtype == jnp.float32
+  assert [g.dtype for g in gradients] == [x.dtype, table.dtype]
   tolerance = 1e-5 if dtype == 'float32' else 3e-2
-  for got, wanted in zip(
-    (total, values, *gradients), (expected_total, expected, *expected_gradients)
-  ):
-    np.testing.assert_allclose(
-      np.float32(got), np.float32(wanted), atol=10 * tolerance, rtol=tolerance
-    )
-  plain = jax.jit(
-    jax.grad(lambda x: 2 * (losses.token_losses(x, table, targets, smoothing) * weights).sum())
-  )(x)
-  np.testing.assert_allclose(
-    np.float32(plain), np.float32(gradients[0]), atol=10 * tolerance, rtol=tolerance
-  )
+
+  def assert_equal(a, b):
+    np.testing.assert_allclose(np.float32(a), np.float32(b), atol=10 * tolerance, rtol=tolerance)
+
+  results = (total, values, *gradients)
+  for result, expected_result in zip(results, (expected_total, expected, *expected_gradients)):
+    assert_equal(result, expected_result)
+
+  @jax.jit
+  @jax.grad
+  def unchunked_gradient(x):
+    return 2 * (losses.token_losses(x, table, targets, smoothing) * weights).sum()
+
+  assert_equal(unchunked_gradient(x), gradients[0])
 
 
 def test_losses_of_extreme_logits_are_finite():
@@ -142,7 +140,7 @@ def test_unknown_names_are_answered_with_the_nearest(key):
 
 
 def run_updates(config, params, gradients, total=200):
-  """Parameters after an update for each gradient; a callable gives the gradient of the parameters."""
+  """Returns the parameters after an update for each gradient, or function of the parameters."""
   optimizer = make_optimizer(config, make_schedule(config, total, 1, 1), params)
   state = optimizer.init(params)
 
@@ -473,7 +471,7 @@ def test_dropout_depends_on_seed_and_step():
   ids=['micro-batches', 'devices'],
 )
 def test_dropout_differs_between_the_parts_of_a_batch(kwargs, part):
-  """All parts hold the same rows: under one key for all, the mean over them would be that of the first alone."""
+  """All parts have the same examples: with one key the mean would be that of the first part."""
   batch = {key: np.repeat(x[:1], 16, 0) for key, x in example_batch().items()}
   first = batch | {'weight': np.where(np.arange(16) < part, batch['weight'], 0)}
   assert abs(dropped_loss(batch, **kwargs) - dropped_loss(first, **kwargs)) > 1e-3
