@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,11 +23,12 @@ class Dropout(nn.Module):
   values of a word for embedding dropout.
   """
 
-  rate: float
+  rate: float | Array
   shared: tuple = ()
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
+    threshold: Any
     if is_traced(self.rate):
       threshold = jnp.round(self.rate * 256)
     else:
@@ -34,7 +36,7 @@ class Dropout(nn.Module):
     if not train or is_off(threshold):
       return x
     random_bytes = self._random_bytes(x.shape)
-    scale = 256 / (256 - threshold)
+    scale: Any = 256 / (256 - threshold)
     if is_traced(threshold):
       threshold = threshold.astype(jnp.uint8)
       scale = scale.astype(x.dtype)

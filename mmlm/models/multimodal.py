@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from ml_collections import ConfigDict
 
 from mmlm.data.tokenizers.special_tokens import DEFAULT_SPECIAL_TOKENS, SpecialTokens
 from mmlm.models.attention import DecodeStep
@@ -53,7 +52,8 @@ class MultimodalModel(nn.Module):
       sequences[name] = encoder(batch[name], masks[name], train)
     if self.context is None:
       return self.fusion(sequences, train)
-    return self._fuse_by_part(sequences, batch['label_mask'], train)
+    fused = self._fuse_by_part(sequences, batch['label_mask'], train)
+    return self.context(fused, batch['label_mask'], train)
 
   def _with_modality_dropout(self, masks: dict, train: bool) -> dict:
     if not train or is_off(self.modality_dropout) or len(masks) < 2:
@@ -68,10 +68,8 @@ class MultimodalModel(nn.Module):
       result[name] = mask & keep[:, i].reshape(shape)
     return result
 
-  def _fuse_by_part(
-    self, sequences: dict[str, Sequence], parts_mask: Array, train: bool
-  ) -> Sequence:
-    """Fuses the parts of each example one by one, then encodes them together.
+  def _fuse_by_part(self, sequences: dict[str, Sequence], parts_mask: Array, train: bool) -> Array:
+    """Fuses the parts of each example one by one, and pools each to a vector.
 
     Args:
       sequences: position t of each is part t, [B, T, D].
@@ -89,7 +87,7 @@ class MultimodalModel(nn.Module):
     mask = fused.mask[..., None]
     total = jnp.where(mask, fused.values, 0).sum(1)
     mean = total / jnp.maximum(mask.sum(1), 1)
-    return self.context(mean.reshape(*parts_mask.shape, -1), parts_mask, train)
+    return mean.reshape(*parts_mask.shape, -1)
 
   def __call__(self, batch: dict, inputs: Array | None, train: bool = False) -> Any:
     """Returns the outputs of the head, e.g. logits [B, T, V] for decoder inputs [B, T]."""
@@ -111,6 +109,7 @@ class MultimodalModel(nn.Module):
     [B, S, V] and their mask [B, S].
     """
     memory = self.encode(batch, train)
+    assert memory is not None, 'a CTC branch needs encoders'
     output = None
     if self.head.decodes:
       output = self.head.output.layer(self.head.hidden(inputs, memory, train))
@@ -126,7 +125,7 @@ class MultimodalModel(nn.Module):
 
 
 def build_model(
-  config: ConfigDict,
+  config: Any,
   vocab_size: int,
   max_length: int,
   special_tokens: SpecialTokens = DEFAULT_SPECIAL_TOKENS,
@@ -149,7 +148,7 @@ def build_model(
     'embeddings': embeddings,
   }
 
-  def part(classes: Mapping[str, type], options: ConfigDict) -> Any:
+  def part(classes: Mapping[str, type], options: Any) -> Any:
     cls = classes[options.name]
     shared = {key: value for key, value in inherited.items() if key in cls.__dataclass_fields__}
     specific = {key: value for key, value in options.items() if key != 'name'}

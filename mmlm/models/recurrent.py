@@ -49,4 +49,5 @@ class BidirectionalRnn(nn.Module):
   def _direction(self, name: str, x: Array, lengths: Array, reverse: bool) -> Array:
     cell = make_cell(self.cell, self.dim, dtype=self.dtype, name=name)
     network = nn.RNN(cell, reverse=reverse, keep_order=True)
-    return network(x, seq_lengths=lengths)
+    hidden_states: Any = network(x, seq_lengths=lengths)
+    return hidden_states

@@ -45,7 +45,7 @@ PEAKS = (
 )
 
 
-def peak_flops(device: jax.Device | None = None) -> float | None:
+def peak_flops(device: Any = None) -> float | None:
   """Returns the peak floating-point operations a second of a device; None if unknown (a CPU)."""
   device = device or jax.devices()[0]
   if device.platform == 'cpu':
@@ -186,16 +186,17 @@ def flops_of(jaxpr: core.Jaxpr) -> float:
 
 def _flops_of_equation(equation: core.JaxprEqn) -> float:
   params = equation.params
-  shapes = [x.aval.shape for x in equation.invars]
-  outputs = [x.aval.size for x in equation.outvars]
+  input_types: list[Any] = [x.aval for x in equation.invars]
+  output_types: list[Any] = [x.aval for x in equation.outvars]
   match equation.primitive.name:
     case 'dot_general':
       (contracted, _), _ = params['dimension_numbers']
-      return 2 * outputs[0] * math.prod(shapes[0][i] for i in contracted)
+      shape = input_types[0].shape
+      return 2 * output_types[0].size * math.prod(shape[i] for i in contracted)
     case 'conv_general_dilated':
-      kernel = shapes[1]
+      kernel = input_types[1].shape
       output_channels = kernel[params['dimension_numbers'].rhs_spec[0]]
-      return 2 * outputs[0] * math.prod(kernel) // output_channels
+      return 2 * output_types[0].size * math.prod(kernel) // output_channels
     case 'cond':
       branches = [flops_of(inner) for inner in _inner_programs(params)]
       return max(branches, default=0)

@@ -98,7 +98,7 @@ def _bytes(shapes: str, asynchronous: bool) -> int:
   """
   sizes = []
   for kind, dimensions in _SHAPE.findall(shapes):
-    bits = WIDTHS.get(kind) or int(re.search(r'\d+', kind)[0])
+    bits = WIDTHS.get(kind) or int(re.findall(r'\d+', kind)[0])
     count = 1
     for size in filter(None, dimensions.split(',')):
       count *= int(size)

@@ -256,7 +256,7 @@ class Sharded:
     self._spread = Spread(self.mesh, sequence)
     self._divided = NamedSharding(self.mesh, P(BATCH))
     self._whole = NamedSharding(self.mesh, P())
-    indices = self._divided.addressable_devices_indices_map((self.devices,)).values()
+    indices: Any = self._divided.addressable_devices_indices_map((self.devices,)).values()
     local_parts = {slices[0].start or 0 for slices in indices}
     self._local_parts = len(local_parts)
     number = min(local_parts) // self._local_parts
@@ -335,7 +335,7 @@ class Sharded:
 
 def sizes_of(text: str, devices: int) -> tuple[int, ...]:
   """Returns the sizes of `AXES`: 'data=2,fsdp=4' -> (2, 4, 1); -1 = the remaining devices."""
-  sizes = dict.fromkeys(AXES, 1)
+  sizes: dict[str, int] = dict.fromkeys(AXES, 1)
   for part in filter(None, text.replace(' ', '').split(',')):
     axis, size = _axis_size(text, part)
     sizes[axis] = size

@@ -36,7 +36,7 @@ class _Manager(ocp.CheckpointManager):
   """Orbax's manager, for which a step with a damaged file of metrics is never the best."""
 
   def metrics(self, step: int) -> Any:
-    reason = damage(self.directory / str(step), {'metrics'})
+    reason = damage(str(self.directory / str(step)), {'metrics'})
     if reason:
       print(f'WARNING: {self.directory}/{step}: {reason}.', file=sys.stderr)
       return None
@@ -217,7 +217,7 @@ class Checkpoints:
       raise UserError(
         f'{self.folder}: no checkpoint. Train first, or give the folder of another run.'
       )
-    step = which
+    step: Any = which
     if which == 'best':
       step = self._manager.best_step()
     elif which == 'latest':
@@ -287,7 +287,8 @@ class Checkpoints:
 
 def _metadata(folder: pathlib.Path) -> Any:
   """Returns the shapes and types of an item on disk."""
-  return ocp.StandardCheckpointer().metadata(folder).item_metadata.tree
+  metadata: Any = ocp.StandardCheckpointer().metadata(folder)
+  return metadata.item_metadata.tree
 
 
 def _with_sharding(x: Any) -> jax.ShapeDtypeStruct:

@@ -74,5 +74,5 @@ class SummedPath(atomicity.AtomicRenameTemporaryPath):
 
   async def finalize(self) -> None:
     if self.get_final().name.isdigit():
-      write_checksums(self.get())
+      write_checksums(str(self.get()))
     await super().finalize()

@@ -256,7 +256,6 @@ class _Steps:
 def _watched(parts: Parts, batches: Iterable[dict], number: int) -> Iterator[dict]:
   """Yields the batches; the watch names one that is late."""
   batches = iter(batches)
-  end = object()
 
   def waits() -> str:
     ids = ', '.join(parts.ids(number)[:5])
@@ -264,8 +263,8 @@ def _watched(parts: Parts, batches: Iterable[dict], number: int) -> Iterator[dic
 
   while True:
     with parts.watch(waits):
-      batch = next(batches, end)
-    if batch is end:
+      batch = next(batches, None)
+    if batch is None:
       return
     yield batch
     number += 1

@@ -6,6 +6,7 @@ than two axes is the matrix I x O of the split of its axes at which I + O is sma
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def merge_lora(params: dict, alpha: float) -> dict:
     return params
   model_params = {name: branch for name, branch in params.items() if name != BRANCH}
   leaves = flatten_dict(model_params, sep='/')
-  factors = flatten_dict(params[BRANCH], sep='/')
+  factors: dict[str, Any] = flatten_dict(params[BRANCH], sep='/')
   for name in adapted(params):
     down = factors[f'{name}/down']
     up = factors[f'{name}/up']

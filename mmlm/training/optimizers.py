@@ -10,24 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from ml_collections import ConfigDict
 
 from mmlm.config import to_steps
 from mmlm.training.lora import adapted
 from mmlm.utils.choices import one_of
 from mmlm.utils.pytree import by_rules, name_of
 
-Optimizer = Callable[[ConfigDict], optax.GradientTransformation]
+# The section `optimizer` of a config -> gradient transformation
+Optimizer = Callable[[Any], optax.GradientTransformation]
 # (peak, warmup steps, total steps, final fraction of the peak) -> learning rate after the warm-up
 Schedule = Callable[[float, int, int, float], optax.Schedule]
 
 
-def adamw(config: ConfigDict) -> optax.GradientTransformation:
+def adamw(config: Any) -> optax.GradientTransformation:
   """Adam; the decoupled weight decay is added by `make_optimizer`, as for all optimizers."""
   return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
 
-def adafactor(config: ConfigDict) -> optax.GradientTransformation:
+def adafactor(config: Any) -> optax.GradientTransformation:
   """Adafactor with clipping of updates by block."""
   return optax.chain(
     optax.scale_by_factored_rms(),
@@ -36,12 +36,12 @@ def adafactor(config: ConfigDict) -> optax.GradientTransformation:
   )
 
 
-def sgd(config: ConfigDict) -> optax.GradientTransformation:
+def sgd(config: Any) -> optax.GradientTransformation:
   """Plain gradient descent."""
   return optax.identity()
 
 
-def lion(config: ConfigDict) -> optax.GradientTransformation:
+def lion(config: Any) -> optax.GradientTransformation:
   """Lion."""
   return optax.scale_by_lion(b1=config.beta1, b2=config.beta2)
 
@@ -87,7 +87,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def make_schedule(
-  config: ConfigDict, total_steps: int, batch_size: int, steps_per_epoch: int
+  config: Any, total_steps: int, batch_size: int, steps_per_epoch: int
 ) -> optax.Schedule:
   """Returns the learning rate of a step: linear warm-up, then the named schedule.
 
@@ -104,7 +104,7 @@ def make_schedule(
   return schedule
 
 
-def rates_of(config: ConfigDict, params: Any) -> Any:
+def rates_of(config: Any, params: Any) -> Any:
   """Returns the tree of multipliers of the learning rate, by optimizer.rate_rules.
 
   It is 0 for matrices that LoRA adapts and for statistics of features.
@@ -122,7 +122,7 @@ def rates_of(config: ConfigDict, params: Any) -> Any:
 
 
 def make_optimizer(
-  config: ConfigDict, schedule: optax.Schedule, params: Any
+  config: Any, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
   """Builds clipping, the named optimizer, decoupled weight decay and the schedule.
 
@@ -152,7 +152,7 @@ def make_optimizer(
 
   optimizer = OPTIMIZERS[one_of('optimizer.name', config.name, OPTIMIZERS)](config)
   labels = jax.tree.map(lambda rate: 'train' if rate else 'freeze', rates)
-  transforms = {'train': optimizer, 'freeze': optax.set_to_zero()}
+  transforms: Any = {'train': optimizer, 'freeze': optax.set_to_zero()}
   return optax.chain(
     optax.stateless(clip) if config.clip_norm else optax.identity(),
     optax.multi_transform(transforms, labels),

@@ -87,7 +87,7 @@ def gradient(
     new, carry = sums(params, micro_batch, jax.random.fold_in(rng, index))
     return jax.tree.map(jnp.add, total, new), carry
 
-  zeros = ((0.0, 0.0), jax.tree.map(jnp.zeros_like, params))
+  zeros: Any = ((0.0, 0.0), jax.tree.map(jnp.zeros_like, params))
   micro_batches = _micro_batches(batch, options.accumulate)
   total, carry = jax.lax.scan(add, zeros, (jnp.arange(options.accumulate), micro_batches))
   return total, jax.tree.map(_merge_micro_batches, carry)

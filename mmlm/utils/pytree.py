@@ -78,9 +78,11 @@ def renamed(tree: Any, rules: Rules, what: str) -> dict[str, str]:
   names = {}
   for name, number in flat(by_rules(tree, numbered, what)).items():
     pattern, value = rules[number]
+    match = re.fullmatch(pattern, name)
+    assert match is not None  # the rule covers it
     if isinstance(value, str):
       try:
-        names[name] = re.fullmatch(pattern, name).expand(value)
+        names[name] = match.expand(value)
       except (re.error, IndexError) as error:
         raise UserError(f'{what}: {value!r} does not go with {pattern!r} ({error}).') from None
     elif value:

@@ -3,7 +3,7 @@
 Axes: B batch, S frames, C features of a frame, T positions after subsampling, D width, K kernel.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,8 @@ def depthwise_in_time(x: Array, kernel: Array) -> Array:
   padded arrays.
   """
   shifted = _shifted(x, len(kernel))
-  return sum(weights * frames for weights, frames in zip(kernel, shifted, strict=True))
+  total: Any = sum(weights * frames for weights, frames in zip(kernel, shifted, strict=True))
+  return total
 
 
 def _shifted(x: Array, size: int) -> list[Array]:

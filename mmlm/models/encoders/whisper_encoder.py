@@ -88,7 +88,7 @@ class WhisperEncoder(WithDeepTransformer, Encoder, kw_only=True):
     x = self.stack('transformer')(x, mask, train=train)
     if self.hidden != self.dim:
       x = nn.Dense(self.dim, dtype=self.dtype, name='projection')(x)
-    return Sequence(x, mask)
+    return Sequence(x, mask)  # pyright: ignore[reportArgumentType] None = no padding
 
   def _convolved(self, x: Array, mask: Array | None) -> Array:
     for number, stride in ((1, 1), (2, 2)):

@@ -4,6 +4,7 @@ Axes: B batch, D width, R rank.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,7 +59,7 @@ class Tensor(VectorFusion):
 
   @nn.compact
   def __call__(self, sequences: dict[str, Sequence], train: bool = False) -> Sequence:
-    product = None
+    product: Any = None
     for name in sorted(sequences):
       sequence = sequences[name]
       projection = nn.Dense(self.rank, dtype=self.dtype, name=f'{name}_projection')
@@ -86,7 +87,7 @@ class LowRank(VectorFusion):
 
   @nn.compact
   def __call__(self, sequences: dict[str, Sequence], train: bool = False) -> Sequence:
-    product = 1.0
+    product: Any = 1.0
     for name in sorted(sequences):
       sequence = sequences[name]
       mean = Dropout(self.dropout)(mean_of(sequence), train)

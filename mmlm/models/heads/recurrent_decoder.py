@@ -81,7 +81,7 @@ class RecurrentDecoder(Decoder):
       variable_broadcast='params',
       variable_axes={'intermediates': 2},
       split_rngs={'params': False, 'dropout': True},
-      in_axes=(1, nn.broadcast, nn.broadcast),
+      in_axes=(1, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
       out_axes=1,
     )
     self.steps = scan(self.dim, self.layers, self.cell, self.dropout, self.dtype)
@@ -117,7 +117,7 @@ class RecurrentDecoder(Decoder):
   def _attended(self, memory: Sequence | None) -> Attended | None:
     if memory is None:
       return None
-    return (self.key(memory.values), *memory)
+    return self.key(memory.values), memory.values, memory.mask
 
   def _initial_carry(self, beams: int, memory: Sequence | None) -> Carry:
     """Returns states whose output is a projection of the memory's mean, and a zero output."""
