@@ -90,7 +90,11 @@ def dot_product_attention(
 
 
 def _library_attention(
-  query: Array, key: Array, value: Array, mask: Array | None, causal: bool
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array | None,
+  causal: bool,
 ) -> Array:
   """Computes attention by cuDNN's kernel or by `jax.nn`."""
   fused = _fused(query, key)
@@ -128,7 +132,11 @@ def _fused(query: Array, key: Array) -> bool:
   return bool(cuda) and int(cuda[1]) >= AMPERE
 
 
-def attention_weights(query: Array, key: Array, mask: Array | None = None) -> Array:
+def attention_weights(
+  query: Array,
+  key: Array,
+  mask: Array | None = None,
+) -> Array:
   """Returns the weight of each key for each query, [B, H, T, S]; they sum to 1 over S.
 
   Args:
@@ -164,7 +172,12 @@ def _batched_products(
   return attended.reshape(batch_size, num_heads, queries, head_dim).swapaxes(1, 2)
 
 
-def _head_by_head(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+def _head_by_head(
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array | None,
+) -> Array:
   """Computes long sequences one head at a time, whose logits stay in the processor's cache."""
   batch_size, queries, num_heads, head_dim = query.shape
 
@@ -252,7 +265,12 @@ class MultiHeadAttention(nn.Module):
     output = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out')
     return output(attended.reshape(query.shape))
 
-  def _projection(self, heads: int, x: Array, name: str) -> nn.DenseGeneral:
+  def _projection(
+    self,
+    heads: int,
+    x: Array,
+    name: str,
+  ) -> nn.DenseGeneral:
     """Builds a layer [B, S, D] -> [B, S, heads, E]."""
     head_dim = x.shape[-1] // self.heads
     return nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)
@@ -264,7 +282,11 @@ class MultiHeadAttention(nn.Module):
     return drop
 
   def _self_attended(
-    self, query: Array, key: Array, value: Array, step: DecodeStep | Prompt | None
+    self,
+    query: Array,
+    key: Array,
+    value: Array,
+    step: DecodeStep | Prompt | None,
   ) -> tuple[Array, Array, Array]:
     """Rotates queries and keys, and reads and writes the cache.
 
@@ -290,7 +312,13 @@ class MultiHeadAttention(nn.Module):
       self._begin_cache('value', value, -2, step)
     return query, key, value
 
-  def _append(self, name: str, new: Array, axis: int, step: DecodeStep) -> Array:
+  def _append(
+    self,
+    name: str,
+    new: Array,
+    axis: int,
+    step: DecodeStep,
+  ) -> Array:
     """Writes the K beams of this step on `axis` of a cache; returns all of its L K positions."""
     length = step.writers.shape[-1]
 
@@ -302,7 +330,13 @@ class MultiHeadAttention(nn.Module):
     past.value = jax.lax.dynamic_update_slice_in_dim(past.value, new, start, axis)
     return past.value
 
-  def _begin_cache(self, name: str, new: Array, axis: int, step: Prompt) -> None:
+  def _begin_cache(
+    self,
+    name: str,
+    new: Array,
+    axis: int,
+    step: Prompt,
+  ) -> None:
     """Creates a cache that holds a prompt, of the first beam of each example, on `axis`."""
     one = jax.lax.slice_in_dim(new, 0, 1, axis=axis)
     empty = jnp.repeat(jnp.zeros_like(one), step.length * step.beams, axis)

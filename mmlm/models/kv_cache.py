@@ -20,7 +20,13 @@ def beam_numbers(examples: int, beams: int) -> Array:
   return jnp.arange(examples * beams, dtype=jnp.int32) % beams
 
 
-def new_cache(layers: dict | None, examples: int, beams: int, length: int, start=0) -> dict:
+def new_cache(
+  layers: dict | None,
+  examples: int,
+  beams: int,
+  length: int,
+  start=0,
+) -> dict:
   """Returns the cache that `cached_step` reads.
 
   Args:
@@ -39,7 +45,11 @@ def decode_step(cache: dict, examples: int) -> DecodeStep:
 
 
 def cached_step(
-  model: nn.Module, variables: dict, memory: Sequence | None, examples: int, beams: int
+  model: nn.Module,
+  variables: dict,
+  memory: Sequence | None,
+  examples: int,
+  beams: int,
 ) -> StepFunction:
   """Returns (tokens [R], cache) -> (logits [R, V], cache).
 

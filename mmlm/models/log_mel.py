@@ -14,7 +14,11 @@ HOP = 160
 DYNAMIC_RANGE = 8  # in powers of 10
 
 
-def log_mel(samples: Array, lengths: Array, filters: Array) -> tuple[Array, Array]:
+def log_mel(
+  samples: Array,
+  lengths: Array,
+  filters: Array,
+) -> tuple[Array, Array]:
   """Returns the log-mel frames of padded recordings (Radford et al. 2022, 2.2), and their mask.
 
   Padding changes nothing.
@@ -54,7 +58,11 @@ def _hann_window() -> np.ndarray:
   return periodic.astype(np.float32)
 
 
-def _padded(samples: Array, lengths: Array, size: int) -> Array:
+def _padded(
+  samples: Array,
+  lengths: Array,
+  size: int,
+) -> Array:
   """Returns [B, P], mirrored at both ends of each recording.
 
   A recording shorter than half a window has too little to mirror: it is padded with silence.

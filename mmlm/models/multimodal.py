@@ -68,7 +68,12 @@ class MultimodalModel(nn.Module):
       result[name] = mask & keep[:, i].reshape(shape)
     return result
 
-  def _fuse_by_part(self, sequences: dict[str, Sequence], parts_mask: Array, train: bool) -> Array:
+  def _fuse_by_part(
+    self,
+    sequences: dict[str, Sequence],
+    parts_mask: Array,
+    train: bool,
+  ) -> Array:
     """Fuses the parts of each example one by one, and pools each to a vector.
 
     Args:
@@ -89,11 +94,21 @@ class MultimodalModel(nn.Module):
     mean = total / jnp.maximum(mask.sum(1), 1)
     return mean.reshape(*parts_mask.shape, -1)
 
-  def __call__(self, batch: dict, inputs: Array | None, train: bool = False) -> Any:
+  def __call__(
+    self,
+    batch: dict,
+    inputs: Array | None,
+    train: bool = False,
+  ) -> Any:
     """Returns the outputs of the head, e.g. logits [B, T, V] for decoder inputs [B, T]."""
     return self.head(inputs, self.encode(batch, train), train)
 
-  def hidden(self, batch: dict, inputs: Array, train: bool = False) -> OutputLayer:
+  def hidden(
+    self,
+    batch: dict,
+    inputs: Array,
+    train: bool = False,
+  ) -> OutputLayer:
     """Returns hidden states and the output layer, for decoder inputs [B, T].
 
     A batch of packed documents has the 'segments' and 'positions' [B, T] of its tokens.
@@ -103,7 +118,10 @@ class MultimodalModel(nn.Module):
     return self.head.output.layer(self.head.hidden(inputs, memory, train, **packing))
 
   def branches(
-    self, batch: dict, inputs: Array, train: bool = False
+    self,
+    batch: dict,
+    inputs: Array,
+    train: bool = False,
   ) -> tuple[OutputLayer | None, Array, Array]:
     """Returns the result of `hidden` (None without a decoder), and of the CTC branch the logits
     [B, S, V] and their mask [B, S].
@@ -119,7 +137,12 @@ class MultimodalModel(nn.Module):
     """Returns the logits [B, S, V] of the CTC branch."""
     return self.head.ctc_logits(memory)
 
-  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
+  def step(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    step: DecodeStep,
+  ) -> Array:
     """Returns logits [R, V] for the tokens [R] of one decoding step."""
     return self.head.step(tokens, memory, step)
 

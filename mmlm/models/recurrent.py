@@ -31,7 +31,12 @@ class BidirectionalRnn(nn.Module):
   dropout: float = 0.0
   dtype: str = 'float32'
 
-  def run(self, x: Array, mask: Array, train: bool) -> Sequence:
+  def run(
+    self,
+    x: Array,
+    mask: Array,
+    train: bool,
+  ) -> Sequence:
     """Returns hidden states [B, S, D] for inputs [B, S, .] with their mask, padding at the end."""
     # Up to the last position present: what is missing before it is part of the sequence.
     ends = jnp.arange(1, mask.shape[1] + 1)
@@ -46,7 +51,13 @@ class BidirectionalRnn(nn.Module):
     norm = nn.LayerNorm(dtype=self.dtype, name='norm')
     return Sequence(norm(x), mask)
 
-  def _direction(self, name: str, x: Array, lengths: Array, reverse: bool) -> Array:
+  def _direction(
+    self,
+    name: str,
+    x: Array,
+    lengths: Array,
+    reverse: bool,
+  ) -> Array:
     cell = make_cell(self.cell, self.dim, dtype=self.dtype, name=name)
     network = nn.RNN(cell, reverse=reverse, keep_order=True)
     hidden_states: Any = network(x, seq_lengths=lengths)

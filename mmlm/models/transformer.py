@@ -94,7 +94,13 @@ class TransformerBlock(nn.Module):
       self.heads, self.kv_heads, rotary, self.attention_dropout, self.dtype, name=name
     )
 
-  def _residual(self, x: Array, layer: Layer, norm_name: str, train: bool) -> Array:
+  def _residual(
+    self,
+    x: Array,
+    layer: Layer,
+    norm_name: str,
+    train: bool,
+  ) -> Array:
     norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, name=norm_name)
     dropout = Dropout(self.dropout)
     if self.pre_norm:
@@ -142,8 +148,17 @@ class Transformer(nn.Module):
       x = nn.LayerNorm(epsilon, dtype=dtype, name='norm')(x)
     return x
 
-  def _scanned(self, block_class: type[TransformerBlock], x: Array, inputs: tuple) -> Array:
-    def apply(block: TransformerBlock, x: Array, _: None) -> tuple[Array, None]:
+  def _scanned(
+    self,
+    block_class: type[TransformerBlock],
+    x: Array,
+    inputs: tuple,
+  ) -> Array:
+    def apply(
+      block: TransformerBlock,
+      x: Array,
+      _: None,
+    ) -> tuple[Array, None]:
       return block(x, *inputs), None
 
     scan = nn.scan(

@@ -19,7 +19,11 @@ from orbax.checkpoint import multihost
 from mmlm.utils.errors import UserError
 
 
-def join(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
+def join(
+  coordinator: str = '',
+  processes: int = 0,
+  process: int = -1,
+) -> None:
   """Connects this process with the others, if there are any; call it before any computation.
 
   Args:

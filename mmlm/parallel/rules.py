@@ -46,7 +46,11 @@ class _Axes(NamedTuple):
   by_user: bool  # the user's rule, whose mistakes are errors
 
 
-def shardings(mesh: jax.sharding.Mesh, rules: tuple, tree: Any) -> Any:
+def shardings(
+  mesh: jax.sharding.Mesh,
+  rules: tuple,
+  tree: Any,
+) -> Any:
   """Returns the tree of NamedShardings of parameters, or of a training state.
 
   Optimizer state and averages follow their parameters, what is carried from step to step is divided
@@ -85,7 +89,11 @@ def _parameter_of(name: str, parameters: Iterable[str]) -> str:
   return ''
 
 
-def parameter_specs(mesh: jax.sharding.Mesh, rules: tuple, params: Any) -> Specs:
+def parameter_specs(
+  mesh: jax.sharding.Mesh,
+  rules: tuple,
+  params: Any,
+) -> Specs:
   """Returns the PartitionSpec and the shape of each parameter by name."""
   leaves = flat(params)
   all_rules = []
@@ -124,7 +132,12 @@ def _checked(rule: tuple) -> tuple:
   )
 
 
-def _spec(mesh: jax.sharding.Mesh, name: str, shape: tuple[int, ...], rule: _Axes) -> P:
+def _spec(
+  mesh: jax.sharding.Mesh,
+  name: str,
+  shape: tuple[int, ...],
+  rule: _Axes,
+) -> P:
   axes = rule.axes
   if axes == WHOLE:
     return P()
@@ -149,7 +162,11 @@ def _spec(mesh: jax.sharding.Mesh, name: str, shape: tuple[int, ...], rule: _Axe
   return P(*(axis or None for axis in spec))
 
 
-def _add_fsdp(mesh: jax.sharding.Mesh, spec: list[str], shape: tuple[int, ...]) -> None:
+def _add_fsdp(
+  mesh: jax.sharding.Mesh,
+  spec: list[str],
+  shape: tuple[int, ...],
+) -> None:
   """Divides the largest free dimension of a matrix over the axis 'fsdp', where it divides it."""
   size = mesh.shape['fsdp']
   if size == 1 or 'fsdp' in spec or len(shape) < 2:

@@ -78,7 +78,11 @@ def filled(batch: dict, multiple: int) -> dict:
   return jax.tree.map(fill, batch)
 
 
-def unfilled(outputs: Any, batch_size: int, parts: int) -> Any:
+def unfilled(
+  outputs: Any,
+  batch_size: int,
+  parts: int,
+) -> Any:
   """Removes the examples that were appended to each part of a batch."""
 
   def cut(x: Any) -> Any:
@@ -374,7 +378,11 @@ def put(x: Any, sharding: NamedSharding) -> Array:
   return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def put_examples(batch: dict, sharding: NamedSharding, parts: int) -> dict:
+def put_examples(
+  batch: dict,
+  sharding: NamedSharding,
+  parts: int,
+) -> dict:
   """Makes arrays [B, ...] of all processes from the examples of each, [B / parts, ...]."""
   if sharding.is_fully_addressable:
     return jax.device_put(batch, sharding)

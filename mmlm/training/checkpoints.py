@@ -98,7 +98,12 @@ class Checkpoints:
     """Returns the steps in the folder, in order."""
     return sorted(self._manager.all_steps())
 
-  def save(self, state: TrainState, meta: dict, metrics: dict[str, float]) -> None:
+  def save(
+    self,
+    state: TrainState,
+    meta: dict,
+    metrics: dict[str, float],
+  ) -> None:
     """Starts to write a step; training may continue at once.
 
     A step whose `metrics` lack the monitored one, or have no finite value, is never the best.
@@ -175,7 +180,10 @@ class Checkpoints:
     )
 
   def params(
-    self, abstract_params: Any, which: str | int = 'best', average: int = 1
+    self,
+    abstract_params: Any,
+    which: str | int = 'best',
+    average: int = 1,
   ) -> tuple[Any, int]:
     """Returns parameters for evaluation, averaged if the run averages them, and their step.
 

@@ -64,7 +64,11 @@ def read_weights(folder: str | pathlib.Path, abstract: Any = None) -> tuple[dict
   return unflatten_dict(leaves), about['step']
 
 
-def _check(path: pathlib.Path, arrays: dict, abstract: Any) -> None:
+def _check(
+  path: pathlib.Path,
+  arrays: dict,
+  abstract: Any,
+) -> None:
   unfit = misfits(arrays, flat(abstract))
   if unfit:
     title = (

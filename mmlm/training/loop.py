@@ -154,7 +154,10 @@ def train(
 
 
 def begin(
-  parts: Parts, state: TrainState, checkpoints: Checkpoints, abstract: TrainState
+  parts: Parts,
+  state: TrainState,
+  checkpoints: Checkpoints,
+  abstract: TrainState,
 ) -> tuple[TrainState, dict, int]:
   """Returns `state`, or that of the newest checkpoint, with its `meta` and its step.
 
@@ -169,7 +172,11 @@ def begin(
   return state, meta, start
 
 
-def is_complete(schedule: Schedule, step: int, meta: dict) -> bool:
+def is_complete(
+  schedule: Schedule,
+  step: int,
+  meta: dict,
+) -> bool:
   """Whether a run is at its last step or has no patience left."""
   return step >= schedule.total or 0 < schedule.patience <= meta['stale']
 
@@ -186,7 +193,12 @@ class _Pending(NamedTuple):
 class _Steps:
   """Runs steps one ahead of the metrics that are read."""
 
-  def __init__(self, keeper: 'Keeper', parallel: Strategy, stopped: list[int]):
+  def __init__(
+    self,
+    keeper: 'Keeper',
+    parallel: Strategy,
+    stopped: list[int],
+  ):
     self.keeper = keeper
     self.parts = keeper.parts
     self.parallel = parallel
@@ -253,7 +265,11 @@ class _Steps:
     )
 
 
-def _watched(parts: Parts, batches: Iterable[dict], number: int) -> Iterator[dict]:
+def _watched(
+  parts: Parts,
+  batches: Iterable[dict],
+  number: int,
+) -> Iterator[dict]:
   """Yields the batches; the watch names one that is late."""
   batches = iter(batches)
 
@@ -306,7 +322,13 @@ class Keeper:
     self.values = {}
     self.averages = False
 
-  def note(self, step: int, metrics: dict, examples: int, flops: float = 0.0) -> None:
+  def note(
+    self,
+    step: int,
+    metrics: dict,
+    examples: int,
+    flops: float = 0.0,
+  ) -> None:
     """Checks and counts the metrics of a step, on the host."""
     if math.isfinite(metrics['loss']) and math.isfinite(metrics['gradient_norm']):
       self.progress.add(metrics, examples, flops)

@@ -27,7 +27,11 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
   return min(splits, key=sum)
 
 
-def add_lora(params: dict, rules: tuple, key: Array) -> dict:
+def add_lora(
+  params: dict,
+  rules: tuple,
+  key: Array,
+) -> dict:
   """Adds factors for the parameters whose rule gives a rank above 0; their product is 0 at first.
 
   Args:
@@ -51,7 +55,11 @@ def add_lora(params: dict, rules: tuple, key: Array) -> dict:
   return params | {BRANCH: unflatten_dict(factors, sep='/')}
 
 
-def _check(name: str, leaf: Array, rank: int) -> None:
+def _check(
+  name: str,
+  leaf: Array,
+  rank: int,
+) -> None:
   if not isinstance(rank, int) or rank < 0:
     raise UserError(
       f'optimizer.lora_rules: rank {rank!r} for {name}: expected a whole number, 0 for none.'

@@ -22,7 +22,12 @@ _LOGITS_ELSEWHERE = 1 << 26
 Smoothing = float | Array
 
 
-def token_losses(x: Array, table: Array, targets: Array, label_smoothing: Smoothing = 0.0) -> Array:
+def token_losses(
+  x: Array,
+  table: Array,
+  targets: Array,
+  label_smoothing: Smoothing = 0.0,
+) -> Array:
   """Returns the cross-entropy in nats of each target, [N] float32.
 
   The logits are x table^T. With smoothing e the target distribution is (1 - e) on the target plus
@@ -107,7 +112,11 @@ def _forward(
   return total, (grad_x, grad_table.astype(table.dtype))
 
 
-def _backward(static: float, gradients: tuple[Array, Array], cotangent: Array) -> tuple[Any, ...]:
+def _backward(
+  static: float,
+  gradients: tuple[Array, Array],
+  cotangent: Array,
+) -> tuple[Any, ...]:
   grad_x, grad_table = gradients
   grad_x = grad_x * cotangent.astype(grad_x.dtype)
   grad_table = grad_table * cotangent.astype(grad_table.dtype)
@@ -117,7 +126,11 @@ def _backward(static: float, gradients: tuple[Array, Array], cotangent: Array) -
 _summed_loss.defvjp(_forward, _backward)
 
 
-def _target_vectors(table: Array, targets: Array, label_smoothing: Smoothing) -> Array:
+def _target_vectors(
+  table: Array,
+  targets: Array,
+  label_smoothing: Smoothing,
+) -> Array:
   """Returns the mean vector of the table under the target distribution of each token, [N, D]."""
   vectors = jnp.take(table, targets, axis=0)
   if is_off(label_smoothing):

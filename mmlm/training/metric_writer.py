@@ -29,7 +29,12 @@ class MetricWriter:
     UserError: a full disk.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int, writing: bool = True):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    step: int,
+    writing: bool = True,
+  ):
     self._writing = writing
     self._folder = folder
     if not writing:
@@ -56,7 +61,12 @@ class MetricWriter:
       lines = [line for line in runs.read_jsonl(self.path) if line['step'] <= step]
     runs.write_jsonl(self.path, lines)
 
-  def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+  def write(
+    self,
+    kind: str,
+    step: int,
+    values: dict[str, float],
+  ) -> None:
     """Writes values of a kind such as 'train'; a killed process loses none of them."""
     if not self._writing:
       return

@@ -54,22 +54,42 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-def constant(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+def constant(
+  peak: float,
+  warmup: int,
+  total: int,
+  final_fraction: float,
+) -> optax.Schedule:
   """The peak at all steps."""
   return optax.constant_schedule(peak)
 
 
-def cosine(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+def cosine(
+  peak: float,
+  warmup: int,
+  total: int,
+  final_fraction: float,
+) -> optax.Schedule:
   """Cosine decay to the final fraction."""
   return optax.cosine_decay_schedule(peak, max(total - warmup, 1), final_fraction)
 
 
-def linear(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+def linear(
+  peak: float,
+  warmup: int,
+  total: int,
+  final_fraction: float,
+) -> optax.Schedule:
   """Linear decay to the final fraction."""
   return optax.linear_schedule(peak, peak * final_fraction, max(total - warmup, 1))
 
 
-def inverse_sqrt(peak: float, warmup: int, total: int, final_fraction: float) -> optax.Schedule:
+def inverse_sqrt(
+  peak: float,
+  warmup: int,
+  total: int,
+  final_fraction: float,
+) -> optax.Schedule:
   """Decay by the square root of the step (Vaswani et al. 2017, eq. 3)."""
 
   def schedule(step: Any) -> Any:
@@ -87,7 +107,10 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def make_schedule(
-  config: Any, total_steps: int, batch_size: int, steps_per_epoch: int
+  config: Any,
+  total_steps: int,
+  batch_size: int,
+  steps_per_epoch: int,
 ) -> optax.Schedule:
   """Returns the learning rate of a step: linear warm-up, then the named schedule.
 
@@ -122,7 +145,9 @@ def rates_of(config: Any, params: Any) -> Any:
 
 
 def make_optimizer(
-  config: Any, schedule: optax.Schedule, params: Any
+  config: Any,
+  schedule: optax.Schedule,
+  params: Any,
 ) -> optax.GradientTransformation:
   """Builds clipping, the named optimizer, decoupled weight decay and the schedule.
 
@@ -142,7 +167,11 @@ def make_optimizer(
   def decay(updates: Any, params: Any) -> Any:
     return jax.tree.map(_decayed, updates, params, decays)
 
-  def _decayed(update: Array, value: Array, factor: float) -> Array:
+  def _decayed(
+    update: Array,
+    value: Array,
+    factor: float,
+  ) -> Array:
     if factor:
       return update + config.weight_decay * factor * value
     return update

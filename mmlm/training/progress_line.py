@@ -22,7 +22,12 @@ class ProgressLine:
   """
 
   def __init__(
-    self, start: int, total: int, sums: list | None = None, prefix: str = '', among: int = 1
+    self,
+    start: int,
+    total: int,
+    sums: list | None = None,
+    prefix: str = '',
+    among: int = 1,
   ):
     self.total = total
     self.prefix = prefix
@@ -39,7 +44,12 @@ class ProgressLine:
     self._flops = 0.0
     self._since = time.monotonic()
 
-  def add(self, metrics: dict, examples: int, flops: float) -> None:
+  def add(
+    self,
+    metrics: dict,
+    examples: int,
+    flops: float,
+  ) -> None:
     """Adds the metrics of a step."""
     weight = float(metrics['weight'])
     self.sums += (weight * float(metrics['loss']), weight, float(metrics['gradient_norm']), 1)

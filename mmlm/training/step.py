@@ -41,7 +41,11 @@ class StepOptions(NamedTuple):
 
 
 def initial_state(
-  params: Any, options: StepOptions, seed: int, carry: Any = (), averages: bool = False
+  params: Any,
+  options: StepOptions,
+  seed: int,
+  carry: Any = (),
+  averages: bool = False,
 ) -> TrainState:
   """Returns the state before the first step.
 
@@ -66,7 +70,10 @@ def initial_state(
 
 
 def gradient(
-  params: Any, batch: dict, rng: Array, options: StepOptions
+  params: Any,
+  batch: dict,
+  rng: Array,
+  options: StepOptions,
 ) -> tuple[tuple[tuple[Array, Array], Any], Any]:
   """Computes the gradient of the summed loss over the batch of one device.
 
@@ -74,7 +81,11 @@ def gradient(
     ((loss sum, weight sum), gradient), added up over micro-batches, and the new carry.
   """
 
-  def sums(params: Any, batch: dict, rng: Array) -> tuple:
+  def sums(
+    params: Any,
+    batch: dict,
+    rng: Array,
+  ) -> tuple:
     (loss, aux), grads = jax.value_and_grad(options.loss, has_aux=True)(params, batch, rng)
     weight, carry = aux if 'carry' in batch else (aux, ())
     return ((loss, weight), parallel.shard_gradients(grads)), carry
@@ -106,7 +117,11 @@ def _merge_micro_batches(x: Array) -> Array:
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[TrainState, dict]:
+def train_step(
+  state: TrainState,
+  batch: dict,
+  options: StepOptions,
+) -> tuple[TrainState, dict]:
   """Does one update by the global sum of the losses' gradients over the global weight.
 
   Args:
@@ -148,7 +163,12 @@ def train_step(state: TrainState, batch: dict, options: StepOptions) -> tuple[Tr
   return new, metrics
 
 
-def _average(state: TrainState, params: Any, averaged: Any, options: StepOptions) -> Any:
+def _average(
+  state: TrainState,
+  params: Any,
+  averaged: Any,
+  options: StepOptions,
+) -> Any:
   """Returns the average of the parameters after a step that made `params`."""
   if options.ema_decay:
     # The average forgets its random start: the decay grows with the step (as in TensorFlow's
@@ -165,7 +185,11 @@ def _average(state: TrainState, params: Any, averaged: Any, options: StepOptions
   return jax.tree.map(update, state.ema, params)
 
 
-def where_finite(state: Any, new: Any, metrics: dict) -> Any:
+def where_finite(
+  state: Any,
+  new: Any,
+  metrics: dict,
+) -> Any:
   """Returns `new`, or if the loss or gradient is not finite the old state with the step counted."""
   finite_loss = jnp.isfinite(metrics['loss'])
   finite = finite_loss & jnp.isfinite(metrics['gradient_norm'])

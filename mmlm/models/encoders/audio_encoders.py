@@ -32,7 +32,12 @@ class AudioTransformer(WithDeepTransformer, Encoder, kw_only=True):
   max_positions: int = option(1024, 'after subsampling')
 
   @nn.compact
-  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    features: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x, mask = subsampled(self, features, mask, train)
     x = Positions(self.positions, self.max_positions, name='positions')(x)
     transformer = self.stack('transformer', rotary=self.positions == 'rotary')
@@ -53,6 +58,11 @@ class AudioRecurrent(BidirectionalRnn, Encoder, kw_only=True):
   cell: str = 'lstm'
 
   @nn.compact
-  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    features: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x, mask = subsampled(self, features, mask, train)
     return self.run(x, mask, train)

@@ -40,7 +40,12 @@ class BertEncoder(WithDeepTransformer, Encoder, kw_only=True):
   epsilon: float = 1e-12
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    tokens: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name='tokens')(tokens)
     x = Positions('learned', self.max_positions, name='positions')(x)
     x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name='norm')(x)

@@ -105,7 +105,12 @@ class ConformerBlock(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array, train: bool = False) -> Array:
+  def __call__(
+    self,
+    x: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Array:
     def normed(name: str, x: Array) -> Array:
       return nn.LayerNorm(dtype=self.dtype, name=f'{name}_norm')(x)
 
@@ -148,7 +153,12 @@ class Conformer(Encoder):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    features: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     self._check()
     x, mask = subsampled(self, features, mask, train)
     block_class = ConformerBlock

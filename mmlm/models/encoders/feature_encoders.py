@@ -33,7 +33,12 @@ class FeatureEncoder(WithDeepTransformer, Encoder, kw_only=True):
   positions: str = 'none'
 
   @nn.compact
-  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    features: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x = features.astype(self.dtype)
     if self.normalize:
       x = Normalization(name='normalization')(x)
@@ -61,7 +66,12 @@ class FeatureRecurrent(BidirectionalRnn, Encoder, kw_only=True):
   noise: float = option(0.0, 'deviation of the noise added in training')
 
   @nn.compact
-  def __call__(self, features: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    features: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x = features.astype(self.dtype)
     if self.normalize:
       x = Normalization(name='normalization')(x)

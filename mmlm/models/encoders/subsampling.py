@@ -35,7 +35,12 @@ class Subsampling(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, frames: Array, mask: Array, train: bool = False) -> tuple[Array, Array]:
+  def __call__(
+    self,
+    frames: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> tuple[Array, Array]:
     self._check(frames.shape[-1])
     planes = frames.reshape(*frames.shape[:2], self.planes, -1)
     x = planes.swapaxes(-1, -2).astype(self.dtype)  # [B, S, F, P]
@@ -59,7 +64,12 @@ class Subsampling(nn.Module):
       raise UserError(f'model.encoders: width={width} does not divide into planes={self.planes}.')
 
 
-def subsampled(encoder: nn.Module, frames: Array, mask: Array, train: bool) -> tuple[Array, Array]:
+def subsampled(
+  encoder: nn.Module,
+  frames: Array,
+  mask: Array,
+  train: bool,
+) -> tuple[Array, Array]:
   """Applies a `Subsampling` layer with the options of an audio encoder: [B, S, F] -> [B, T, D]."""
   layer = Subsampling(
     encoder.dim,

@@ -36,7 +36,12 @@ class TextEncoder(WithDeepTransformer, Encoder, kw_only=True):
   embeddings: TokenEmbedding | None = None  # shared with another part; None = of this encoder
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    tokens: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     x = token_embedding(self)(tokens)
     x = Positions(self.positions, self.max_length, name='positions')(x)
     x = Dropout(self.dropout)(x, train)
@@ -55,7 +60,12 @@ class RecurrentEncoder(BidirectionalRnn, Encoder, kw_only=True):
   embeddings: TokenEmbedding | None = None  # shared with another part; None = of this encoder
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    tokens: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     return self.run(token_embedding(self)(tokens), mask, train)
 
 
@@ -76,7 +86,12 @@ class TextCnn(Encoder):
   embeddings: TokenEmbedding | None = None
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    tokens: Array,
+    mask: Array,
+    train: bool = False,
+  ) -> Sequence:
     if self.dim % len(self.windows):
       raise UserError(
         f'model.dim={self.dim} does not divide by the {len(self.windows)} windows {self.windows} '
@@ -101,7 +116,9 @@ class TextCnn(Encoder):
 
 
 def _uniform_init(
-  key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
+  key: Array,
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
   """Draws embeddings from [-0.25, 0.25), as Kim's code does."""
   return jax.random.uniform(key, shape, dtype, -0.25, 0.25)

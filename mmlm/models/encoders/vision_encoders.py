@@ -31,7 +31,12 @@ class VisionTransformer(WithDeepTransformer, Encoder):
   stem: tuple = option((), 'channels of 3x3 convolutions of stride 2, e.g. (32, 64)')
 
   @nn.compact
-  def __call__(self, images: Array, mask: Array | None = None, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    images: Array,
+    mask: Array | None = None,
+    train: bool = False,
+  ) -> Sequence:
     x = images.astype(self.dtype)
     for i, channels in enumerate(self.stem):
       convolution = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, name=f'stem_{i}')
@@ -64,7 +69,12 @@ class EfficientNetGrid(WithTransformer, Encoder):
   )
 
   @nn.compact
-  def __call__(self, images: Array, mask: Array | None = None, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    images: Array,
+    mask: Array | None = None,
+    train: bool = False,
+  ) -> Sequence:
     x = images
     if x.ndim == 4:
       grid = EfficientNetLite0(dtype=self.dtype, name='backbone')(x)

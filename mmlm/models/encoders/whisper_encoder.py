@@ -74,7 +74,12 @@ class WhisperEncoder(WithDeepTransformer, Encoder, kw_only=True):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, frames: Array, mask: Array | None = None, train: bool = False) -> Sequence:
+  def __call__(
+    self,
+    frames: Array,
+    mask: Array | None = None,
+    train: bool = False,
+  ) -> Sequence:
     if frames.shape[1] > self.max_positions:
       raise UserError(
         f'{frames.shape[1]} frames of sound: a whisper encoder reads {self.max_positions} '

@@ -89,7 +89,11 @@ def vector_memory(vector: Array, sequences: dict[str, Sequence]) -> Sequence:
   return Sequence(values[:, None], mask)
 
 
-def latent_vectors(module: nn.Module, name: str, batch_size: int) -> Array:
+def latent_vectors(
+  module: nn.Module,
+  name: str,
+  batch_size: int,
+) -> Array:
   """Returns learned vectors of a module, the same for every example: [B, L, D]."""
   init = nn.initializers.normal(0.02)
   latents = module.param(name, init, (module.latents, module.dim))

@@ -58,7 +58,12 @@ class Selective(MainFusion):
     return concatenated([Sequence(values, mask)])
 
 
-def _gate(module: MainFusion, name: str, main: Array, other: Array) -> Array:
+def _gate(
+  module: MainFusion,
+  name: str,
+  main: Array,
+  other: Array,
+) -> Array:
   """Returns sigmoid(W main + U other), [B, S, D]."""
 
   def projected(part: str, x: Array) -> Array:

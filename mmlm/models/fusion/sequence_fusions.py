@@ -93,7 +93,12 @@ class _CrossBlock(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: Array, other: Sequence, train: bool) -> Array:
+  def __call__(
+    self,
+    x: Array,
+    other: Sequence,
+    train: bool,
+  ) -> Array:
     def normed(name: str, x: Array) -> Array:
       return nn.LayerNorm(dtype=self.dtype, name=name)(x)
 
@@ -175,7 +180,12 @@ class Resampler(MainFusion):
       parts.append(self._resampled(name, sequence, train))
     return concatenated(parts)
 
-  def _resampled(self, name: str, sequence: Sequence, train: bool) -> Sequence:
+  def _resampled(
+    self,
+    name: str,
+    sequence: Sequence,
+    train: bool,
+  ) -> Sequence:
     values, mask = sequence
     x = latent_vectors(self, f'{name}_latents', len(mask))
     for layer in range(self.layers):

@@ -106,7 +106,11 @@ class LowRank(VectorFusion):
     return vector_memory(summed + bias.astype(product.dtype), sequences)
 
 
-def _ones_first_init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+def _ones_first_init(
+  key: Array,
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike,
+) -> Array:
   """Returns weights [1 + R, .]: ones for the constant, the others as usual."""
   return nn.initializers.lecun_normal()(key, shape, dtype).at[0].set(1)
 

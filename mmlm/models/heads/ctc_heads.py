@@ -36,7 +36,12 @@ class Ctc(Head):
     logits = nn.Dense(self.vocab_size, dtype=self.dtype, name='labels')(values)
     return logits.astype(jnp.float32)
 
-  def __call__(self, inputs: Array | None, memory: Sequence, train: bool = False) -> Array:
+  def __call__(
+    self,
+    inputs: Array | None,
+    memory: Sequence,
+    train: bool = False,
+  ) -> Array:
     """Returns the logits [B, S, V]; `inputs`, those of a decoder, are not used."""
     return self.ctc_logits(memory, train)
 
@@ -61,7 +66,12 @@ class WithCtcBranch(nn.Module):
     one_of('model.head.ctc_labels', self.ctc_labels, ('target', 'transcript'))
     self.ctc = Ctc(self.dim, self.vocab_size, self.dropout, self.dtype)
 
-  def __call__(self, tokens: Array, memory: Sequence, train: bool = False) -> Array:
+  def __call__(
+    self,
+    tokens: Array,
+    memory: Sequence,
+    train: bool = False,
+  ) -> Array:
     """Returns the decoder's logits [B, T, V] for inputs [B, T], the target shifted right."""
     if self.is_initializing():
       self.ctc_logits(memory)

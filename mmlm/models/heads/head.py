@@ -43,15 +43,30 @@ class Decoder(Head):
 
   decodes: ClassVar[bool] = True
 
-  def __call__(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
+  def __call__(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    train: bool = False,
+  ) -> Array:
     """Returns logits [B, T, V] for inputs [B, T], the target shifted right."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
+  def hidden(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    train: bool = False,
+  ) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     raise NotImplementedError
 
-  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
+  def step(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    step: DecodeStep,
+  ) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`.
 
     State is in the collection 'cache', beams first.

@@ -22,7 +22,9 @@ State = tuple[Array, Array]  # cell and hidden state, each [B, W] float32
 
 
 def _forget_bias_init(
-  key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
+  key: Array,
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
   """Returns the bias of the gates: 1 for the forget gate (Jozefowicz et al. 2015), else 0."""
   width = shape[0] // 4
@@ -40,7 +42,12 @@ class LstmLayer(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, state: State, x: Array, train: bool) -> tuple[State, Array]:
+  def __call__(
+    self,
+    state: State,
+    x: Array,
+    train: bool,
+  ) -> tuple[State, Array]:
     gates_of_inputs = nn.Dense(
       4 * self.width, dtype=self.dtype, bias_init=_forget_bias_init, name='input'
     )(x)  # all times at once
@@ -129,11 +136,21 @@ class LstmLanguageModel(Decoder):
       states.append((jnp.zeros(shape), jnp.zeros(shape)))
     return states
 
-  def __call__(self, tokens: Array, memory: Sequence | None = None, train: bool = False) -> Array:
+  def __call__(
+    self,
+    tokens: Array,
+    memory: Sequence | None = None,
+    train: bool = False,
+  ) -> Array:
     """Returns logits [B, T, V] for inputs [B, T], the target shifted right."""
     return self.output.logits(self.hidden(tokens, memory, train))
 
-  def hidden(self, tokens: Array, memory: Sequence | None = None, train: bool = False) -> Array:
+  def hidden(
+    self,
+    tokens: Array,
+    memory: Sequence | None = None,
+    train: bool = False,
+  ) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     if memory is not None:
       raise UserError(
@@ -149,14 +166,24 @@ class LstmLanguageModel(Decoder):
       self.put_variable('carry', 'state', state)
     return self.drop_output(x, train)
 
-  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
+  def step(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    step: DecodeStep,
+  ) -> Array:
     """Returns logits [R, V] for the tokens [R]; the state is in the collection 'cache'."""
     state = self.get_variable('cache', 'state', self.zero_state(len(tokens)))
     x, state = self._run(tokens[:, None], state, False)
     self.put_variable('cache', 'state', state)
     return self.output.logits(x)[:, 0]
 
-  def _run(self, tokens: Array, states: list[State], train: bool) -> tuple[Array, list[State]]:
+  def _run(
+    self,
+    tokens: Array,
+    states: list[State],
+    train: bool,
+  ) -> tuple[Array, list[State]]:
     word_mask = self.word_dropout(jnp.ones((self.vocab_size, 1)), train)  # [V, 1]
     x = self.tokens(tokens)
     x = self.drop_input(x * word_mask[tokens].astype(x.dtype), train)

@@ -23,7 +23,12 @@ class MaskedTokens(Head):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> tuple[Array, Array]:
+  def __call__(
+    self,
+    inputs: None,
+    memory: Sequence,
+    train: bool = False,
+  ) -> tuple[Array, Array]:
     """Returns hidden states [B, S, D + 1], the last column for the bias, and the bias [V, 1]."""
     x = nn.Dense(self.dim, dtype=self.dtype, name='layer')(memory.values)
     x = nn.gelu(x, approximate=False)

@@ -73,7 +73,12 @@ class Classifier(PooledHead, kw_only=True):
   classes: tuple = ('negative', 'positive')
 
   @nn.compact
-  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> Array:
+  def __call__(
+    self,
+    inputs: None,
+    memory: Sequence,
+    train: bool = False,
+  ) -> Array:
     x = self.pooled(memory, train)
     logits = nn.Dense(len(self.classes), dtype=self.dtype, name='classes')(x)
     return logits.astype(jnp.float32)
@@ -87,7 +92,12 @@ class Regressor(PooledHead, kw_only=True):
   loss: str = option('l1', "'l1' or 'l2'")
 
   @nn.compact
-  def __call__(self, inputs: None, memory: Sequence, train: bool = False) -> Array:
+  def __call__(
+    self,
+    inputs: None,
+    memory: Sequence,
+    train: bool = False,
+  ) -> Array:
     x = self.pooled(memory, train)
     values = nn.Dense(1, dtype=self.dtype, name='value')(x)
     return values[..., 0].astype(jnp.float32)

@@ -33,7 +33,11 @@ class _Step(nn.Module):
 
   @nn.compact
   def __call__(
-    self, carry: Carry, x: Array, attended: Attended | None, train: bool
+    self,
+    carry: Carry,
+    x: Array,
+    attended: Attended | None,
+    train: bool,
   ) -> tuple[Carry, Array]:
     """Returns the next carry and the output [R, D] for the embedded tokens [R, D]."""
     states, last_output = carry
@@ -49,7 +53,13 @@ class _Step(nn.Module):
     x = jnp.tanh(nn.Dense(self.dim, dtype=self.dtype, name='out')(x))
     return (tuple(new_states), x), x
 
-  def _context(self, x: Array, keys: Array, values: Array, mask: Array) -> Array:
+  def _context(
+    self,
+    x: Array,
+    keys: Array,
+    values: Array,
+    mask: Array,
+  ) -> Array:
     """Returns the attention [R, D] of hidden states [R, D] to the memory."""
     query = x.reshape(len(keys), -1, self.dim)  # [R, D] -> [B, K, D]
     logits = jnp.einsum('bkd,bsd->bks', query, keys, preferred_element_type=jnp.float32)
@@ -93,14 +103,24 @@ class RecurrentDecoder(Decoder):
     else:
       self.output = TokenEmbedding(self.vocab_size, self.dim, self.dtype)
 
-  def hidden(self, tokens: Array, memory: Sequence | None, train: bool = False) -> Array:
+  def hidden(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    train: bool = False,
+  ) -> Array:
     """Returns the hidden states [B, T, D] that the output layer reads, for inputs [B, T]."""
     carry = self._initial_carry(len(tokens), memory)
     embedded = self.tokens(tokens)
     _, outputs = self.steps(carry, embedded, self._attended(memory), train)
     return self.output_dropout(outputs, train)
 
-  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
+  def step(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    step: DecodeStep,
+  ) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`; uses the 'cache'."""
     if self.is_mutable_collection('memory'):  # once, before the loop
       self.put_variable('memory', 'attended', self._attended(memory))

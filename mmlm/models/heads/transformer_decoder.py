@@ -81,12 +81,22 @@ class TransformerDecoder(WithDeepTransformer, Decoder, kw_only=True):
     values, memory_mask = (None, None) if memory is None else memory
     return self.transformer(x, mask, values, memory_mask, step, train)
 
-  def step(self, tokens: Array, memory: Sequence | None, step: DecodeStep) -> Array:
+  def step(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    step: DecodeStep,
+  ) -> Array:
     """Returns logits [R, V] for the tokens [R] at position `step.index`; uses the 'cache'."""
     hidden = self.hidden(tokens[:, None], memory, step=step)
     return self.output.logits(hidden[:, 0])
 
-  def read(self, tokens: Array, memory: Sequence | None, prompt: Prompt) -> Array:
+  def read(
+    self,
+    tokens: Array,
+    memory: Sequence | None,
+    prompt: Prompt,
+  ) -> Array:
     """Reads the first tokens [B, T] of each example at once.
 
     Returns logits [B, V] after the first of them; fills the collections 'cache' and 'memory'.
