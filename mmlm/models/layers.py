@@ -28,19 +28,21 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    threshold: Any
-    if is_traced(self.rate):
-      threshold = jnp.round(self.rate * 256)
-    else:
-      threshold = round(self.rate * 256)
+    threshold = self._threshold()
     if not train or is_off(threshold):
       return x
     random_bytes = self._random_bytes(x.shape)
-    scale: Any = 256 / (256 - threshold)
+    scale = 256 / (256 - threshold)
     if is_traced(threshold):
       threshold = threshold.astype(jnp.uint8)
       scale = scale.astype(x.dtype)
     return jnp.where(random_bytes >= threshold, x * scale, 0).astype(x.dtype)
+
+  def _threshold(self) -> Any:
+    """Returns the rate in 256ths, an integer or traced."""
+    if is_traced(self.rate):
+      return jnp.round(self.rate * 256)
+    return round(self.rate * 256)
 
   def _random_bytes(self, shape: tuple[int, ...]) -> Array:
     shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(shape))

@@ -84,7 +84,7 @@ def merge_lora(params: dict, alpha: float) -> dict:
   for name in adapted(params):
     down = factors[f'{name}/down']
     up = factors[f'{name}/up']
-    kernel = jax.lax.stop_gradient(leaves[name])
+    kernel: Any = jax.lax.stop_gradient(leaves[name])
     product = alpha / down.shape[1] * (down @ up)
     leaves[name] = kernel + product.reshape(kernel.shape)
   return unflatten_dict(leaves, sep='/')
