@@ -1,47 +1,55 @@
-"""Which examples stand in which batch: length buckets with fixed shapes, as a pure function of (seed, epoch).
+"""Batches of length buckets with fixed shapes, a pure function of (seed, epoch).
 
-Because a plan is pure, the position in the data is one number, the count of batches consumed: it does not depend on how
-many workers load them, and the ids in any batch can be told afterwards.
+Because a plan is pure, the position in the data is one number, the count of batches consumed. It
+does not depend on the number of loader processes, and the ids in any batch can be listed
+afterwards.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmlm.utils.errors import UserError
 
+Padded = tuple[np.ndarray, np.ndarray]  # (values, mask)
+
 
 class Batch(NamedTuple):
-  indices: np.ndarray  # [n] examples, n <= size: the rest is filled with weight 0
-  length: int  # the bucket: padded length of texts and targets
-  size: int  # rows
+  """The examples of one batch."""
+
+  indices: np.ndarray  # [n] examples, n <= size; the others have weight 0
+  length: int  # padded length of texts and targets: that of the bucket
+  size: int  # examples that the arrays of the batch have room for
 
 
 class TrainPlan:
   """Batch number -> Batch, for an endless stream of epochs.
 
-  Each epoch is shuffled, cut into buckets and batches, and the batches are shuffled. What does not fill a batch of its
-  bucket goes with the next longer one, so that an epoch has one partial batch at most; every example counts once in
-  each epoch.
+  Each epoch is shuffled, divided into buckets and batches, and the batches are shuffled. Examples
+  that do not fill a batch of their bucket go into the next longer one, so that an epoch has at most
+  one partial batch; every example counts once in each epoch.
 
   Args:
     lengths: [N] tokens of each example.
-    batch_size: rows of a batch; with `batch_tokens`, what the number of rows is a multiple of.
+    batch_size: examples of a batch; with `batch_tokens`, what that number is a multiple of.
     buckets: increasing lengths; the last holds the longest example.
-    batch_tokens: padded tokens of a batch: short buckets have more rows. 0 gives every batch batch_size rows.
+    batch_tokens: padded tokens of a batch, so that short buckets have more examples; 0 gives every
+      batch batch_size examples.
   """
 
   def __init__(
-    self, lengths: np.ndarray, batch_size: int, buckets: tuple, seed: int, batch_tokens: int = 0
+    self,
+    lengths: np.ndarray,
+    batch_size: int,
+    buckets: Sequence[int],
+    seed: int,
+    batch_tokens: int = 0,
   ):
     self.buckets = np.asarray(buckets)
     self.seed = seed
-    self.sizes = [
-      max(1, batch_tokens // length // batch_size) * batch_size if batch_tokens else batch_size
-      for length in buckets
-    ]
+    self.sizes = [_bucket_size(length, batch_size, batch_tokens) for length in buckets]
     self.bucket_of = _bucket_of(lengths, self.buckets)
     self.steps_per_epoch = len(self._shuffled(0))  # the same in every epoch
     self.examples_per_step = len(lengths) / self.steps_per_epoch
@@ -50,7 +58,8 @@ class TrainPlan:
     epoch, position = divmod(number, self.steps_per_epoch)
     return self._shuffled(epoch)[position]
 
-  @functools.lru_cache(2)  # noqa: B019 a plan lives as long as the process; threads may be in two epochs at once
+  # Two epochs, as threads may be in two at once; a plan lives as long as the process.
+  @functools.lru_cache(2)  # noqa: B019
   def _shuffled(self, epoch: int) -> list[Batch]:
     rng = np.random.default_rng((self.seed, epoch))
     order = rng.permutation(len(self.bucket_of))
@@ -58,98 +67,130 @@ class TrainPlan:
     pool = order[:0]
     for bucket, (length, size) in enumerate(zip(self.buckets, self.sizes)):
       pool = np.concatenate([pool, order[self.bucket_of[order] == bucket]])
-      if length == self.buckets[-1]:
-        whole = len(pool)
-      else:
-        whole = len(pool) // size * size
-      batches += [
-        Batch(
-          pool[i : min(i + size, whole)],
-          int(length),
-          size,
-        )
-        for i in range(0, whole, size)
-      ]
-      pool = pool[whole:]
+      taken = len(pool)
+      if length != self.buckets[-1]:
+        taken = len(pool) // size * size
+      for start in range(0, taken, size):
+        indices = pool[start : min(start + size, taken)]
+        batches.append(Batch(indices, int(length), size))
+      pool = pool[taken:]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def eval_plan(lengths: np.ndarray, batch_size: int, buckets: tuple) -> list[Batch]:
-  """Every example once, the short ones first."""
+def _bucket_size(length: int, batch_size: int, batch_tokens: int) -> int:
+  """Returns the examples of a batch in the bucket of a length."""
+  if not batch_tokens:
+    return batch_size
+  return max(1, batch_tokens // length // batch_size) * batch_size
+
+
+def eval_plan(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> list[Batch]:
+  """Returns batches that have every example once, the short ones first."""
   bucket_of = _bucket_of(lengths, buckets)
   order = np.argsort(lengths, kind='stable')
-  parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-  return [Batch(part, int(buckets[bucket_of[part].max()]), batch_size) for part in parts]
+  batches = []
+  for start in range(0, len(order), batch_size):
+    indices = order[start : start + batch_size]
+    batches.append(Batch(indices, int(buckets[bucket_of[indices].max()]), batch_size))
+  return batches
 
 
 def part_of(batch: Batch, number: int, parts: int) -> tuple[Batch, int]:
-  """The rows of one of several equal parts of a batch, filled up so that it divides, and the number of their first."""
-  rows = -(-batch.size // parts)
-  return Batch(
-    batch.indices[number * rows : (number + 1) * rows], batch.length, rows
-  ), number * rows
+  """Returns one of several equal parts of a batch, and the position of its first example.
+
+  The batch is filled up to a multiple of `parts`.
+  """
+  size = -(-batch.size // parts)
+  first = number * size
+  return Batch(batch.indices[first : first + size], batch.length, size), first
 
 
-def _bucket_of(lengths, buckets) -> np.ndarray:
-  found = np.searchsorted(buckets, lengths)
-  if not len(lengths) or found.max() >= len(buckets):
+def _bucket_of(lengths: np.ndarray, buckets: Sequence[int] | np.ndarray) -> np.ndarray:
+  """Returns [N], the bucket of each example."""
+  bucket_of = np.searchsorted(buckets, lengths)
+  if not len(lengths) or bucket_of.max() >= len(buckets):
+    longest = max(lengths, default=0)
     raise UserError(
-      f'{len(lengths)} examples, the longest of {max(lengths, default=0)} tokens, in buckets {tuple(buckets)}.'
+      f'{len(lengths)} examples, the longest of {longest} tokens, in buckets {tuple(buckets)}.'
     )
-  return found
+  return bucket_of
 
 
-def pad(rows: list, length: int, count: int, value: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Lists of token ids or labels -> (values [count, length] int32 or float32, mask [count, length] bool)."""
-  ids = np.full(
-    (count, length),
-    value,
-    np.float32
-    if isinstance(value, float) or any(isinstance(v, float) for row in rows for v in row)
-    else np.int32,
-  )
+def pad(columns: Sequence[Sequence], length: int, count: int, value: int | float = 0) -> Padded:
+  """Pads lists of token ids or labels.
+
+  Returns:
+    (values [count, length] int32, or float32 if any is a float; mask [count, length] bool)
+  """
+  values = np.full((count, length), value, _dtype_of(columns, value))
   mask = np.zeros((count, length), bool)
-  for i, row in enumerate(rows):
-    ids[i, : len(row)], mask[i, : len(row)] = row, True
-  return ids, mask
+  for i, column in enumerate(columns):
+    values[i, : len(column)] = column
+    mask[i, : len(column)] = True
+  return values, mask
+
+
+def _dtype_of(columns: Sequence[Sequence], value: int | float) -> type:
+  if isinstance(value, float):
+    return np.float32
+  for column in columns:
+    if any(isinstance(each, float) for each in column):
+      return np.float32
+  return np.int32
 
 
 def stack(
-  rows: list[np.ndarray | None], count: int, like: Callable
-) -> tuple[np.ndarray, np.ndarray]:
-  """Arrays of one shape, None where an example lacks the modality -> (values [count, ...], present [count] bool).
+  arrays: Sequence[np.ndarray | None], count: int, like: Callable[[], np.ndarray]
+) -> Padded:
+  """Stacks arrays of one shape, None for an example that lacks the modality.
 
-  `like()` gives an array of that kind, asked for where no row is one.
+  Args:
+    like: returns an array of that kind; called if no example has one.
+
+  Returns:
+    (values [count, ...], present [count] bool)
   """
-  found = {i: row for i, row in enumerate(rows) if row is not None}
-  if found:
-    first = next(iter(found.values()))
-  else:
+  present_arrays = {i: array for i, array in enumerate(arrays) if array is not None}
+  first = next(iter(present_arrays.values()), None)
+  if first is None:
     first = like()
-  if others := [row.shape for row in found.values() if row.shape != first.shape]:
-    raise UserError(
-      f'arrays of shapes {first.shape} and {others[0]} in one batch: add a resize to the ops.'
-    )
   values = np.zeros((count, *first.shape), first.dtype)
   present = np.zeros(count, bool)
-  for i, row in found.items():
-    values[i], present[i] = row, True
+  for i, array in present_arrays.items():
+    if array.shape != first.shape:
+      raise UserError(
+        f'arrays of shapes {first.shape} and {array.shape} in one batch: add a resize to the ops.'
+      )
+    values[i] = array
+    present[i] = True
   return values, present
 
 
 def pad_features(
-  rows: list[np.ndarray | None], length: int, count: int, like: Callable
-) -> tuple[np.ndarray, np.ndarray]:
-  """Vectors [C] or sequences [S, C], None where an example has none -> (values [count, length, C] float32, mask [count, length])."""
-  found = [row for row in rows if row is not None] or [like()]
-  values = np.zeros((count, length, found[0].shape[-1]), np.float32)
+  arrays: Sequence[np.ndarray | None], length: int, count: int, like: Callable[[], Any]
+) -> Padded:
+  """Pads vectors [C] or sequences [S, C], None for an example that lacks the modality.
+
+  Args:
+    like: returns features of that kind; called if no example has any.
+
+  Returns:
+    (values [count, length, C] float32, mask [count, length] bool)
+  """
+  first = next((array for array in arrays if array is not None), None)
+  if first is None:
+    first = like()
+  values = np.zeros((count, length, first.shape[-1]), np.float32)
   mask = np.zeros((count, length), bool)
-  for i, row in enumerate(rows):
-    if row is not None:
-      row = np.atleast_2d(row)
-      if len(row) > length:
-        raise UserError(
-          f'{len(row)} rows of features, {length} were counted: remove rows-*.json from data.dir, where counts are remembered.'
-        )
-      values[i, : len(row)], mask[i, : len(row)] = row, True
+  for i, array in enumerate(arrays):
+    if array is None:
+      continue
+    frames = np.atleast_2d(array)
+    if len(frames) > length:
+      raise UserError(
+        f'{len(frames)} rows of features, {length} were counted: '
+        'remove rows-*.json from data.dir, where counts are remembered.'
+      )
+    values[i, : len(frames)] = frames
+    mask[i, : len(frames)] = True
   return values, mask

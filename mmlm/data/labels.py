@@ -1,38 +1,45 @@
-"""Labels of examples, as heads want them: the number of a class, or a number within a range.
+"""Labels of examples as heads read them: the index of a class, or a number within a range.
 
 `each`: an example has a label for each of its parts.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from mmlm.utils.choices import nearest
 from mmlm.utils.errors import UserError
 
 
 class Classes:
-  """Names of classes <-> their numbers."""
+  """Names of classes <-> their indices."""
 
-  def __init__(self, names: tuple, each: bool = False):
-    if len(names) < 2 or len(set(names)) < len(names):
-      raise UserError(f'model.head.classes={names}: expected two or more names, no name twice.')
+  def __init__(self, names: Iterable[Any], each: bool = False):
     self.names = tuple(map(str, names))
+    if len(self.names) < 2 or len(set(self.names)) < len(self.names):
+      raise UserError(f'model.head.classes={names}: expected two or more names, no name twice.')
     self.each = each
 
-  def encode(self, label, example: str) -> int:
+  def encode(self, label: Any, example: str) -> int:
+    """Returns the index of a label; an unknown one is an error that names the example."""
     name = str(label)
     if name not in self.names:
-      near = nearest(name, self.names)
       raise UserError(
-        f'the label {name!r} of {example} is not among model.head.classes={self.names}. Nearest: {near!r}.'
+        f'the label {name!r} of {example} is not among model.head.classes={self.names}. '
+        f'Nearest: {nearest(name, self.names)!r}.'
       )
     return self.names.index(name)
 
   def check_learnable(self, labels: list[list[int]], split: str) -> None:
-    """UserError where a class has no example in the split that is trained on: it may occur in a test, and would never be said."""
-    seen = {label for row in labels for label in row}
-    if missing := [name for i, name in enumerate(self.names) if i not in seen]:
+    """Raises a UserError for a class without a training example, which is never predicted."""
+    present = set()
+    for of_example in labels:
+      present.update(of_example)
+    missing = [name for i, name in enumerate(self.names) if i not in present]
+    if missing:
       raise UserError(
-        f'{split}: no example of the class {missing[0]!r} of model.head.classes={self.names}: it cannot be learned. Add examples, or leave it out.'
+        f'{split}: no example of the class {missing[0]!r} of model.head.classes={self.names}: '
+        'it cannot be learned. Add examples, or leave it out.'
       )
 
 
@@ -44,13 +51,15 @@ class Range:
     self.high = high
     self.each = each
 
-  def encode(self, label, example: str) -> float:
+  def encode(self, label: Any, example: str) -> float:
+    """Returns a label as a number; any other one is an error that names the example."""
     try:
       value = float(label)
     except (TypeError, ValueError):
       value = math.nan
     if not self.low <= value <= self.high:
       raise UserError(
-        f'the label {label!r} of {example} is not a number from {self.low:g} to {self.high:g} (model.head.low, high).'
+        f'the label {label!r} of {example} is not a number from {self.low:g} to {self.high:g} '
+        '(model.head.low, high).'
       )
     return value

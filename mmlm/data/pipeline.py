@@ -9,39 +9,39 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from mmlm.data import batching
-from mmlm.data.transforms.ops import apply_ops
+from mmlm.data.sources.source import Source
+from mmlm.data.transforms.ops import Op, apply_ops
 from mmlm.utils.errors import UserError
 from mmlm.utils.watchdog import Watch
 
-GRACE = 10.0  # seconds in which a loader process that is asked to end still gives batches
+GRACE_SECONDS = 10.0  # in which a loader process still gives batches after a signal to end
 
 
 class Table(NamedTuple):
-  """What is known of the examples before their pictures or sounds are read; one row for each (record, target) pair."""
+  """What is known of examples before their pictures or sounds are read.
+
+  There is an entry for each pair of a record of the source and a target.
+  """
 
   ids: list[str]
   records: np.ndarray  # [N] position in the source
-  targets: list[list[int]]  # token ids with the end token; [] where only the inputs count
+  targets: list[list[int]]  # token ids with the end token; [] if only inputs are read
   texts: list[list[int]]  # token ids of the input text; [] without one
-  labels: list[
-    list
-  ] = []  # numbers of classes, or numbers, one a part; [] for a task without labels
-  parts: list[list[str]] = []  # names of what the labels are of; [] where each is of its example
-  transcripts: list[
-    list[int]
-  ] = []  # token ids of what is said in a sound whose target is something else; [] without
-  rows: dict[
-    str, np.ndarray
-  ] = {}  # {modality that is rows of features: [N] how many rows, 0 where an example has none}
+  labels: list[list] = []  # classes or numbers, one a part; [] for a task without labels
+  parts: list[list[str]] = []  # names of what labels are of; [] if each is of its example
+  transcripts: list[list[int]] = []  # token ids of the words of a sound, if not the target
+  rows: dict[str, np.ndarray] = {}  # {modality that is features: [N] frames, 0 without any}
 
   @property
   def lengths(self) -> np.ndarray:
+    """[N], the longest column of each example."""
     return np.max([*self.lengths_of.values()], 0)
 
   @property
@@ -53,62 +53,66 @@ class Table(NamedTuple):
       'label': self.labels,
       'transcript': self.transcripts,
     }
-    return {
-      name: np.array([*map(len, column)], int) for name, column in columns.items() if column
-    } | self.rows
+    lengths = {}
+    for name, column in columns.items():
+      if column:
+        lengths[name] = np.array([len(entry) for entry in column], int)
+    return lengths | self.rows
 
   def names(self, i: int) -> list[str]:
-    """Of the rows of predictions that example i gives."""
+    """Returns the ids of the predictions for an entry."""
     if self.parts:
       return self.parts[i]
     return [self.ids[i]]
 
   def with_rows(self, counts: dict[str, np.ndarray]) -> 'Table':
-    """With the number of rows that each record of the source has in a modality."""
-    return self._replace(
-      rows={modality: of_record[self.records] for modality, of_record in counts.items()}
-    )
+    """Returns the table with the feature frames of each record of the source."""
+    frames = {modality: of_record[self.records] for modality, of_record in counts.items()}
+    return self._replace(rows=frames)
 
-  def select(self, rows) -> 'Table':
-    def pick(column):
-      if isinstance(column, np.ndarray):
-        return column[rows]
-      if column:
-        return [column[i] for i in rows]
-      return column
+  def select(self, indices: np.ndarray) -> 'Table':
+    """Returns the table of some entries."""
+    columns = [_selected(column, indices) for column in self[:-1]]
+    frames = {name: counts[indices] for name, counts in self.rows.items()}
+    return Table(*columns, frames)
 
-    return Table(
-      *map(pick, self[:-1]),
-      {name: counts[rows] for name, counts in self.rows.items()},
-    )
+
+def _selected(column: Any, indices: np.ndarray) -> Any:
+  if isinstance(column, np.ndarray):
+    return column[indices]
+  if column:
+    return [column[i] for i in indices]
+  return column
 
 
 class Loader:
-  """Loads one `batching.Batch` of a table into the flat dict of arrays that models read.
+  """Loads a `batching.Batch` of a table as the flat dict of arrays that models read.
 
-  The random numbers of an example depend on (seed, number of the batch, row) alone, so on no worker.
+  The random numbers of an example depend only on (seed, number of the batch, position), so they do
+  not depend on the number of loader processes.
 
   Args:
-    blank: an example with every modality and nothing in it, before the ops: it gives the shapes where a whole batch lacks one.
-    finish: batch -> batch, what only the main process can do (a frozen network).
-    pad_id: fills token columns behind their ends.
-    absent: a modality that is taken away from every example.
-    whole_buckets: all columns are padded to the length of the bucket, so that few shapes are
-      compiled.
+    ops: transforms of an example.
+    blank: an example with empty values of every modality, before the transforms; it gives the
+      shapes if no example of a batch has a modality.
+    finish: batch -> batch, computed in the main process (a frozen network).
+    pad_id: fills token columns after their ends.
+    absent: a modality that is masked in every example.
+    whole_buckets: pad all columns to the length of the bucket, so that few shapes are compiled.
     watch: names an example that takes long.
     part: which part of each batch is loaded, and how many parts there are.
   """
 
   def __init__(
     self,
-    source,
+    source: Source | Sequence[dict],
     table: Table,
-    modalities: tuple,
-    ops: list,
+    modalities: Sequence[str],
+    ops: Sequence[Op],
     batch_size: int,
     seed: int = 0,
-    blank=None,
-    finish=None,
+    blank: dict | None = None,
+    finish: Callable[[dict], dict] | None = None,
     pad_id: int = 0,
     absent: str = '',
     whole_buckets: bool = False,
@@ -130,103 +134,117 @@ class Loader:
     self.part = part
     self._longest: dict[int, dict[str, int]] = {}
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict:
     return self.__dict__ | {'finish': None}
 
-  def __call__(self, number: int, batch: batching.Batch) -> dict:
-    def rng(row):
-      return np.random.default_rng((self.seed, number, row))
-
+  def __call__(self, number: int, batch: batching.Batch) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch, {name: values, name_mask: mask, 'weight': [B]}."""
+    batch, first = batching.part_of(batch, *self.part)
     columns = {
       'target': self.table.targets,
       'label': self.table.labels,
       'transcript': self.table.transcripts,
     }
-    batch, first = batching.part_of(batch, *self.part)
-    examples = []
+    outputs = [name for name, column in columns.items() if any(column)]
     if any(self.table.texts):
       columns['text'] = self.table.texts
-    if set(self.modalities) - set(columns):  # tokens stand in the table: only others need reading
-      for row, i in enumerate(batch.indices, first):
-        with self.watch(
-          lambda i=i: f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'
-        ):
-          examples.append(
-            apply_ops(
-              self.ops,
-              self.source[int(self.table.records[i])],
-              rng(row),
-            )
-          )
-    out = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
-    outputs = [name for name in ('target', 'label', 'transcript') if any(columns[name])]
+    examples = []
+    if set(self.modalities) - set(columns):  # columns of the table need no reading
+      examples = self._examples(number, batch, first)
+    arrays = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
     for name in (*outputs, *self.modalities):
       if name in columns:
-        if name == 'label' and not self.table.parts:
-          length = 1
-        else:
-          length = self._padded(name, batch.length)
-        if name == 'label':
-          # Zero in the type of the column: this part may have no example.
-          filler = type(next((value for row in columns[name] for value in row), 0))(0)
-        else:
-          filler = self.pad_id
-        found = batching.pad([columns[name][i] for i in batch.indices], length, batch.size, filler)
-      elif name in self.table.rows:
-        rows = [example.get(name) for example in examples]
-        found = batching.pad_features(
-          rows, self._padded(name, batch.length), batch.size, lambda name=name: self.blank[name]
-        )
+        values, mask = self._column(name, columns[name], batch)
       else:
-        found = batching.stack(
-          [example.get(name) for example in examples],
-          batch.size,
-          functools.partial(self._like, name),
-        )
-      out[name], mask = found
-      out[f'{name}_mask'] = mask & (name != self.absent)
-    return out
+        values, mask = self._modality(name, examples, batch)
+      arrays[name] = values
+      arrays[f'{name}_mask'] = mask & (name != self.absent)
+    return arrays
 
-  def _padded(self, name: str, length: int) -> int:
-    """To what a column is padded in a bucket. Frames are many and tokens few: beside them each column has its own length, the
-    longest that the bucket may hold.
+  def _examples(self, number: int, batch: batching.Batch, first: int) -> list[dict]:
+    """Returns the transformed examples of a batch.
+
+    Args:
+      first: position in the whole batch of the first one.
+    """
+    examples = []
+    for position, i in enumerate(batch.indices, first):
+      rng = np.random.default_rng((self.seed, number, position))
+      waits_for = functools.partial(self._waits_for, number, i)
+      with self.watch(waits_for):
+        example = self.source[int(self.table.records[i])]
+        examples.append(apply_ops(self.ops, example, rng))
+    return examples
+
+  def _waits_for(self, number: int, i: int) -> str:
+    return f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'
+
+  def _column(self, name: str, column: list[list], batch: batching.Batch) -> batching.Padded:
+    """Returns a column of the table, padded."""
+    length = self._padded_length(name, batch.length)
+    filler = self.pad_id
+    if name == 'label':
+      if not self.table.parts:
+        length = 1
+      # Zero in the type of the column: this part of the batch may have no example.
+      filler = type(next((value for labels in column for value in labels), 0))(0)
+    return batching.pad([column[i] for i in batch.indices], length, batch.size, filler)
+
+  def _modality(self, name: str, examples: list[dict], batch: batching.Batch) -> batching.Padded:
+    """Returns a modality of the examples, as features or as arrays of one shape."""
+    values = [example.get(name) for example in examples]
+    if name in self.table.rows:
+      length = self._padded_length(name, batch.length)
+      return batching.pad_features(values, length, batch.size, lambda: self.blank[name])
+    return batching.stack(values, batch.size, lambda: self._transformed_blank(name))
+
+  def _padded_length(self, name: str, length: int) -> int:
+    """Returns the length that a column is padded to in a bucket.
+
+    Frames are many and tokens few: beside features each column has its own length, the longest that
+    the bucket may contain.
     """
     if not self.table.rows or self.whole_buckets:
       return length
     if length not in self._longest:
       inside = self.table.lengths <= length
-      self._longest[length] = {
-        key: int(counts[inside].max(initial=1)) for key, counts in self.table.lengths_of.items()
-      }
+      longest = {}
+      for column, counts in self.table.lengths_of.items():
+        longest[column] = int(counts[inside].max(initial=1))
+      self._longest[length] = longest
     return self._longest[length][name]
 
   @functools.cache  # noqa: B019 a loader lives as long as the process
-  def _like(self, name: str) -> np.ndarray:
-    """An array of a modality as the ops leave it."""
+  def _transformed_blank(self, name: str) -> np.ndarray:
+    """Returns an array of a modality as the transforms make it."""
     return apply_ops(self.ops, self.blank, np.random.default_rng(0))[name]
 
 
 @contextlib.contextmanager
-def stream(plan, loader: Loader, start: int, stop: int, workers: int = 0):
-  """Yields an iterator over the batches start..stop of a plan, loaded ahead by threads or `workers` processes.
+def stream(
+  plan: Any, loader: Any, start: int, stop: int, workers: int = 0
+) -> Iterator[Iterator[dict]]:
+  """Yields an iterator over the batches start..stop of a plan, loaded ahead.
 
-  The order is the plan's for any number of workers, so the position to save is the number of batches consumed.
+  The order is the plan's for any number of workers: the position to save is the number of batches
+  consumed.
+
+  Args:
+    plan: batch number -> batch.
+    loader: (batch number, batch) -> arrays.
+    workers: loader processes; 0 = threads.
 
   Raises:
     LostLoader: a loader process ended before its time.
   """
   dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
-  dataset = dataset.to_iter_dataset(
-    grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
-  )
+  options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
+  dataset = dataset.to_iter_dataset(options)
   if workers:
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    dataset = dataset.mp_prefetch(options, lambda *_: _begin_worker())
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    dataset = dataset.mp_prefetch(processes, lambda *_: _begin_worker())
   iterator = iter(dataset)
-  if workers:
-    batches = _not_lost(iterator)
-  else:
-    batches = iterator
+  batches = _name_lost_loaders(iterator) if workers else iterator
   try:
     yield map(loader.finish, batches) if loader.finish else batches
   finally:
@@ -237,34 +255,39 @@ class LostLoader(UserError, RuntimeError):
   """A loader process ended before its time."""
 
 
-def _not_lost(iterator):
-  """The same batches; the end of a loader process is a LostLoader."""
+def _name_lost_loaders(iterator: Iterator[dict]) -> Iterator[dict]:
+  """Yields the same batches; the end of a loader process is a LostLoader."""
   try:
     yield from iterator
   except RuntimeError as error:
     if 'Worker process was terminated' not in str(error):
       raise
+    reason = str(error).split('. ')[0]
     raise LostLoader(
-      f'a loader process ended before its time ({str(error).split(". ")[0]}). Was there too little memory? The same command '
-      'goes on from the last checkpoint; fewer data.workers need less.'
+      f'a loader process ended before its time ({reason}). Was there too little memory? The same '
+      'command goes on from the last checkpoint; fewer data.workers need less.'
     ) from None
 
 
-def _begin_worker():
-  """Signals that reach every process of a terminal or a job leave a loader alive a while: the main one needs batches to come to a
-  good end. A main process that was killed leaves none behind.
+def _begin_worker() -> None:
+  """Sets how a loader process ends.
+
+  Signals reach every process of a terminal or a job, but the main process needs batches until it
+  has saved its state: the loader lives on for a while. It ends with a main process that is killed.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, lambda *_: _later(GRACE))
+  signal.signal(signal.SIGTERM, lambda *_: _exit_later(GRACE_SECONDS))
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _later(seconds: float):
+def _exit_later(seconds: float) -> None:
   timer = threading.Timer(seconds, os._exit, [1])
   timer.daemon = True
   timer.start()
 
 
-def _end_with_parent():
-  multiprocessing.parent_process().join()
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
   os._exit(1)

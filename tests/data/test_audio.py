@@ -1,13 +1,12 @@
 """Sounds: files of every kind to log-mel frames, and what is wrong with them."""
 
-import io
 import tracemalloc
 
 import jax
 import numpy as np
 import pytest
-import soundfile
 import soxr
+from helpers.sounds import encoded, noise, tone
 from program import done, write_jsonl
 
 from mmlm.data.transforms import audio
@@ -21,20 +20,6 @@ from mmlm.data.transforms.audio import (
 from mmlm.data.transforms.audio_ops import AUDIO_TRANSFORMS
 from mmlm.models.log_mel import log_mel
 from mmlm.utils.errors import UserError
-
-
-def tone(hertz, seconds=1.0, rate=RATE):
-  return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32) / 2
-
-
-def noise(seconds=1.0, rate=RATE, seed=0):
-  return (np.random.default_rng(seed).normal(size=int(seconds * rate)) / 10).astype(np.float32)
-
-
-def encoded(samples, rate=RATE, form='WAV', kind=None) -> bytes:
-  file = io.BytesIO()
-  soundfile.write(file, samples, rate, format=form, subtype=kind)
-  return file.getvalue()
 
 
 @pytest.mark.parametrize(

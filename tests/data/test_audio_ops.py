@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_audio import encoded, noise, tone
+from helpers.sounds import encoded, noise, tone
 
 from mmlm.data.batching import Batch, TrainPlan
 from mmlm.data.pipeline import Loader, Table

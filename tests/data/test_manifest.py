@@ -3,8 +3,8 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers.sounds import encoded, noise
 from PIL import Image
-from test_audio import encoded, noise
 
 from mmlm.data.sources import manifest
 from mmlm.data.sources.manifest import ManifestSource, check_files

@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from helpers.sounds import encoded, noise
 from num2words import num2words
-from test_audio import encoded, noise
 
 from mmlm.data.datasets import DATASETS, keypad_tones, preparation, sounds
 from mmlm.data.datasets.sounds import Mboshi

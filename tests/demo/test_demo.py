@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from browser import browser, visit  # noqa: F401 fixtures
 from conftest import ROOT
+from helpers.sounds import encoded, tone
 from PIL import Image
 from program import done, refused
-from test_audio import encoded, tone
 from test_reports import picture
 from whispers import write_hugging_face, write_tokenizer
 

@@ -7,8 +7,8 @@ import random
 import jiwer
 import numpy as np
 import pytest
+from helpers.sounds import encoded, tone
 from program import write_jsonl
-from test_audio import encoded, tone
 
 from mmlm.cli import flags
 from mmlm.cli.evaluate import evaluate

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
+from helpers.parallel_files import BAD_PARALLEL, write_parallel
 from PIL import Image
 from program import done, read_jsonl, refused
-from test_sources import BAD_PARALLEL, write_parallel
 
 SMALL = [
   '--config.train.duration=2 steps',

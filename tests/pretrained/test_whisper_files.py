@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from helpers.sounds import tone
 from program import write_jsonl
 from safetensors.numpy import save_file
-from test_audio import tone
 from whispers import (
   CONFIG,
   FRAMES,

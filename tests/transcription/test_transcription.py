@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from helpers.sounds import encoded, tone
 from program import done, refused, write_jsonl
-from test_audio import encoded, tone
 from whispers import write_hugging_face
 
 from mmlm.cli.flags import Transcribe

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_audio import encoded, tone
+from helpers.sounds import encoded, tone
 from whispers import END, FIRST_TIME, write_tokenizer
 
 from mmlm.data.sources.recording import Recording, quietest, stretches

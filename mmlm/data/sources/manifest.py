@@ -1,10 +1,15 @@
 """A user's own files: JSON lines, paths relative to the manifest.
 
-{"id": "a", "image": "photos/a.jpg", "target": "a dog runs"}          target: a text or a list of texts
-{"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}   label: a number, or the name of a class
-{"id": "c", "audio": "features/c.npy", "video": "features/c2.npy"}     features: one array [C] or [S, C] in each file
-{"id": "d", "audio": "sounds/d.wav", "speaker": "optional"}            a sound, for the ops log_mel or fbank
-{"id": "e", "audio": "e.wav", "target": "il dort", "transcript": "he sleeps"}   target: a translation
+{"id": "a", "image": "photos/a.jpg", "target": "a dog runs"}
+    target: a text or a list of texts
+{"id": "b", "image": "photos/b.jpg", "text": "optional", "label": 3}
+    label: a number, or the name of a class
+{"id": "c", "audio": "features/c.npy", "video": "features/c2.npy"}
+    features: one array [C] or [S, C] in each file
+{"id": "d", "audio": "sounds/d.wav", "speaker": "optional"}
+    a sound, for the ops log_mel or fbank
+{"id": "e", "audio": "e.wav", "target": "il dort", "transcript": "he sleeps"}
+    transcript: the words of the sound, if the target is their translation
 """
 
 import hashlib
@@ -48,8 +53,8 @@ class ManifestSource:
     exclude: ids of examples that are left out.
 
   Raises:
-    UserError: the first five errors: bad JSON, a field that is missing or of the wrong type, a missing
-      file, an id twice, no line at all.
+    UserError: the first five errors: bad JSON, a field that is missing or of the wrong type, a
+      missing file, an id twice, no line at all.
   """
 
   def __init__(

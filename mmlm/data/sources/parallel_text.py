@@ -18,8 +18,8 @@ class ParallelTexts:
   """The lines of a split as examples {'id': number of the line, 'text', 'targets'}.
 
   Raises:
-    UserError: with file and line: a missing file, unequal numbers of lines, an empty line, bytes that
-      are not UTF-8, a table row with too few or too many columns, a missing column.
+    UserError: with file and line: a missing file, unequal numbers of lines, an empty line, bytes
+      that are not UTF-8, a table row with too few or too many columns, a missing column.
   """
 
   identity = ''
@@ -47,7 +47,7 @@ def open_parallel_texts(request: SplitRequest) -> ParallelTexts:
 
 
 def read_lines(path: str | pathlib.Path) -> list[str]:
-  """Returns the lines of a UTF-8 file (also packed by xz), without line ends and byte order mark."""
+  """Returns the lines of a UTF-8 file (also packed by xz), without ends and byte order mark."""
   lines = read_packed(path, __doc__).split(b'\n')
   if lines[-1] == b'':
     lines = lines[:-1]

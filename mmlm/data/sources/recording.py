@@ -1,4 +1,7 @@
-"""Recordings of any length, read a stretch at a time: what was left behind is forgotten."""
+"""Recordings of any length, read forward in parts; memory stays bounded."""
+
+import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -7,28 +10,27 @@ import soxr
 from mmlm.data.transforms.audio import RATE
 from mmlm.utils.errors import UserError
 
-BLOCK = 10  # seconds read at once
+BLOCK_SECONDS = 10  # read at once
 
 
 class Recording:
-  """A sound file as float32 samples at 16 kHz, the mean of its channels; reading goes forward only.
+  """A sound file as float32 samples at 16 kHz, the mean of its channels; read forward only.
 
-  Raises UserError, from here or from `read`, naming the file when it is none, is no sound, or breaks off.
+  Raises:
+    UserError: here or in `read`: a missing file, not a sound, or a sound that breaks off.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str | pathlib.Path):
     self.path = str(path)
     try:
       self._file = soundfile.SoundFile(self.path)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-      raise UserError(
-        f'{self.path}: the sound cannot be decoded ({getattr(error, "error_string", error)}).'
-      ) from None
-    self.duration = self._file.frames / self._file.samplerate  # as its head says
+      reason = getattr(error, 'error_string', error)
+      raise UserError(f'{self.path}: the sound cannot be decoded ({reason}).') from None
+    self.duration = self._file.frames / self._file.samplerate  # as the header declares
+    self._resampler = None
     if self._file.samplerate != RATE:
       self._resampler = soxr.ResampleStream(self._file.samplerate, RATE, 1)
-    else:
-      self._resampler = None
     self._start = 0
     self._samples = np.zeros(0, np.float32)
     self._ended = False
@@ -36,57 +38,63 @@ class Recording:
       raise UserError(f'{self.path}: the sound has no samples.')
 
   def read(self, start: int, count: int) -> np.ndarray:
-    """Samples [start, start + count), fewer at the end of the file; `start` is never smaller than it was before."""
+    """Returns the samples [start, start + count), fewer at the end of the file.
+
+    Args:
+      start: at least that of the call before.
+    """
     self._samples = self._samples[max(0, start - self._start) :]
     self._start = max(self._start, start)
     while len(self._samples) < count and not self._ended:
-      self._samples = np.concatenate([self._samples, self._block()])
+      self._samples = np.concatenate([self._samples, self._read_block()])
     return self._samples[:count]
 
-  def _block(self) -> np.ndarray:
-    wanted = BLOCK * self._file.samplerate
+  def _read_block(self) -> np.ndarray:
+    count = BLOCK_SECONDS * self._file.samplerate
     try:
-      samples = self._file.read(wanted, dtype='float32', always_2d=True)
+      samples = self._file.read(count, dtype='float32', always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-      raise UserError(
-        f'{self.path}: the sound breaks off ({getattr(error, "error_string", error)}).'
-      ) from None
-    if len(samples) < wanted:
+      reason = getattr(error, 'error_string', error)
+      raise UserError(f'{self.path}: the sound breaks off ({reason}).') from None
+    if len(samples) < count:
       self._ended = True
       self._file.close()
     if not np.isfinite(samples).all():
       raise UserError(f'{self.path}: the sound has samples that are not finite.')
-    samples = samples.mean(1)
+    mono = samples.mean(1)
     if self._resampler is None:
-      return samples
-    return self._resampler.resample_chunk(samples, last=self._ended)
+      return mono
+    return self._resampler.resample_chunk(mono, last=self._ended)
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the file."""
     self._file.close()
 
 
-def stretches(recording: Recording, longest: int, search: int):
-  """Yields (first sample, samples, is it the last?) of the whole recording; one of `longest` is cut at the quietest place of its end `search`."""
+def stretches(
+  recording: Recording, longest: int, search: int
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+  """Yields (first sample, samples, whether it is the last) of consecutive parts of a recording.
+
+  Args:
+    longest: samples of a part; a longer recording is cut at the quietest position.
+    search: samples at the end of a part in which that position is searched.
+  """
   start = 0
   while len(samples := recording.read(start, longest + 1)):
-    last = len(samples) <= longest
-    if last:
-      end = len(samples)
-    else:
+    is_last = len(samples) <= longest
+    end = len(samples)
+    if not is_last:
       end = quietest(samples[:longest], longest - search)
-    yield start, samples[:end].copy(), last
+    yield start, samples[:end].copy(), is_last
     start += end
 
 
 def quietest(samples: np.ndarray, first: int, width: int = RATE // 5) -> int:
-  """The middle of the `width` samples behind `first` that have the least energy."""
+  """Returns the middle of the `width` samples after `first` that have the least energy."""
   hop = width // 10
   tail = samples[first:]
-  energy = np.square(
-    tail[: len(tail) // hop * hop].reshape(
-      -1,
-      hop,
-    )
-  ).sum(1)
+  hops = tail[: len(tail) // hop * hop].reshape(-1, hop)
+  energy = np.square(hops).sum(1)
   sums = np.convolve(energy, np.ones(10), 'valid')
   return first + int(sums.argmin()) * hop + width // 2

@@ -18,8 +18,8 @@ class TfdsSource:
   Args:
     folder: with a dataset_info.json.
     split: in TFDS's syntax ('train', 'train[:50%]').
-    fields: {our name: path of a feature}, as {'image': 'image', 'targets': 'captions/text'}; without
-      an 'id' it is '<split>/<i>'.
+    fields: {our name: path of a feature}, as {'image': 'image', 'targets': 'captions/text'};
+      without an 'id' it is '<split>/<i>'.
 
   Raises:
     UserError: a missing folder, split or field, or an empty split.

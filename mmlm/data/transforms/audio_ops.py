@@ -3,7 +3,8 @@
 A new one is a function (sound or features, rng, options...) -> sound or features and one line in
 `AUDIO_TRANSFORMS`; one that changes the duration of a sound also states its range of tempos.
 
-N: samples; S: feature frames, 100 a second; C: values of a frame. A sound is the bytes of a file or,
+N: samples; S: feature frames, 100 a second; C: values of a frame. A sound is the bytes of a file
+  or,
 once decoded, a `Sound`; features are an array [S, C] or a vector [C]. Transforms of sounds pass
 features unchanged, so that a data set may hold both. An example without sound passes unchanged.
 """
@@ -36,7 +37,7 @@ def decode_sound(sound: Sound, rng: Rng, rate: int = RATE) -> Sound:
 
 
 def speed(sound: Sound, rng: Rng, factors: tuple = (0.9, 1.0, 1.1)) -> Sound:
-  """Plays faster by one of the factors, drawn uniformly; changes tempo and pitch (Ko et al. 2015)."""
+  """Plays faster by a factor, drawn uniformly; changes tempo and pitch (Ko et al. 2015)."""
   factor = _checked('speed', factors)[rng.integers(len(factors))]
   if factor == 1:
     return sound
@@ -47,7 +48,8 @@ def log_mel(sound: Sound, rng: Rng, bands: int = 80) -> np.ndarray:
   """Computes Whisper's log-mel spectrogram [S, bands]."""
   if sound.rate != RATE:
     raise UserError(
-      f'log_mel reads {RATE} samples a second, not {sound.rate}: use decode_sound({RATE}), or fbank.'
+      f'log_mel reads {RATE} samples a second, not {sound.rate}: '
+      f'use decode_sound({RATE}), or fbank.'
     )
   if bands < 1:
     raise UserError(f'log_mel({bands}): expected one band or more.')
@@ -79,9 +81,10 @@ class SoundTransform(Transform):
 
 
 def standardize(features: np.ndarray, rng: Rng, variance: bool = True) -> np.ndarray:
-  """Subtracts each coefficient's mean over the sound and, with `variance`, divides by its deviation.
+  """Subtracts each coefficient's mean over the sound; a constant coefficient becomes 0.
 
-  A constant coefficient becomes 0.
+  Args:
+    variance: divide by the standard deviation too.
   """
   exact = features.astype(np.float64)
   centred = exact - exact.mean(0)

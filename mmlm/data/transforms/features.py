@@ -1,4 +1,4 @@
-"""Precomputed features: a vector [C] or a sequence [S, C] an example, in .npy files or a prepared set.
+"""Precomputed features: a vector [C] or a sequence [S, C] an example.
 
 S: feature frames; C: values of a frame; N: examples.
 """
@@ -94,8 +94,8 @@ def count_rows(
     ops: transforms that compute features from what the source holds.
 
   Raises:
-    UserError: the first example whose features have another width or rank, no frame, or a value that
-      is not finite.
+    UserError: the first example whose features have another width or rank, no frame, or a value
+      that is not finite.
   """
   counts = {modality: np.zeros(len(source), int) for modality in widths}
   if not widths:

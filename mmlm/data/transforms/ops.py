@@ -1,7 +1,7 @@
 """Transforms by name, shared by training, evaluation and prediction.
 
-`parse_ops(('decode', 'resize(64)', 'flip'))` gives the transforms that a config names. A new one is a
-function and one line in the dict of its module.
+`parse_ops(('decode', 'resize(64)', 'flip'))` gives the transforms that a config names. A new one is
+a function and one line in the dict of its module.
 """
 
 import ast
