@@ -195,7 +195,7 @@ def test_another_vocabulary_is_refused(runs):
     '--config.decoding.language_model_weight=0.1',
   ]
   assert (
-    'its vocabulary is another one. Train it with tokenizer.kind=run tokenizer.source='
+    'it has another vocabulary. Train it with tokenizer.kind=run tokenizer.source='
     in refused('evaluate', runs / 'joint', *flags)
   )
 
