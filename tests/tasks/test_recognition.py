@@ -194,9 +194,8 @@ def test_another_vocabulary_is_refused(runs):
     f'--config.decoding.language_model={runs / "other_lm"}',
     '--config.decoding.language_model_weight=0.1',
   ]
-  assert (
-    'it has another vocabulary. Train it with tokenizer.kind=run tokenizer.source='
-    in refused('evaluate', runs / 'joint', *flags)
+  assert 'it has another vocabulary. Train it with tokenizer.kind=run tokenizer.source=' in refused(
+    'evaluate', runs / 'joint', *flags
   )
 
 
