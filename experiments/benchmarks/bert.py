@@ -29,6 +29,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 from common import (
   ROOT,
@@ -46,6 +47,7 @@ from common import (
 from mmlm.data.batching import Batch, TrainPlan, eval_plan
 from mmlm.data.pipeline import Loader, Table
 from mmlm.data.tokenizers.special_tokens import SpecialTokens
+from mmlm.decoding.search_options import SearchOptions
 from mmlm.experiment.experiment import Experiment
 from mmlm.parallel import Parallel, run_concurrently
 from mmlm.pretrained.bert import find_bert
@@ -108,7 +110,9 @@ def prepared(options: Options, folder: pathlib.Path) -> Experiment:
 def sentences(experiment: Experiment, options: Options, split: str) -> tuple[Table, str]:
   """A split, and what is in it."""
   longest = experiment.config.data.max_length
-  vocabulary = experiment.data.tokenizer.vocab_size
+  tokenizer = experiment.data.tokenizer
+  assert tokenizer is not None
+  vocabulary = tokenizer.vocab_size
   special = experiment.data.special_tokens
   if options.smoke:
     return random_table(split, 50, longest, vocabulary, special), 'smoke'
@@ -124,7 +128,7 @@ def plan_of(experiment: Experiment, table: Table) -> TrainPlan:
 
 
 def load(table: Table, plan: list[Batch]) -> list[dict]:
-  loader = Loader(None, table, ('text',), [], 0)
+  loader = Loader([], table, ('text',), [], 0)
   return [loader(0, batch) for batch in plan]
 
 
@@ -180,9 +184,13 @@ class Answerer:
     task = experiment.task
     model = experiment.model
     self.params = params
-    self.answer = Parallel('jit').per_example(
-      lambda params, batch: task.answer(model, params, batch, None, None)['outputs']
-    )
+    search = SearchOptions('greedy')  # without effect: classes are not searched
+    rng = jax.random.key(0)
+
+    def outputs(params: Any, batch: dict) -> jax.Array:
+      return task.answer(model, params, batch, search, rng)['outputs']
+
+    self.answer = Parallel('jit').per_example(outputs)
 
   def __call__(self, batches: list) -> np.ndarray:
 
@@ -345,7 +353,9 @@ def peak(module: str, arguments: tuple, folder: pathlib.Path) -> float:
   )
   if done.returncode:
     raise SystemExit(f'{module}: training alone failed\n{done.stderr}')
-  return int(re.search(r'VmHWM:\s*(\d+) kB', done.stdout)[1]) / 1024
+  high_water = re.search(r'VmHWM:\s*(\d+) kB', done.stdout)
+  assert high_water is not None
+  return int(high_water[1]) / 1024
 
 
 def memory(options: Options, folder: pathlib.Path) -> list[dict]:

@@ -153,8 +153,15 @@ def first_step_seconds(spec: str, options: Options, cache: str) -> float:
     env = os.environ | {'PYTHONPATH': f'{folder}:{ROOT}', 'JAX_COMPILATION_CACHE_DIR': cache}
     began = time.perf_counter()
     lines = []
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with subprocess.Popen(command, cwd=folder, env=env, **pipes) as process:
+    with subprocess.Popen(
+      command,
+      cwd=folder,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    ) as process:
+      assert process.stdout is not None
       try:
         for line in process.stdout:
           lines.append(line)
@@ -168,9 +175,8 @@ def first_step_seconds(spec: str, options: Options, cache: str) -> float:
 def startup(options: Options) -> list[dict]:
   rows = []
   for name, spec in real_configs(options).items():
-    Experiment(config_of(spec, {'data.dir': str(options.data_dir)}), '').source(
-      'train'
-    )  # prepares the data, not timed
+    experiment = Experiment(config_of(spec, {'data.dir': str(options.data_dir)}), '')
+    experiment.data.source('train')  # prepares the data, not timed
     with tempfile.TemporaryDirectory() as cache:
       cold = [first_step_seconds(spec, options, cache)]
       warm = [first_step_seconds(spec, options, cache) for _ in range(options.rounds)]

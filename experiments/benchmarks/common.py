@@ -27,6 +27,7 @@ from mmlm.decoding.search_options import SearchOptions  # noqa: E402
 from mmlm.experiment.environment import environment  # noqa: E402
 from mmlm.parallel import Parallel, run_concurrently  # noqa: E402
 from mmlm.tasks import TASKS  # noqa: E402
+from mmlm.tasks.text_generation import TextGeneration  # noqa: E402
 from mmlm.training.optimizers import make_optimizer, make_schedule  # noqa: E402
 from mmlm.training.step import StepOptions, initial_state, train_step  # noqa: E402
 from mmlm.utils.errors import UserError  # noqa: E402
@@ -89,6 +90,7 @@ class Generator:
   def __init__(self, config: Any, model: Any, batch: dict, method: str):
     self.params = initial_params(model, batch)
     task = TASKS[config.task]
+    assert isinstance(task, TextGeneration)
     rng = jax.random.key(0)
     options = SearchOptions(
       method,
@@ -222,7 +224,11 @@ def machine() -> dict:
 
 
 def main(
-  description: str, benchmarks: dict, output: str, flags: dict | None = None, default: tuple = ()
+  description: str | None,
+  benchmarks: dict,
+  output: str,
+  flags: dict | None = None,
+  default: tuple = (),
 ):
   """Runs the benchmarks {name: options -> rows}, all (or `default`) or those of --only.
 
@@ -242,9 +248,11 @@ def main(
   parser.add_argument(
     '--data_dir', type=pathlib.Path, default='data', help='prepared data sets (default data)'
   )
-  output = pathlib.Path(__file__).with_name(output)
   parser.add_argument(
-    '--output', type=pathlib.Path, default=output, help='JSON, written after each benchmark'
+    '--output',
+    type=pathlib.Path,
+    default=pathlib.Path(__file__).with_name(output),
+    help='JSON, written after each benchmark',
   )
   parser.add_argument('--smoke', action='store_true', help='tiny sizes: does it run?')
   for name, settings in (flags or {}).items():

@@ -48,11 +48,10 @@ def text_of(config: Any, options: Options) -> tuple[RunningText, int, str]:
   if not options.smoke and list(options.data_dir.glob('tiny_shakespeare/*/dataset_info.json')):
     with tempfile.TemporaryDirectory() as folder:
       experiment = Experiment(config, folder)
-      return (
-        experiment.data.running_text('train'),
-        experiment.data.tokenizer.vocab_size,
-        'tiny_shakespeare',
-      )
+      text = experiment.data.running_text('train')
+      tokenizer = experiment.data.tokenizer
+      assert tokenizer is not None
+      return text, tokenizer.vocab_size, 'tiny_shakespeare'
   size = 1000 if options.smoke else 1003854
   tokens = np.random.default_rng(0).integers(4, VOCABULARY, size).astype(np.int32)
   return (

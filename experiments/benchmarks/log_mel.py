@@ -21,6 +21,7 @@ import io  # noqa: E402
 import time  # noqa: E402
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 from common import main, summary  # noqa: E402
@@ -59,9 +60,12 @@ def features(options: argparse.Namespace) -> list[dict]:
   noise = np.random.default_rng(0).normal(size=(count, seconds * RATE)) / 10
   sounds = noise.astype(np.float32)
 
+  lengths = jnp.full(count, seconds * RATE)
+  filters = jnp.asarray(mel_filters(80))
+
   @jax.jit
   def step(samples: jax.Array) -> jax.Array:
-    return log_mel(samples, np.full(count, seconds * RATE), mel_filters(80))[0]
+    return log_mel(samples, lengths, filters)[0]
 
   sides = {
     'log-mel, loader (numpy)': lambda: list(map(log_mel_spectrogram, sounds)),

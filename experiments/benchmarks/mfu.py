@@ -99,7 +99,7 @@ def translation(options: Options) -> list[dict]:
   plan = TrainPlan(
     table.lengths, config.train.batch_size, config.data.buckets, 0, config.train.batch_tokens
   )
-  loader = Loader(None, table, ('text',), [], config.train.batch_size)
+  loader = Loader([], table, ('text',), [], config.train.batch_size)
   batches = commonest([loader(i, plan[i]) for i in range(plan.steps_per_epoch)])
   return measured('translation', config, vocabulary, batches, plan.steps_per_epoch, options)
 
@@ -138,7 +138,9 @@ def measured(
   flops = 0.0
   for batch in batches:  # compiles
     trainer([batch])
-    flops += trainer.step.cost.flops
+    cost = trainer.step.cost
+    assert cost is not None
+    flops += cost.flops
   amount = sum(int(batch['target_mask'].sum()) for batch in batches)
   (rates,) = in_turns(
     {'mmlm': (functools.partial(trainer, batches), amount)}, options.rounds

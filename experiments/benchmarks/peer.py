@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """Common code of the PyTorch peers (eager, float32).
 
 A trainer of the same sums as mmlm's, and `generate` of transformers.
@@ -90,7 +92,7 @@ class Generator:
   def __init__(self, model: Any, read: Callable, beams: int, steps: int, length_penalty: float):
     self.model = model
     self.read = read
-    self.options = dict(
+    self.options: dict[str, Any] = dict(
       num_beams=beams, do_sample=False, min_new_tokens=steps, max_new_tokens=steps, use_cache=True
     )
     if beams > 1:

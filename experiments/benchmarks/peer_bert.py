@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """A BERT that names classes in PyTorch (eager, float32).
 
 The encoder of transformers with mmlm's head, from the same weights.

@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """The captioner in PyTorch (eager, float32), with the sums of mmlm.
 
 Also its decoder for `generate` of transformers.
@@ -34,27 +36,24 @@ class Size(NamedTuple):
     """The sizes of a completed config of mmlm; `grid` is (places, channels)."""
     encoder = config.model.encoders.image
     head = config.model.head
-    if (head.kv_heads, head.ffn_dim, head.gated, head.pre_norm, head.tied) != (
-      0,
-      0,
-      False,
-      True,
-      True,
-    ):
+    form = (head.kv_heads, head.ffn_dim, head.gated, head.pre_norm, head.tied)
+    if form != (0, 0, False, True, True):
       raise SystemExit(
         'the peer has pre-norm blocks, tied embeddings, a feed-forward width of 4 D, plain heads'
       )
+    places, channels = grid
     return cls(
-      *reversed(grid),
-      config.model.dim,
-      encoder.layers,
-      encoder.heads,
-      head.layers,
-      head.heads,
-      vocabulary,
-      config.data.max_length,
-      config.model.dropout,
-      encoder.grid_dropout,
+      channels=channels,
+      places=places,
+      dim=config.model.dim,
+      encoder_layers=encoder.layers,
+      encoder_heads=encoder.heads,
+      decoder_layers=head.layers,
+      decoder_heads=head.heads,
+      vocabulary=vocabulary,
+      max_length=config.data.max_length,
+      dropout=config.model.dropout,
+      grid_dropout=encoder.grid_dropout,
     )
 
 

@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """The PyTorch side of language_model.py.
 
 A decoder-only Transformer with mmlm's sums, attention by PyTorch's fused function.

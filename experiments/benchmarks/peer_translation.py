@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """The translator in PyTorch (eager, float32), with the sums of mmlm.
 
 Also its Marian form for transformers and for CTranslate2.

@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """Runs one peer of whisper.py in its own process.
 
 `peer_whisper.py SIDE FOLDER SETTINGS`, then a question a line, an answer a line.

@@ -1,3 +1,5 @@
+# The other software is installed only for the comparison.
+# pyright: reportMissingImports=false
 """Runs gensim beside word_vectors.py, in its own process.
 
 `peer_word_vectors.py SETTINGS`, then a question a line, an answer a line.

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def arguments():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--devices', default='1,2,4,8,16,32,64', help='numbers of devices')
   parser.add_argument('--ways', default='data,fsdp', help='axes of the mesh that have all devices')
   parser.add_argument('--rows', type=int, default=2, help='rows of a batch on each device')

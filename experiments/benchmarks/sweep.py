@@ -76,7 +76,8 @@ def trials_in(folder: pathlib.Path, options: Options) -> list[Trial]:
 def one_by_one(trials: list[Trial]):
   for trial in trials:
     experiment = Experiment(trial.config, trial.folder)
-    parts, state = training_parts(experiment, *experiment.data.splits('train'))
+    (split,) = experiment.data.splits('train')
+    parts, state = training_parts(experiment, split)
     loop.train(
       parts, experiment.parallel, state, experiment.checkpoints(writing=True), trial.folder
     )

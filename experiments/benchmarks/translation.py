@@ -101,11 +101,13 @@ def texts(config: Any, options: Options, split: str, with_targets: bool) -> tupl
     return random_table(config.data.max_length, VOCABULARY, number), VOCABULARY, 'random tokens'
   experiment = multi30k(options.data_dir)
   (name,) = experiment.data.splits(split)
-  return experiment.data.table(name, with_targets), experiment.data.tokenizer.vocab_size, 'multi30k'
+  tokenizer = experiment.data.tokenizer
+  assert tokenizer is not None
+  return experiment.data.table(name, with_targets), tokenizer.vocab_size, 'multi30k'
 
 
-def load(table: Table, plan: list, number: int, batch_size: int) -> list[dict]:
-  loader = Loader(None, table, ('text',), [], batch_size)
+def load(table: Table, plan: TrainPlan | list, number: int, batch_size: int) -> list[dict]:
+  loader = Loader([], table, ('text',), [], batch_size)
   return [loader(i, plan[i]) for i in range(number)]
 
 

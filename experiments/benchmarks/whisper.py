@@ -201,11 +201,14 @@ class Peer:
 
   def __call__(self, path: str, prompts: list) -> list[list[int]]:
     """`path`: an .npz of windows."""
-    self.process.stdin.write(json.dumps({'path': path, 'prompts': prompts}) + '\n')
-    self.process.stdin.flush()
+    stdin = self.process.stdin
+    assert stdin is not None
+    stdin.write(json.dumps({'path': path, 'prompts': prompts}) + '\n')
+    stdin.flush()
     return self._answer()
 
   def _answer(self):
+    assert self.process.stdout is not None
     answer = self.process.stdout.readline()
     if not answer:
       raise SystemExit('a peer ended: its message stands above')

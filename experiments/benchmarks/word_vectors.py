@@ -98,11 +98,14 @@ class Peer:
     self.versions = self._answer()
 
   def __call__(self, seed: int = 0, epochs: int = 1, output: str = '') -> float:
-    self.process.stdin.write(json.dumps({'seed': seed, 'epochs': epochs, 'output': output}) + '\n')
-    self.process.stdin.flush()
+    stdin = self.process.stdin
+    assert stdin is not None
+    stdin.write(json.dumps({'seed': seed, 'epochs': epochs, 'output': output}) + '\n')
+    stdin.flush()
     return self._answer()
 
   def _answer(self):
+    assert self.process.stdout is not None
     answer = self.process.stdout.readline()
     if not answer:
       raise SystemExit('gensim ended: its message stands above')
