@@ -23,8 +23,9 @@ Rooms, from the top; imports go down only:
     parallel        jit, pmap and mesh strategies, sharding rules, hosts
     utils           errors, run folders, parameters by path, watchdog
 
-A new part is a class (or function) and one line in the dict of its room: COMMANDS (cli.flags), TASKS
-(tasks), ENCODERS, FUSIONS, HEADS (models), METRICS (evaluation.metrics), DATASETS (data.datasets),
+A new part is a class (or function) and one line in the dict of its room: COMMANDS (cli.flags),
+TASKS (tasks), ENCODERS, FUSIONS, HEADS (models), METRICS (evaluation.metrics), DATASETS
+(data.datasets), SOURCES (data.sources), IMAGE_TRANSFORMS, AUDIO_TRANSFORMS (data.transforms),
 OPTIMIZERS, SCHEDULES (training.optimizers), FAMILIES (pretrained). What others need to know of a
 part stands on its class.
 """

@@ -1,4 +1,6 @@
-"""A headless Chromium that opens pages from disk or of a server here: the fixtures `browser` and `visit`. Where there is none the tests that want it are skipped."""
+"""A headless Chromium that opens pages from disk or of a server here: the fixtures `browser` and
+`visit`. Where there is none the tests that want it are skipped.
+"""
 
 import os
 import shutil
@@ -28,7 +30,9 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-  """Path or address -> the page; what its console says, or asks another place for, fails the test at its end. A refused request (400) is no fault."""
+  """Path or address -> the page; what its console says, or asks another place for, fails the test
+  at its end. A refused request (400) is no fault.
+  """
   said = []
   contexts = []
 

@@ -1,4 +1,6 @@
-"""Shared by every test: eight forced host devices, a compilation cache, and where the real data lie."""
+"""Shared by every test: eight forced host devices, a compilation cache, and where the real data
+lie.
+"""
 
 import importlib
 import os
@@ -48,7 +50,9 @@ def pytest_configure(config):
 
 @pytest.fixture(scope='session')
 def peer(pytestconfig):
-  """name -> a module of other software; where it is not installed the test is skipped, but with --parity it fails."""
+  """name -> a module of other software; where it is not installed the test is skipped, but with
+  --parity it fails.
+  """
   if pytestconfig.getoption('--parity'):
     return importlib.import_module
   return pytest.importorskip

@@ -1,4 +1,6 @@
-"""Folders that pages are written of, without training: runs with predictions and pictures, and a sweep as optuna leaves it."""
+"""Folders that pages are written of, without training: runs with predictions and pictures, and a
+sweep as optuna leaves it.
+"""
 
 import io
 import math
@@ -82,7 +84,9 @@ def caption_run(folder, count=60, seed=0, task='captioning', width=32, reference
 
 
 def swept(folder, count=30, score=True):
-  """A sweep over four parameters: one trial in eleven fails, one in seven is stopped; without `score` all fail."""
+  """A sweep over four parameters: one trial in eleven fails, one in seven is stopped; without
+  `score` all fail.
+  """
   folder.mkdir(parents=True)
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   storage = JournalStorage(JournalFileBackend(str(folder / 'journal.log')))

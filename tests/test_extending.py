@@ -1,4 +1,6 @@
-"""New parts are defined in this file alone and registered by one line each; every command finds them."""
+"""New parts are defined in this file alone and registered by one line each; every command finds
+them.
+"""
 
 import dataclasses
 import io

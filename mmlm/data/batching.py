@@ -77,14 +77,22 @@ class TrainPlan:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _bucket_size(length: int, batch_size: int, batch_tokens: int) -> int:
+def _bucket_size(
+  length: int,
+  batch_size: int,
+  batch_tokens: int,
+) -> int:
   """Returns the examples of a batch in the bucket of a length."""
   if not batch_tokens:
     return batch_size
   return max(1, batch_tokens // length // batch_size) * batch_size
 
 
-def eval_plan(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> list[Batch]:
+def eval_plan(
+  lengths: np.ndarray,
+  batch_size: int,
+  buckets: Sequence[int],
+) -> list[Batch]:
   """Returns batches that have every example once, the short ones first."""
   bucket_of = _bucket_of(lengths, buckets)
   order = np.argsort(lengths, kind='stable')
@@ -95,7 +103,11 @@ def eval_plan(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> l
   return batches
 
 
-def part_of(batch: Batch, number: int, parts: int) -> tuple[Batch, int]:
+def part_of(
+  batch: Batch,
+  number: int,
+  parts: int,
+) -> tuple[Batch, int]:
   """Returns one of several equal parts of a batch, and the position of its first example.
 
   The batch is filled up to a multiple of `parts`.
@@ -116,7 +128,12 @@ def _bucket_of(lengths: np.ndarray, buckets: Sequence[int] | np.ndarray) -> np.n
   return bucket_of
 
 
-def pad(columns: Sequence[Sequence], length: int, count: int, value: int | float = 0) -> Padded:
+def pad(
+  columns: Sequence[Sequence],
+  length: int,
+  count: int,
+  value: int | float = 0,
+) -> Padded:
   """Pads lists of token ids or labels.
 
   Returns:

@@ -19,7 +19,12 @@ def frames_needed(labels: list[int]) -> int:
   return len(labels) + sum(repeated)
 
 
-def alignable(table: Table, labels: list[list[int]], frames: np.ndarray, name: str) -> Table:
+def alignable(
+  table: Table,
+  labels: list[list[int]],
+  frames: np.ndarray,
+  name: str,
+) -> Table:
   """Returns the examples that CTC can align; the others are counted and named.
 
   Args:
@@ -49,7 +54,12 @@ def alignable(table: Table, labels: list[list[int]], frames: np.ndarray, name: s
   return table.select(np.flatnonzero(fits))
 
 
-def name_unknown(table: Table, source: Source, tokenizer: Tokenizer, name: str) -> None:
+def name_unknown(
+  table: Table,
+  source: Source,
+  tokenizer: Tokenizer,
+  name: str,
+) -> None:
   """Prints which examples have characters outside a vocabulary of characters.
 
   Such characters are read as unknown and never written.

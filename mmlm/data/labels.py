@@ -14,13 +14,21 @@ from mmlm.utils.errors import UserError
 class Classes:
   """Names of classes <-> their indices."""
 
-  def __init__(self, names: Iterable[Any], each: bool = False):
+  def __init__(
+    self,
+    names: Iterable[Any],
+    each: bool = False,
+  ):
     self.names = tuple(map(str, names))
     if len(self.names) < 2 or len(set(self.names)) < len(self.names):
       raise UserError(f'model.head.classes={names}: expected two or more names, no name twice.')
     self.each = each
 
-  def encode(self, label: Any, example: str) -> int:
+  def encode(
+    self,
+    label: Any,
+    example: str,
+  ) -> int:
     """Returns the index of a label; an unknown one is an error that names the example."""
     name = str(label)
     if name not in self.names:
@@ -30,7 +38,11 @@ class Classes:
       )
     return self.names.index(name)
 
-  def check_learnable(self, labels: list[list[int]], split: str) -> None:
+  def check_learnable(
+    self,
+    labels: list[list[int]],
+    split: str,
+  ) -> None:
     """Raises a UserError for a class without a training example, which is never predicted."""
     present = set()
     for of_example in labels:
@@ -46,12 +58,21 @@ class Classes:
 class Range:
   """Numbers from `low` to `high`."""
 
-  def __init__(self, low: float, high: float, each: bool = False):
+  def __init__(
+    self,
+    low: float,
+    high: float,
+    each: bool = False,
+  ):
     self.low = low
     self.high = high
     self.each = each
 
-  def encode(self, label: Any, example: str) -> float:
+  def encode(
+    self,
+    label: Any,
+    example: str,
+  ) -> float:
     """Returns a label as a number; any other one is an error that names the example."""
     try:
       value = float(label)

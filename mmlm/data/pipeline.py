@@ -137,7 +137,11 @@ class Loader:
   def __getstate__(self) -> dict:
     return self.__dict__ | {'finish': None}
 
-  def __call__(self, number: int, batch: batching.Batch) -> dict[str, np.ndarray]:
+  def __call__(
+    self,
+    number: int,
+    batch: batching.Batch,
+  ) -> dict[str, np.ndarray]:
     """Returns the arrays of a batch, {name: values, name_mask: mask, 'weight': [B]}."""
     batch, first = batching.part_of(batch, *self.part)
     columns = {
@@ -161,7 +165,12 @@ class Loader:
       arrays[f'{name}_mask'] = mask & (name != self.absent)
     return arrays
 
-  def _examples(self, number: int, batch: batching.Batch, first: int) -> list[dict]:
+  def _examples(
+    self,
+    number: int,
+    batch: batching.Batch,
+    first: int,
+  ) -> list[dict]:
     """Returns the transformed examples of a batch.
 
     Args:
@@ -176,10 +185,19 @@ class Loader:
         examples.append(apply_ops(self.ops, example, rng))
     return examples
 
-  def _waits_for(self, number: int, i: int) -> str:
+  def _waits_for(
+    self,
+    number: int,
+    i: int,
+  ) -> str:
     return f'batch {number + 1}: {self.table.ids[i]!r} is read (process {os.getpid()})'
 
-  def _column(self, name: str, column: list[list], batch: batching.Batch) -> batching.Padded:
+  def _column(
+    self,
+    name: str,
+    column: list[list],
+    batch: batching.Batch,
+  ) -> batching.Padded:
     """Returns a column of the table, padded."""
     length = self._padded_length(name, batch.length)
     filler = self.pad_id
@@ -190,7 +208,12 @@ class Loader:
       filler = type(next((value for labels in column for value in labels), 0))(0)
     return batching.pad([column[i] for i in batch.indices], length, batch.size, filler)
 
-  def _modality(self, name: str, examples: list[dict], batch: batching.Batch) -> batching.Padded:
+  def _modality(
+    self,
+    name: str,
+    examples: list[dict],
+    batch: batching.Batch,
+  ) -> batching.Padded:
     """Returns a modality of the examples, as features or as arrays of one shape."""
     values = [example.get(name) for example in examples]
     if name in self.table.rows:
@@ -198,7 +221,11 @@ class Loader:
       return batching.pad_features(values, length, batch.size, lambda: self.blank[name])
     return batching.stack(values, batch.size, lambda: self._transformed_blank(name))
 
-  def _padded_length(self, name: str, length: int) -> int:
+  def _padded_length(
+    self,
+    name: str,
+    length: int,
+  ) -> int:
     """Returns the length that a column is padded to in a bucket.
 
     Frames are many and tokens few: beside features each column has its own length, the longest that
@@ -237,7 +264,10 @@ def stream(
   Raises:
     LostLoader: a loader process ended before its time.
   """
-  dataset = grain.MapDataset.range(start, stop).map(lambda number: loader(number, plan[number]))
+  dataset = grain.MapDataset.range(
+    start,
+    stop,
+  ).map(lambda number: loader(number, plan[number]))
   options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
   dataset = dataset.to_iter_dataset(options)
   if workers:

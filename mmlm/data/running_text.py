@@ -66,7 +66,12 @@ class RunningText:
   def inputs(self) -> np.ndarray:
     """Returns [N] int32: the token that each token is predicted from."""
     bos_id = self.special_tokens.bos_id
-    inputs = np.concatenate([[bos_id], self.tokens[:-1]]).astype(np.int32)
+    inputs = np.concatenate(
+      [
+        [bos_id],
+        self.tokens[:-1],
+      ]
+    ).astype(np.int32)
     inputs[self.starts[:-1]] = bos_id
     return inputs
 
@@ -173,7 +178,13 @@ class RandomWindows:
 
   carries_state = False
 
-  def __init__(self, text: RunningText, length: int, batch_size: int, seed: int):
+  def __init__(
+    self,
+    text: RunningText,
+    length: int,
+    batch_size: int,
+    seed: int,
+  ):
     total = len(text.tokens)
     self.length = length
     self.batch_size = batch_size
@@ -297,10 +308,17 @@ class ListedSequences:
     return True
 
 
-def pack_documents(text: RunningText, length: int, seed: int) -> list[list[Span]]:
+def pack_documents(
+  text: RunningText,
+  length: int,
+  seed: int,
+) -> list[list[Span]]:
   """Returns documents in sequences of at most `length` tokens; longer ones are cut."""
   pieces = []
-  for begin, end in zip(text.starts[:-1].tolist(), text.starts[1:].tolist()):
+  for begin, end in zip(
+    text.starts[:-1].tolist(),
+    text.starts[1:].tolist(),
+  ):
     for start in range(begin, end, length):
       pieces.append(Span(start, start, min(start + length, end)))
   order = np.random.default_rng(seed).permutation(len(pieces))
@@ -324,7 +342,12 @@ def best_fit(spans: list[Span], length: int) -> list[list[Span]]:
   return sequences
 
 
-def sliding_windows(begin: int, end: int, length: int, stride: int) -> list[Span]:
+def sliding_windows(
+  begin: int,
+  end: int,
+  length: int,
+  stride: int,
+) -> list[Span]:
   """Returns windows over the tokens begin..end, in which each token is predicted once.
 
   Except at the beginning, a token is predicted from at least `length - stride` tokens before it.
@@ -338,7 +361,12 @@ def sliding_windows(begin: int, end: int, length: int, stride: int) -> list[Span
   return spans
 
 
-def _packed_plan(text: RunningText, length: int, batch_size: int, seed: int) -> ListedSequences:
+def _packed_plan(
+  text: RunningText,
+  length: int,
+  batch_size: int,
+  seed: int,
+) -> ListedSequences:
   return ListedSequences(pack_documents(text, length, seed), length, batch_size, seed)
 
 
@@ -400,7 +428,11 @@ class StreamLoader:
     self.apart = apart
     self.part = part
 
-  def __call__(self, number: int, batch: Batch) -> dict[str, np.ndarray]:
+  def __call__(
+    self,
+    number: int,
+    batch: Batch,
+  ) -> dict[str, np.ndarray]:
     batch, _ = part_of(batch, *self.part)
     arrays = self._empty(batch.size, batch.length)
     for i, sequence in enumerate(batch.indices):
@@ -414,7 +446,11 @@ class StreamLoader:
       arrays['fresh'] = np.full(batch.size, self.plan.fresh(number))
     return arrays
 
-  def _empty(self, size: int, length: int) -> dict[str, np.ndarray]:
+  def _empty(
+    self,
+    size: int,
+    length: int,
+  ) -> dict[str, np.ndarray]:
     shape = size, length
     pad_id = self.text.special_tokens.pad_id
     arrays = {
@@ -449,7 +485,12 @@ class StreamLoader:
 # Checks
 
 
-def check_stream(config: Any, is_language_model: bool, devices: int, processes: int) -> None:
+def check_stream(
+  config: Any,
+  is_language_model: bool,
+  devices: int,
+  processes: int,
+) -> None:
   """Raises UserError where running text cannot be read as data.stream names.
 
   Args:
@@ -494,7 +535,11 @@ def _stream_problems(
     yield f'evaluate.stride={stride}: expected 0 to data.max_length={data.max_length}.'
 
 
-def _lane_problems(config: Any, devices: int, processes: int) -> Iterator[str]:
+def _lane_problems(
+  config: Any,
+  devices: int,
+  processes: int,
+) -> Iterator[str]:
   batch_size = config.train.batch_size
   accumulate = config.train.accumulate
   parts = devices * accumulate

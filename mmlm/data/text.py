@@ -103,7 +103,11 @@ class Texts:
   A tokenizer with Moses' rules of `language` around it; '' for no rules.
   """
 
-  def __init__(self, tokenizer: Tokenizer, language: str = ''):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    language: str = '',
+  ):
     self.tokenizer = tokenizer
     self.language = language
 

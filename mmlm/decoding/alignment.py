@@ -35,10 +35,21 @@ def align(
   """
   batch, frames, _ = log_probs.shape
   longest = tokens.shape[1]
-  labels = jnp.full((batch, 2 * longest + 1), blank, tokens.dtype).at[:, 1::2].set(tokens)  # [B, U]
+  labels = (
+    jnp.full(
+      (batch, 2 * longest + 1),
+      blank,
+      tokens.dtype,
+    )
+    .at[:, 1::2]
+    .set(tokens)
+  )  # [B, U]
   best, moves = _best_paths(log_probs, labels, blank)
   # A path ends in the last token, or in the blank behind it.
-  ends = jnp.stack([2 * lengths, jnp.maximum(2 * lengths - 1, 0)], 1)  # [B, 2]
+  ends = jnp.stack(
+    [2 * lengths, jnp.maximum(2 * lengths - 1, 0)],
+    1,
+  )  # [B, 2]
   log_prob_of_end = jnp.take_along_axis(best, ends, 1)
   end = _pick_one(ends, log_prob_of_end.argmax(1))
   path = _trace_back(end, moves)  # [S, B]
@@ -68,13 +79,25 @@ def _best_paths(
   Moves [S, B, U] say by how many states a path advanced into a state at a frame: 0, 1 or 2.
   """
   states = jnp.arange(labels.shape[1])
-  label_before_blank = jnp.pad(labels[:, :-2], ((0, 0), (2, 0)), constant_values=blank)
+  label_before_blank = jnp.pad(
+    labels[:, :-2],
+    ((0, 0), (2, 0)),
+    constant_values=blank,
+  )
   # From token to token without a blank, unless the two are equal.
   may_skip = (states % 2 == 1) & (labels != label_before_blank)
 
   def advance(best: Array, log_probs: Array) -> tuple[Array, Array]:
-    step = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
-    skip = jnp.pad(best[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO)
+    step = jnp.pad(
+      best[:, :-1],
+      ((0, 0), (1, 0)),
+      constant_values=LOG_ZERO,
+    )
+    skip = jnp.pad(
+      best[:, :-2],
+      ((0, 0), (2, 0)),
+      constant_values=LOG_ZERO,
+    )
     ways = jnp.stack([best, step, jnp.where(may_skip, skip, LOG_ZERO)])  # [3, B, U]
     emitted = jnp.take_along_axis(log_probs, labels, 1)
     return ways.max(0) + emitted, ways.argmax(0).astype(jnp.int8)

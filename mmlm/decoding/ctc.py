@@ -54,7 +54,11 @@ def best_path(log_probs: Array, options: SearchOptions) -> SearchResult:
   is_blank = jnp.arange(vocabulary) == options.pad_id
   log_probs = jnp.where(_is_text(vocabulary, options) | is_blank, log_probs, LOG_ZERO)
   labels = log_probs.argmax(-1).astype(jnp.int32)  # [B, S]
-  previous = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=options.pad_id)
+  previous = jnp.pad(
+    labels[:, :-1],
+    ((0, 0), (1, 0)),
+    constant_values=options.pad_id,
+  )
   is_new = (labels != options.pad_id) & (labels != previous)
   places = jnp.where(is_new, jnp.cumsum(is_new, 1) - 1, options.max_length)
   example = jnp.arange(batch)[:, None]
@@ -102,7 +106,10 @@ def prefix_beam(
   """
   step = None
   if scorers:
-    step, cache = for_each_beam(*weighted_sum(list(scorers)), len(log_probs) * options.beams)
+    step, cache = for_each_beam(
+      *weighted_sum(list(scorers)),
+      len(log_probs) * options.beams,
+    )
     start = _initial_beams(len(log_probs), options, step, cache)
   else:
     start = _initial_beams(len(log_probs), options)
@@ -273,7 +280,11 @@ def _score_extended(
   scores, cache = step(jnp.where(stays, 0, token).reshape(-1), parent_cache)
 
   def unless_extended(old: Array, x: Array) -> Array:
-    return jnp.where(stays.reshape(-1, *[1] * (x.ndim - 1)), old, x)
+    return jnp.where(
+      stays.reshape(-1, *[1] * (x.ndim - 1)),
+      old,
+      x,
+    )
 
   score_of_token = jnp.take_along_axis(next_scores, token[..., None], 2)[..., 0]
   score = new.score + jnp.where(stays, 0, score_of_token)
@@ -340,7 +351,11 @@ def prefix_scorer(log_probs: Array, options: SearchOptions) -> tuple[Step, dict[
     ids = jnp.arange(vocabulary)
     is_repeated = (ids == tokens[:, None]) & ~is_start
     scores = jnp.where(is_repeated, repeated[:, None], scores)
-    scores = jnp.where(is_any(ids, options.eos_ids), either[:, -1:], scores)
+    scores = jnp.where(
+      is_any(ids, options.eos_ids),
+      either[:, -1:],
+      scores,
+    )
     new_cache = {
       'known': known,
       'last': tokens,
@@ -387,7 +402,11 @@ def _extend_prefix(
     return new, new
 
   start = jnp.full(len(tokens), LOG_ZERO)
-  _, alphas = lax.scan(advance, (start, start), (before.T, emitted.T, blanks.T))
+  _, alphas = lax.scan(
+    advance,
+    (start, start),
+    (before.T, emitted.T, blanks.T),
+  )
   label, blank = alphas
   return _PrefixScores(
     alpha_label=label.T,

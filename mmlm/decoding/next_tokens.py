@@ -64,7 +64,15 @@ def top_k(
   in_blocks = vocabulary - vocabulary % block
   if jax.default_backend() != 'cpu' or in_blocks < 2 * k * block:
     return lax.top_k(x, k)
-  maxima = x[:, :in_blocks].reshape(size, -1, block).max(-1)  # [R, V // block]
+  maxima = (
+    x[:, :in_blocks]
+    .reshape(
+      size,
+      -1,
+      block,
+    )
+    .max(-1)
+  )  # [R, V // block]
   best_blocks = lax.top_k(maxima, k)[1]  # [R, k]
   # In order of index, or equal values would be ranked by the maximum of their block.
   indices = jnp.sort(best_blocks)[..., None] * block + jnp.arange(block)  # [R, k, block]
@@ -89,7 +97,13 @@ def nucleus(logits: Array, top_p: float) -> Array:
     # The mass of entries at or above `low` reaches top_p, of those at or above `high` it does not.
     low, high = bounds
     middle = (low + high) / 2
-    reaches = jnp.where(logits >= middle, mass, 0).sum(-1, keepdims=True) >= top_p
+    reaches = (
+      jnp.where(logits >= middle, mass, 0).sum(
+        -1,
+        keepdims=True,
+      )
+      >= top_p
+    )
     return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle)
 
   low, _ = lax.fori_loop(0, 40, halve, (top - 100, top + 1))
@@ -138,4 +152,7 @@ def keys_of_beams(
     keys = rng
   else:
     keys = fold_in_each(rng, jnp.arange(batch))
-  return jax.vmap(fold_in_each, (0, None))(keys, jnp.arange(beams)).reshape(-1)
+  return jax.vmap(fold_in_each, (0, None))(
+    keys,
+    jnp.arange(beams),
+  ).reshape(-1)

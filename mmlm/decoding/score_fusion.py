@@ -81,7 +81,11 @@ class Fusion(NamedTuple):
   scorers: tuple[Scorer, ...] = ()
   arrays: tuple = ()  # the tables or parameters of each scorer
 
-  def steps(self, examples: int, options: SearchOptions) -> list[WeightedStep]:
+  def steps(
+    self,
+    examples: int,
+    options: SearchOptions,
+  ) -> list[WeightedStep]:
     """Returns the step of each scorer, at its beginning."""
     steps = []
     for scorer, arrays in zip(self.scorers, self.arrays):
@@ -129,7 +133,10 @@ def for_each_beam(
 
   Every leaf of the new cache has R as its first axis.
   """
-  cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (beams, *jnp.shape(x))), cache)
+  cache = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (beams, *jnp.shape(x))),
+    cache,
+  )
 
   def step_of_one(token: Array, cache: Cache) -> tuple[Array, Cache]:
     values, cache = step(token[None], cache)

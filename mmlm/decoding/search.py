@@ -214,7 +214,10 @@ def _extend_beams(
   gains = values - log_normalizers[:, None]  # [R, C]
   totals = state.live.log_probs[..., None] + gains.reshape(batch, beams, -1)  # [B, K, C]
   totals = totals.reshape(batch, -1)  # [B, K C]
-  log_probs, places = lax.top_k(totals, min((1 + ends_of_beam) * beams, totals.shape[1]))
+  log_probs, places = lax.top_k(
+    totals,
+    min((1 + ends_of_beam) * beams, totals.shape[1]),
+  )
   parents = places // ids.shape[1]  # [B, (1 + E) K]
   tokens = jnp.take_along_axis(ids.reshape(batch, -1), places, 1)
   extended = _append(_pick(state.live, parents), tokens, log_probs)
@@ -328,7 +331,11 @@ def _where(
   """Returns `a` where the mask [B, K] is True, else `b`."""
 
   def choose(x: Array, y: Array) -> Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, y)
+    return jnp.where(
+      mask.reshape(mask.shape + (1,) * (x.ndim - 2)),
+      x,
+      y,
+    )
 
   return Hypotheses(*map(choose, a, b))
 

@@ -173,7 +173,7 @@ class Sweep:
     self._waiting.insert(0, run)
 
   def _begin_trial(self) -> bool:
-    """Lets the runs of one more trial wait, as far as they are not complete; False: none is left."""
+    """Queues the runs of one more trial that are not complete; False: no trial remains."""
     trial = self._ask_for_trial()
     if trial is None:
       return False

@@ -27,7 +27,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_of(config: dict) -> Task:
-  """Returns the task of the config that a run folder holds; captioning, the default, without one."""
+  """Returns the task of the config of a run folder; captioning, the default, without one."""
   return TASKS.get(config.get('task', ''), TASKS['captioning'])
 
 

@@ -180,7 +180,8 @@ def test_filterbanks_are_kaldis():
   assert np.allclose(
     kaldi_fbank(2 * noise(1)), frames + 2 * np.log(2), atol=1e-3
   )  # logarithms of energies
-  # A step of 16 bits is 1: of white noise each of 257 frequencies has its variance times the squares of the window.
+  # A step of 16 bits is 1: of white noise each of 257 frequencies has its variance times the
+  # squares of the window.
   window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
   emphasis = 1 + 0.97**2 - 2 * 0.97 * np.cos(2 * np.pi * np.arange(257) / 512)
   widest = np.log(

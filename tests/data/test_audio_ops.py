@@ -1,4 +1,4 @@
-"""Ops on sounds and features: what each does, what it leaves alone, and that no length is ever cut."""
+"""Transforms of sounds and features: what each does, and that no length is ever cut."""
 
 import numpy as np
 import pytest

@@ -113,7 +113,8 @@ def test_broken_sounds_and_features_stop_or_are_skipped(write, tmp_path, capsys)
   )
   with pytest.raises(
     UserError,
-    match=r'2 of 4 sounds are broken:\n  cut\.wav: \S+cut\.wav: the file .*was cut off\n  bad\.npy: \S+bad\.npy: no features',
+    match=r'2 of 4 sounds are broken:\n  cut\.wav: \S+cut\.wav: the file .*was cut off\n  '
+    r'bad\.npy: \S+bad\.npy: no features',
   ):
     check_files(source, tmp_path / 'cache')
   kept = check_files(source, tmp_path / 'cache', skip_broken=True)

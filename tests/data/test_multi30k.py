@@ -1,4 +1,6 @@
-"""Multi30k: its three forms on small folders made by hand, what is refused, and the counts of the real data."""
+"""Multi30k: its three forms on small folders made by hand, what is refused, and the counts of the
+real data.
+"""
 
 import io
 import re
@@ -198,7 +200,10 @@ def test_a_photo_of_two_splits_is_refused(root, data, form, file, own, other):
 
 
 def test_a_missing_file_is_answered_with_how_to_get_it(root, data):
-  how = r'(?s){}\.tsv: no such file\.\n.*https://github.com/multi30k/dataset.*\./launch.sh prepare multi30k --source FOLDER'
+  how = (
+    r'(?s){}\.tsv: no such file\.\n.*https://github.com/multi30k/dataset.*'
+    r'\./launch.sh prepare multi30k --source FOLDER'
+  )
   for form, name in (
     ('text', 'test_2017_mscoco'),
     ('photos', 'val'),
@@ -301,7 +306,9 @@ def test_the_real_photos(shared_data, data, form):
 
 
 def test_padding_of_the_real_texts_is_under_12_percent(shared_data):
-  """Of the batches that the config trains on: tokens of texts and targets against the room that they take."""
+  """Of the batches that the config trains on: tokens of texts and targets against the room that
+  they take.
+  """
   config = load_config('configs/translation/multi30k.py')
   rows = read_table(shared_data / 'multi30k' / 'train.tsv', ('en', 'de'))
   texts = []

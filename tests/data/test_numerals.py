@@ -1,4 +1,4 @@
-"""The generated numerals: only the picture tells the masked word, and no number is in two splits."""
+"""Generated numerals: only the picture shows the masked word, no number is in two splits."""
 
 import io
 import random
@@ -76,7 +76,9 @@ def picture(data) -> np.ndarray:
 
 
 def test_pictures_show_the_digits(examples):
-  """White digits in squares of their own, right-aligned: the same digit in the same square looks the same, others differ."""
+  """White digits in squares of their own, right-aligned: the same digit in the same square looks
+  the same, others differ.
+  """
   cells = {}
   for row in sum(examples.values(), []):
     pixels = picture(row['image'])

@@ -23,7 +23,9 @@ def png(value):
 
 
 class Catalogue(tfds.core.GeneratorBasedBuilder):
-  """As sets of the catalogue look: captions in a Sequence of dicts, a class label, a nested picture."""
+  """As sets of the catalogue look: captions in a Sequence of dicts, a class label, a nested
+  picture.
+  """
 
   VERSION = tfds.core.Version('1.2.0')
 

@@ -1,4 +1,6 @@
-"""Speech data sets: small folders as users have them, what is refused, and the counts of the real data."""
+"""Speech data sets: small folders as users have them, what is refused, and the counts of the real
+data.
+"""
 
 import collections
 import io
@@ -354,7 +356,7 @@ def test_no_sequence_of_keys_is_in_two_splits(keypad):
 
 
 def test_the_keys_can_be_heard_and_only_they_differ_by_chance(keypad, monkeypatch):
-  """Goertzel's way: where tones are loud, the two loudest frequencies of the keypad name the key."""
+  """Goertzel: where tones are loud, the two loudest frequencies of the keypad name the key."""
   assert (
     keypad_tones.dial('0123') == keypad_tones.dial('0123')
     and len({len(row['audio']) for row in keypad['test']}) > 20

@@ -111,7 +111,8 @@ def test_subwords_are_parts_of_words_between_spaces():
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and UNK not in ids
     assert len(ids) > len(text.split()) or text == 'berlin .'
-  # A piece never crosses a space, and one that ends a word is another than the same letters inside of one.
+  # A piece never crosses a space, and one that ends a word is another than the same letters inside
+  # of one.
   assert tokenizer.encode('ein mann') == tokenizer.encode('ein') + tokenizer.encode('mann')
   assert tokenizer.encode('mannstrand')[:1] != tokenizer.encode('mann')[:1]
   assert tokenizer.encode('ein 犬') == [*tokenizer.encode('ein'), UNK]

@@ -34,7 +34,9 @@ def aligned(log_probs, texts, width=4):
 
 
 def best_of_all(log_probs, text):
-  """(log-probability of the likeliest path that writes `text`, first and last frame of each token): every path is tried."""
+  """(log-probability of the likeliest path that writes `text`, first and last frame of each token):
+  every path is tried.
+  """
 
   def score(path):
     return sum(float(log_probs[t, label]) for t, label in enumerate(path))

@@ -1,4 +1,5 @@
-"""CTC against sums over all alignments: the loss, the best path, prefix beam search, and the scores of prefixes.
+"""CTC against sums over all alignments: the loss, the best path, prefix beam search, and the scores
+of prefixes.
 
 Axes: B batch, S frames, T labels, V vocabulary, N hypotheses.
 """
@@ -30,7 +31,9 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
 def logits_of(seed=0, frames=S, sharp=1.5):
-  """Frames of four lengths; the start and the end of a text have no probability, so that all is within what CTC writes."""
+  """Frames of four lengths; the start and the end of a text have no probability, so that all is
+  within what CTC writes.
+  """
   logits = sharp * np.random.default_rng(seed).normal(size=(B, frames, V))
   logits[..., [BOS, EOS]] = -1e9
   return logits.astype(np.float32)
@@ -110,7 +113,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_what_cannot_be_aligned_has_no_loss_and_a_finite_gradient():
-  """More labels than frames, equals without room for the blank between them, and no frame at all."""
+  """More labels than frames, equal labels without room for a blank, and no frame at all."""
   labels = [(3, 3, 4, 4), (3, 3, 3), (3, 4), (3,)]
   found, counts = losses(logits_of(), mask_of(), labels)
   assert not np.any(found) and not np.any(counts)
@@ -254,7 +257,9 @@ def test_scores_of_prefixes_are_sums_over_all_that_begin_so(prefix):
 
 
 def test_a_search_by_scores_of_prefixes_alone_finds_the_likeliest_labellings():
-  """A search over tokens and one over frames agree: rows change places, and what they know of their prefix follows."""
+  """A search over tokens and one over frames agree: rows change places, and what they know of their
+  prefix follows.
+  """
   options = SearchOptions('beam', max_length=S + 1, beam_size=40, n_best=6, length_penalty=0.0)
 
   def run():

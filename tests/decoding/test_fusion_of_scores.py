@@ -1,4 +1,5 @@
-"""Searches by several scores at once: weight 0 is the plain search, sums are those of brute force, n-gram tables are probabilities.
+"""Searches by several scores at once: weight 0 is the plain search, sums are those of brute force,
+n-gram tables are probabilities.
 
 Axes: B batch, K rows an example, V vocabulary, H histories.
 """

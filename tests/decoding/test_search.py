@@ -1,4 +1,6 @@
-"""Search over toy models whose cache holds the whole history: a row out of order changes the numbers."""
+"""Search over toy models whose cache holds the whole history: a row out of order changes the
+numbers.
+"""
 
 import functools
 import itertools
@@ -21,7 +23,9 @@ METHODS = ('greedy', 'sample', 'beam')
 
 @functools.cache
 def toy(seed, batch, vocabulary=5, length=8, width=12):
-  """Parameters, one set an example: logits depend on every token so far, its place, and the example."""
+  """Parameters, one set an example: logits depend on every token so far, its place, and the
+  example.
+  """
   embed, out = (
     jax.random.normal(k, s)
     for k, s in zip(
@@ -153,7 +157,9 @@ def test_any_of_several_end_tokens_ends_a_hypothesis():
   ids=['greedy', 'sample', 'sample-top-k', 'beam', 'beam-min-length'],
 )
 def test_results_are_well_formed_and_scored_by_their_own_tokens(options):
-  """Rows of a narrow beam change places often: a cache that did not follow gives other log-probabilities."""
+  """Rows of a narrow beam change places often: a cache that did not follow gives other
+  log-probabilities.
+  """
   model = toy(2, 16, vocabulary=9)
   result = run(model, options)
   assert result.tokens.dtype == jnp.int32 and result.tokens.shape == (16, options.n_best, 7)
@@ -254,7 +260,9 @@ def fixed_step(logits, calls=None):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_stops_when_nothing_can_change(method):
-  """The end is so likely that nothing else can win: one step, not fifty; none without an active example."""
+  """The end is so likely that nothing else can win: one step, not fifty; none without an active
+  example.
+  """
   calls = []
   step = fixed_step(jnp.array([0.0, 0, 50, 0, 0]), calls)
   options = SearchOptions(method, max_length=50, length_penalty=1.0)
@@ -270,7 +278,8 @@ def test_stops_when_nothing_can_change(method):
 @pytest.mark.parametrize(
   'alpha,n_best,table,expected',
   [
-    # The end comes first, but a long sequence outdoes it, or the very next one where length is punished.
+    # The end comes first, but a long sequence outdoes it, or the very next one where length is
+    # punished.
     (
       3.0,
       1,
@@ -278,14 +287,16 @@ def test_stops_when_nothing_can_change(method):
       [(3, 5, 6, 7, EOS)],
     ),
     (-1.0, 1, {BOS: {EOS: 0.38, 3: 0.5, 4: 0.12}, 3: {EOS: 1}, 4: {EOS: 1}}, [(3, EOS)]),
-    # Two words must go on beside the end, although the beam is two and only one row is there to grow.
+    # Two words must go on beside the end, although the beam is two and only one row is there to
+    # grow.
     (
       0.0,
       2,
       {BOS: {EOS: 0.4, 3: 0.35, 4: 0.25}, 3: {5: 0.4, 6: 0.3, 7: 0.3}, 4: {EOS: 1}, 5: {EOS: 1}},
       [(EOS,), (4, EOS)],
     ),
-    # An end that ranks third of a beam of two does not count, or short sequences would always be found first.
+    # An end that ranks third of a beam of two does not count, or short sequences would always be
+    # found first.
     (
       0.0,
       1,

@@ -1,4 +1,6 @@
-"""The page on which a person asks a run: what it takes, what it refuses, and how it shows an answer."""
+"""The page on which a person asks a run: what it takes, what it refuses, and how it shows an
+answer.
+"""
 
 import base64
 import http.client
@@ -77,7 +79,10 @@ def broken():
 
 @pytest.fixture(scope='module')
 def models():
-  png = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+  png = (
+    'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ'
+    'AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+  )
   looks = [
     LOOK | {'modality': 'image', 'grid': [1, 2], 'weights': [[0.1, 0.4], [0.4, 0.1]]},
     LOOK | {'modality': 'text', 'labels': ['a', 'dog'], 'weights': [[0.4, 0.1], [0.1, 0.4]]},
@@ -130,7 +135,9 @@ def port(models):
 
 
 def fetch(port, path='/answer', body=None, **headers):
-  """(status, headers, body) of a request; a body of fields {name: text or (file name, bytes)} is sent as a form."""
+  """(status, headers, body) of a request; a body of fields {name: text or (file name, bytes)} is
+  sent as a form.
+  """
   method = 'GET' if body is None else 'POST'
   if isinstance(body, dict):
     parts = b''
@@ -279,7 +286,9 @@ def test_one_request_at_a_time(port, models):
 
 
 def write_run(folder, path: str, texts=(), **changes):
-  """A run folder as training begins it, of the smoke form of a config; its parameters are those that `untrained` gives."""
+  """A run folder as training begins it, of the smoke form of a config; its parameters are those
+  that `untrained` gives.
+  """
   config = configs.override(
     configs.load_config(f'{ROOT}/{path}'), {'parallel.strategy': 'jit'} | changes
   )
@@ -432,7 +441,8 @@ def test_picture_and_text_in_the_browser(visit, port, tmp_path):  # noqa: F811
   page.wait_for_selector('#inputs img')
   assert (
     page.evaluate(
-      'document.querySelector("#inputs img").decode().then(() => document.querySelector("#inputs img").naturalWidth)'
+      'document.querySelector("#inputs img").decode().then(() => document.querySelector("#inputs '
+      'img").naturalWidth)'
     )
     == 30
   )
@@ -441,7 +451,10 @@ def test_picture_and_text_in_the_browser(visit, port, tmp_path):  # noqa: F811
   page.keyboard.press('Enter')
   page.wait_for_selector('#result:not([hidden])')
   assert page.inner_text('.answer') == 'ein <b>Hund' and page.locator('.others li').count() == 1
-  heats = "[...document.querySelectorAll('.source span')].map(s => +(s.style.background.match(/[\\d.]+(?=\\))/) ?? [1])[0])"
+  heats = (
+    "[...document.querySelectorAll('.source span')]"
+    '.map(s => +(s.style.background.match(/[\\d.]+(?=\\))/) ?? [1])[0])'
+  )
   assert (
     page.evaluate(heats)[0] > page.evaluate(heats)[1] and page.locator('.film figure').count() == 2
   )
@@ -451,7 +464,10 @@ def test_picture_and_text_in_the_browser(visit, port, tmp_path):  # noqa: F811
     page.evaluate('document.activeElement.textContent') == 'Hund'
     and page.evaluate(heats)[0] < page.evaluate(heats)[1]
   )
-  alpha = "(data => [data[3], data[7]])(document.querySelector('.overlay canvas').getContext('2d').getImageData(0, 0, 2, 1).data)"
+  alpha = (
+    "(data => [data[3], data[7]])(document.querySelector('.overlay canvas')"
+    ".getContext('2d').getImageData(0, 0, 2, 1).data)"
+  )
   left, right = page.evaluate(alpha)
   assert left > right
 

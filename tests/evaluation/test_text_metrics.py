@@ -22,7 +22,7 @@ WORDS = TEXT.split()
 
 
 def corpus(seed=0, count=60, noise=0.2, most=1):
-  """Returns predictions: up to `most` references an example, hypotheses with some words replaced."""
+  """Returns predictions: up to `most` references each, hypotheses with words replaced."""
   rng = np.random.default_rng(0)
   references = []
   for i in range(count):

@@ -79,7 +79,7 @@ def metrics_of(config):
 
 
 def check_run(folder, output, place):
-  """Checks training and scores of a run, predicts and writes its report; returns its predictions."""
+  """Checks a run and its scores, predicts, writes its report; returns the predictions."""
   config = configs.from_dict(json.loads((folder / 'config.json').read_text()))
   check_training(folder, output)
   name = check_scores(folder, config)

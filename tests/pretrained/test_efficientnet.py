@@ -270,7 +270,9 @@ def test_loaded_network_equals_the_unfolded_one(state):
 
 
 def _dog_photos(folder, count):
-  """Photos [count, 224, 224, 3] in 0..255 whose captions all speak of a dog, and none of dogs or people."""
+  """Photos [count, 224, 224, 3] in 0..255 whose captions all speak of a dog, and none of dogs or
+  people.
+  """
   captions = {}
   for line in (folder / 'captions_en.tsv').read_text().splitlines()[1:]:
     split, image, _, caption = line.split('\t')

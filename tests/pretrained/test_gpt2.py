@@ -1,4 +1,6 @@
-"""A GPT-2 read from Hugging Face's folder and written again: vocabulary, weights, log-probabilities."""
+"""A GPT-2 read from Hugging Face's folder and written again: vocabulary, weights,
+log-probabilities.
+"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Weights of Whisper on disk: layouts, damaged and foreign files, and a task that starts from them."""
+"""Weights of Whisper on disk: layouts, damaged files, and a task that starts from them."""
 
 import jax
 import numpy as np

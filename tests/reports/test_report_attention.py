@@ -1,4 +1,6 @@
-"""Where a model looks: the weights are those that it uses, of the right words and places, and the page shows them."""
+"""Where a model looks: the weights are those that it uses, of the right words and places, and the
+page shows them.
+"""
 
 import base64
 import json
@@ -158,7 +160,9 @@ def test_a_look_is_of_the_example_itself_and_not_of_its_batch(look):
   ],
 )
 def test_what_each_fusion_keeps_is_found_in_its_memory(look, tmp_path, fusion, ones):
-  """The modalities `ones` have all of the attention together, others leave some to what the fusion adds; a picture that is not there has none."""
+  """The modalities `ones` have all of the attention together, others leave some to what the fusion
+  adds; a picture that is not there has none.
+  """
   experiment, examples, _ = look
   config = configs.override(experiment.config, {'model.fusion.name': fusion})
   other = Experiment(config, experiment.folder)
@@ -211,8 +215,10 @@ def test_the_page_shows_where_a_model_looks(visit, run, tmp_path):  # noqa: F811
   page.check('#with-attention')
   assert page.locator('#examples > li').count() == len(looked)
   alpha = """(() => {
-    const shown = document.querySelector('.picture canvas'), copy = document.createElement('canvas');
-    const [w, h] = [copy.width, copy.height] = [shown.width, shown.height], context = copy.getContext('2d', {willReadFrequently: true});
+    const shown = document.querySelector('.picture canvas');
+    const copy = document.createElement('canvas');
+    const [w, h] = [copy.width, copy.height] = [shown.width, shown.height];
+    const context = copy.getContext('2d', {willReadFrequently: true});
     context.drawImage(shown, 0, 0);
     return Math.max(...context.getImageData(0, 0, w, h).data.filter((_, i) => i % 4 === 3));
   })()"""

@@ -1,4 +1,4 @@
-"""Pages of runs, of several runs and of sweeps: what stands in them, in a browser and without one."""
+"""Pages of runs, of several runs and of sweeps, in a browser and without one."""
 
 import functools
 import time
@@ -44,11 +44,15 @@ def test_a_page_opens_and_its_pictures_and_sounds_load(visit, captions):  # noqa
   assert shown(page) == 50 and page.locator('#count').inner_text() == '60 of 60 predictions'
   assert (
     page.evaluate(
-      "Promise.all([...document.querySelectorAll('.picture img')].slice(0, 5).map(i => i.decode().then(() => i.naturalWidth)))"
+      "Promise.all([...document.querySelectorAll('.picture img')].slice(0, 5).map(i => "
+      'i.decode().then(() => i.naturalWidth)))'
     )
     == [256] * 5
   )
-  length = "new Promise((good, bad) => { const a = document.querySelector('audio'); a.onloadedmetadata = () => good(a.duration); a.onerror = bad; a.load() })"
+  length = (
+    "new Promise((good, bad) => { const a = document.querySelector('audio'); "
+    'a.onloadedmetadata = () => good(a.duration); a.onerror = bad; a.load() })'
+  )
   assert page.evaluate(length) == pytest.approx(0.3, abs=0.01)
   assert (
     page.locator('#page').inner_text() == 'page 1 of 2' and page.locator('#previous').is_disabled()
@@ -128,7 +132,8 @@ def test_a_page_is_read_on_a_phone_in_both_colours(visit, captions, scheme):  # 
   assert page.evaluate('document.documentElement.scrollWidth') <= 360
   assert (
     page.evaluate(
-      "new Set([...document.querySelectorAll('#examples > li')].map(li => li.getBoundingClientRect().left)).size"
+      "new Set([...document.querySelectorAll('#examples > li')].map(li => "
+      'li.getBoundingClientRect().left)).size'
     )
     == 1
   )

@@ -282,7 +282,9 @@ def test_a_new_run_gets_a_page_that_says_what_is_missing(tmp_path):
 
 
 def label_run(folder, task='classification'):
-  """A run that says 'positive' of ten examples, nine of them rightly, and eight with their sound taken away."""
+  """A run that says 'positive' of ten examples, nine of them rightly, and eight with their sound
+  taken away.
+  """
   runs.write_json(
     folder / 'config.json', {'name': 'Labels', 'task': task, 'model': {'encoders': {'text': {}}}}
   )
@@ -378,7 +380,10 @@ def project(tmp_path):
 def test_tables_fill_both_pages_and_nothing_else(project):
   tables.write_tables(project)
   readme = (project / 'README.md').read_text()
-  row = '| frozen grid, beam 4 | Flickr8k test | BLEU-4 (%) | 19.5 (Xu et al.) | 22.13 | 21.00 to 23.26 |'
+  row = (
+    '| frozen grid, beam 4 | Flickr8k test | BLEU-4 (%) | 19.5 (Xu et al.) | 22.13 '
+    '| 21.00 to 23.26 |'
+  )
   assert (
     '| ours, frozen grid, beam 4 | Flickr8k test | 22.13 [21.00 to 23.26] |' in readme.splitlines()
     and 'stale' not in readme

@@ -1,4 +1,6 @@
-"""The page of a run on sounds: pictures, players, places of words, errors, counts; and `evaluate` and `report` of a real run."""
+"""The page of a run on sounds: pictures, players, places of words, errors, counts; and `evaluate`
+and `report` of a real run.
+"""
 
 import base64
 import html

@@ -1,4 +1,5 @@
-"""Recognition by CTC, by a decoder, and by both: their losses, what cannot be aligned, and searches with language models beside.
+"""Recognition by CTC, by a decoder, and by both: their losses, what cannot be aligned, and searches
+with language models beside.
 
 Axes: B batch, S rows of features, C values of a row, T time, V vocabulary.
 """
@@ -41,7 +42,9 @@ HEADS = {
 
 
 def example_batch(batch=B, rows=S, target=T, transcript=False):
-  """The same examples whatever the sizes: more rows, more positions of text and of target are padding."""
+  """The same examples whatever the sizes: more rows, more positions of text and of target are
+  padding.
+  """
   rng = np.random.default_rng(0)
   audio = rng.normal(size=(B, S, C))
   words = rng.integers(4, V, (B, T))
@@ -311,7 +314,9 @@ def lm_log_probs(model, params, tokens):
 
 @pytest.mark.parametrize('head', ['ctc', 'joint'])
 def test_language_models_are_added_to_both_kinds_of_search(head):
-  """A Transformer with its cache and an n-gram, over frames (rows at positions of their own) and over tokens."""
+  """A Transformer with its cache and an n-gram, over frames (rows at positions of their own) and
+  over tokens.
+  """
   setup = setup_of(head)
   batch = example_batch()
   n = 3

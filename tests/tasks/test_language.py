@@ -1,4 +1,5 @@
-"""Language models: state that goes on, documents apart, one pure step, evaluation of a whole text, averages, writing.
+"""Language models: state that goes on, documents apart, one pure step, evaluation of a whole text,
+averages, writing.
 
 Axes: B rows, T tokens of a row, N tokens of a text, V vocabulary.
 """
@@ -60,7 +61,9 @@ def text():
 
 @functools.cache
 def built(kind: str):
-  """(model, parameters) of a small language model, its weights large enough to tell one token from another."""
+  """(model, parameters) of a small language model, its weights large enough to tell one token from
+  another.
+  """
   options = {
     'lstm': dict(name='lstm', layers=2, hidden_dim=6, weight_drop=0.3, embedding_dropout=0.2),
     'learned': dict(name='transformer_decoder', layers=1, heads=2, max_length=40),
@@ -381,7 +384,8 @@ def test_averaging_begins_when_no_validation_has_been_better_for_a_while():
   )
   for score in (5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 2.9):
     begun.append(Keeper._averaging_begins(loop, types.SimpleNamespace(averaged=np.int32(0)), score))
-  # Worse than the best of those more than two before: 3.5 is better than 5.0, 3.2 than 4.0, 3.1 is worse than 3.0.
+  # Worse than the best of those more than two before: 3.5 is better than 5.0, 3.2 than 4.0, 3.1 is
+  # worse than 3.0.
   assert begun == [False, False, False, False, False, True, False]
   assert not Keeper._averaging_begins(loop, types.SimpleNamespace(averaged=np.int32(4)), 9.0)
 

@@ -1,4 +1,6 @@
-"""Runs of language models as a person meets them: trained, scored, asked to write, taken over by other tasks, refused."""
+"""Runs of language models as a person meets them: trained, scored, asked to write, taken over by
+other tasks, refused.
+"""
 
 import json
 import random
@@ -65,7 +67,8 @@ def place(tmp_path_factory):
   (folder / 'book.txt').write_text('\n'.join(sentences(60)) + '\n')
   done(
     'train',
-    f'configs/language_model/text.py:text={folder / "book.txt"},documents=line,tokens=char,context=16',
+    f'configs/language_model/text.py:text={folder / "book.txt"},'
+    'documents=line,tokens=char,context=16',
     '--workdir',
     folder / 'lm',
     *TRANSFORMER,
@@ -114,7 +117,8 @@ def test_it_is_exported_and_planned(place, tmp_path):
   for folder in (place / 'lm', tmp_path / 'out'):
     scored.append(done('evaluate', folder).split('step ', 1)[1].split('Report')[0])
   assert scored[0] == scored[1]
-  book = f'configs/language_model/text.py:text={place / "book.txt"},documents=line,tokens=char,context=16'
+  text = place / 'book.txt'
+  book = f'configs/language_model/text.py:text={text},documents=line,tokens=char,context=16'
   argv = [
     'plan',
     f'{book},model=lstm',
@@ -161,7 +165,10 @@ def test_its_decoder_starts_that_of_a_translation(place, tmp_path):
   mine = tmp_path / 'mine'
   for ending, turn in (('en', 1), ('de', -1)):
     mine.with_suffix(f'.{ending}').write_text(''.join(text[::turn] + '\n' for text in sentences(8)))
-  rules = "((r'encoders_text/embeddings/(.*)', r'head/tokens/\\1'), (r'head/position/.*', False), (r'head/.*cross.*', False), (r'head/.*', True), (r'.*', False))"
+  rules = (
+    "((r'encoders_text/embeddings/(.*)', r'head/tokens/\\1'), (r'head/position/.*', False), "
+    "(r'head/.*cross.*', False), (r'head/.*', True), (r'.*', False))"
+  )
   settings = {
     'tokenizer.kind': 'run',
     'tokenizer.source': str(place / 'lm'),
@@ -198,8 +205,13 @@ def test_its_decoder_starts_that_of_a_translation(place, tmp_path):
 
 
 def test_trials_of_lanes_trained_together_are_their_lone_runs(place, tmp_path, capsys):
-  """What is carried, and when the mean of the parameters begins, is each trial's own; also where a lone run goes on."""
-  spec = f'configs/language_model/text.py:text={place / "book.txt"},documents=line,tokens=char,context=8,model=lstm'
+  """What is carried, and when the mean of the parameters begins, is each trial's own; also where a
+  lone run goes on.
+  """
+  spec = (
+    f'configs/language_model/text.py:text={place / "book.txt"},'
+    'documents=line,tokens=char,context=8,model=lstm'
+  )
   own = [{'optimizer.learning_rate': '0.3'}, {'optimizer.learning_rate': '60.0'}]
   config = configs.load_config(spec)
   trials = [

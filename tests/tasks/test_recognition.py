@@ -1,4 +1,6 @@
-"""Runs on sounds that were given as features: they learn, are decoded with language models beside, cascade, and say what is wrong."""
+"""Runs on sounds that were given as features: they learn, are decoded with language models beside,
+cascade, and say what is wrong.
+"""
 
 import itertools
 import json
@@ -26,10 +28,15 @@ CONFIG = '''"""Recognition of letters in features."""
 from mmlm.config import default_config, parse_arg
 
 HEADS = {
-  'ctc': {'name': 'ctc'}, 'joint': {'name': 'joint', 'layers': 1, 'heads': 2}, 'translate': {'name': 'joint', 'layers': 1, 'heads': 2, 'ctc_labels': 'transcript'},
-  'language_model': {'name': 'transformer_decoder', 'layers': 1, 'heads': 2}, 'text': {'name': 'transformer_decoder', 'layers': 1, 'heads': 2},
+  'ctc': {'name': 'ctc'},
+  'joint': {'name': 'joint', 'layers': 1, 'heads': 2},
+  'translate': {'name': 'joint', 'layers': 1, 'heads': 2, 'ctc_labels': 'transcript'},
+  'language_model': {'name': 'transformer_decoder', 'layers': 1, 'heads': 2},
+  'text': {'name': 'transformer_decoder', 'layers': 1, 'heads': 2},
 }
-TASKS = {'translate': 'speech_translation', 'language_model': 'language_model', 'text': 'translation'}
+TASKS = {
+  'translate': 'speech_translation', 'language_model': 'language_model', 'text': 'translation'
+}
 
 
 def get_config(arg=''):
@@ -37,15 +44,22 @@ def get_config(arg=''):
   config = default_config()
   config.task = TASKS.get(args.head, 'recognition')
   config.data.name = 'manifest'
-  config.data.splits = {'train': f'{args.folder}/{args.train}.jsonl', 'valid': f'{args.folder}/{args.valid}.jsonl', 'test': (f'{args.folder}/{args.valid}.jsonl',)}
+  train, valid = (f'{args.folder}/{name}.jsonl' for name in (args.train, args.valid))
+  config.data.splits = {'train': train, 'valid': valid, 'test': (valid,)}
   config.data.dir = f'{args.folder}/data'
   config.data.train_ops = config.data.eval_ops = ()
   config.data.max_length = 48
-  config.tokenizer = {'kind': 'char', 'source': '', 'vocab_size': 50, 'lowercase': True, 'min_frequency': 1}
+  config.tokenizer = {
+    'kind': 'char', 'source': '', 'vocab_size': 50, 'lowercase': True, 'min_frequency': 1
+  }
   config.model.dim = 32
   config.model.dropout = 0.0
-  encoders = {'audio': {'name': 'conformer', 'width': 8, 'subsampling': 2, 'channels': 8, 'layers': 1, 'heads': 2, 'kernel': 3}}
-  encoders = {'text': {'name': 'text_transformer', 'layers': 1, 'heads': 2}} if args.head == 'text' else encoders
+  encoders = {'audio': {
+    'name': 'conformer', 'width': 8, 'subsampling': 2, 'channels': 8, 'layers': 1, 'heads': 2,
+    'kernel': 3,
+  }}
+  if args.head == 'text':
+    encoders = {'text': {'name': 'text_transformer', 'layers': 1, 'heads': 2}}
   config.model.encoders = {} if args.head == 'language_model' else encoders
   config.model.head = HEADS[args.head]
   config.optimizer.learning_rate = 1e-2
@@ -106,7 +120,7 @@ def scores(folder, run) -> dict:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """A run of CTC, a joint one and a language model with their vocabulary, all trained to the end."""
+  """A CTC run, a joint one and a language model with their vocabulary, all trained."""
   folder = tmp_path_factory.mktemp('runs')
   write(folder)
   for head in ('ctc', 'joint'):
@@ -245,7 +259,8 @@ def test_texts_that_cannot_be_aligned_are_counted_and_named(tmp_path):
   write_jsonl(tmp_path / 'good.jsonl', lines)
   said = done(*train(tmp_path, 'run', steps=2))
   assert (
-    'good.jsonl: 1 of 4 examples have more labels than CTC can align and are left out (good1 needs 10 frames'
+    'good.jsonl: 1 of 4 examples have more labels than CTC can align and are left out (good1 needs '
+    '10 frames'
     in said
     and ': good1.' in said
   )
@@ -263,8 +278,8 @@ def test_characters_outside_the_vocabulary_are_counted_and_named(tmp_path):
   write(tmp_path, 'valid', ['ab z', 'ab c', 'Za b'])
   said = done(*train(tmp_path, 'run', steps=2, valid='valid'))
   assert (
-    "valid.jsonl: 2 of 3 examples hold characters outside the vocabulary, read as unknown: 'Zz' (valid0, valid2)."
-    in said
+    "valid.jsonl: 2 of 3 examples hold characters outside the vocabulary, read as unknown: 'Zz' "
+    '(valid0, valid2).' in said
   )
   assert 'good.jsonl: 8 of' not in said
 

@@ -1,4 +1,6 @@
-"""Data sets with labels, features, and runs that answer with labels: a class or a score, for an example or each of its parts."""
+"""Data sets with labels, features, and runs that answer with labels: a class or a score, for an
+example or each of its parts.
+"""
 
 import json
 import re
@@ -380,7 +382,10 @@ def test_a_class_that_only_the_test_split_has_is_named(tmp_path):
 
 def test_a_class_without_a_training_example_is_named(tmp_path):
   mine = features_manifest(tmp_path)
-  spec = f'configs/sentiment/manifest.py:train={mine},valid={mine},audio=5,classes=negative+neutral+positive'
+  spec = (
+    f'configs/sentiment/manifest.py:train={mine},valid={mine},audio=5,'
+    'classes=negative+neutral+positive'
+  )
   assert f"{mine}: no example of the class 'neutral'" in refused(
     'train', spec, '--workdir', tmp_path / 'run'
   )

@@ -29,7 +29,11 @@ class DatasetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(**options)
 
   @classmethod
-  def check_features(cls, form: str, features: Iterable[str]) -> None:
+  def check_features(
+    cls,
+    form: str,
+    features: Iterable[str],
+  ) -> None:
     """Raises UserError for features that a form of the set (what stands behind '/') lacks."""
 
   @property

@@ -71,7 +71,10 @@ image, index, kind, caption)"""
           raise UserError(
             f'{self.source}: unusable {name} ({split}, {error}): replace it, or use --skip_broken.'
           ) from None
-        print(f'{self.name} {split}: left out {name} ({error})', file=sys.stderr)
+        print(
+          f'{self.name} {split}: left out {name} ({error})',
+          file=sys.stderr,
+        )
         self.skipped.append(name)
 
 

@@ -61,7 +61,11 @@ class KeypadTones(DatasetBuilder):
       result[split] = self._generate_examples(split, [next(sequences) for _ in range(size)])
     return result
 
-  def _generate_examples(self, split: str, sequences: Any) -> Iterator:
+  def _generate_examples(
+    self,
+    split: str,
+    sequences: Any,
+  ) -> Iterator:
     for number, digits in enumerate(progress(sequences, f'{self.name} {split}')):
       words = ' '.join(DIGITS[int(digit)] for digit in digits)
       yield (
@@ -82,9 +86,16 @@ def dial(digits: str) -> bytes:
     waves = []
     for hertz in (LOW[row], HIGH[KEYS[row].index(digit)]):
       waves.append(np.sin(2 * np.pi * (hertz * detuned * times + rng.uniform())))
-    parts += [waves[0] + rng.uniform(0.6, 1.4) * waves[1], _silence(rng, tempo)]
+    parts += [
+      waves[0] + rng.uniform(0.6, 1.4) * waves[1],
+      _silence(rng, tempo),
+    ]
   samples = np.concatenate(parts) * rng.uniform(0.05, 0.2)
-  samples += rng.normal(0, samples.std() * rng.uniform(0.3, 2), len(samples))  # of 10 to -6 dB
+  samples += rng.normal(
+    0,
+    samples.std() * rng.uniform(0.3, 2),
+    len(samples),
+  )  # of 10 to -6 dB
   file = io.BytesIO()
   soundfile.write(file, np.clip(samples, -1, 1), RATE, format='FLAC', subtype='PCM_16')
   return file.getvalue()

@@ -62,7 +62,11 @@ text), made from the transcripts and labels of CMU-MultimodalSDK
 row an utterance), from bc-LSTM/data of https://github.com/declare-lab/multimodal-deep-learning."""
 
   @classmethod
-  def check_features(cls, form: str, features: Iterable[str]) -> None:
+  def check_features(
+    cls,
+    form: str,
+    features: Iterable[str],
+  ) -> None:
     """Raises UserError for a feature that the standard form leaves out on purpose."""
     if form not in ('', 'standard'):
       return
@@ -125,7 +129,13 @@ row an utterance), from bc-LSTM/data of https://github.com/declare-lab/multimoda
       }
       if form != 'standard':
         example |= {'text_features': features['text'][i], 'video': features['video'][i]}
-      examples[split].append(example | {'of': row['video'], 'segment': int(row['segment'])})
+      examples[split].append(
+        example
+        | {
+          'of': row['video'],
+          'segment': int(row['segment']),
+        }
+      )
     return {split: self._generate_examples(found) for split, found in examples.items()}
 
   def _read(self) -> list[dict]:

@@ -98,7 +98,11 @@ task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)
         )
     return {split: self._generate_examples(split, examples) for split, examples in splits.items()}
 
-  def _examples(self, form: str, split: str) -> Iterator[dict]:
+  def _examples(
+    self,
+    form: str,
+    split: str,
+  ) -> Iterator[dict]:
     """Examples of a split, their image still the photo's name in Flickr8k."""
     name = (DESCRIPTIONS if form == 'descriptions' else FILES)[split]
     path = self.source / f'{name}.tsv'
@@ -130,7 +134,11 @@ task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)
       elif row['flickr8k_image']:
         yield example | {'image': row['flickr8k_image']}
 
-  def _generate_examples(self, split: str, examples: Any) -> Iterator:
+  def _generate_examples(
+    self,
+    split: str,
+    examples: Any,
+  ) -> Iterator:
     if 'image' in examples[0]:
       pictures = self._photos()
     else:

@@ -63,7 +63,11 @@ class Numerals(DatasetBuilder):
       result[split] = self._generate_examples(split, [next(numbers) for _ in range(size)])
     return result
 
-  def _generate_examples(self, split: str, numbers: Any) -> Iterator:
+  def _generate_examples(
+    self,
+    split: str,
+    numbers: Any,
+  ) -> Iterator:
     for number in progress(numbers, f'{self.name} {split}'):
       english = num2words(number)
       texts = {
@@ -92,7 +96,14 @@ def draw(number: int) -> bytes:
   picture = Image.new('L', (CELL * DIGITS, CELL))
   for place, digit in enumerate(reversed(str(number)), 1):
     ImageDraw.Draw(picture).text(
-      (CELL * (DIGITS - place) + CELL // 2, CELL // 2), digit, 255, _font(), anchor='mm'
+      (
+        CELL * (DIGITS - place) + CELL // 2,
+        CELL // 2,
+      ),
+      digit,
+      255,
+      _font(),
+      anchor='mm',
     )
   file = io.BytesIO()
   picture.save(file, 'PNG')

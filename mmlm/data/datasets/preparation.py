@@ -90,7 +90,11 @@ def prepare(
   return folder
 
 
-def _check_form(short: str, builder: type[DatasetBuilder], form: str) -> str:
+def _check_form(
+  short: str,
+  builder: type[DatasetBuilder],
+  form: str,
+) -> str:
   """Returns the form of a set, by default its first; UserError for one that it lacks."""
   forms = builder.builder_configs
   if form and form not in forms:
@@ -157,7 +161,13 @@ def _build(
 
 def _is_full_disk(error: RuntimeError) -> bool:
   """Whether the writer of array_record, which raises errors of its own, met a full disk."""
-  return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+  return any(
+    os.strerror(code) in str(error)
+    for code in (
+      errno.ENOSPC,
+      errno.EDQUOT,
+    )
+  )
 
 
 def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:

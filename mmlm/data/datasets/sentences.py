@@ -29,7 +29,14 @@ class Sentences(SourceDatasetBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-      builder=self, features=F.FeaturesDict({'id': F.Text(), 'text': F.Text(), 'label': self.LABEL})
+      builder=self,
+      features=F.FeaturesDict(
+        {
+          'id': F.Text(),
+          'text': F.Text(),
+          'label': self.LABEL,
+        }
+      ),
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:

@@ -52,7 +52,11 @@ class Sounds(SourceDatasetBuilder, skip_registration=True):
     """
     raise NotImplementedError
 
-  def _generate_examples(self, split: str, rows: Any) -> Iterator:
+  def _generate_examples(
+    self,
+    split: str,
+    rows: Any,
+  ) -> Iterator:
     for row in progress(rows, f'{self.name} {split}'):
       try:
         yield row['id'], row | {'audio': self.read(row['audio'])}
@@ -160,7 +164,12 @@ where the last ends."""
         f'out of {len(cepstra)}.'
       )
     speakers = sorted({row['speaker'] for row in rows if row['split'] == 'train'})
-    held_out = set(random.Random(0).sample(speakers, max(1, len(speakers) // 9)))
+    held_out = set(
+      random.Random(0).sample(
+        speakers,
+        max(1, len(speakers) // 9),
+      )
+    )
     splits = {'train': [], 'valid': [], 'test': []}
     for i, row in enumerate(rows):
       found = cepstra[offsets[i] : offsets[i + 1]].astype(np.float32)

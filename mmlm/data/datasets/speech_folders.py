@@ -93,7 +93,10 @@ class Covost(Sounds):
   name = 'covost'
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name=name)
-    for name in (*(f'{code}_en' for code in INTO_ENGLISH), *(f'en_{code}' for code in FROM_ENGLISH))
+    for name in (
+      *(f'{code}_en' for code in INTO_ENGLISH),
+      *(f'en_{code}' for code in FROM_ENGLISH),
+    )
   ]
   EXTRA = {'sentence': F.Text(), 'translation': F.Text()}
   FIELDS = {'id': 'id', 'audio': 'audio', 'targets': 'translation', 'speaker': 'speaker'}
@@ -118,7 +121,11 @@ translation; client_id is the speaker)."""
       raise self.missing(f'no covost_v2.{self.form}.*.tsv with a line')
     return splits
 
-  def _row(self, where: str, row: dict) -> dict:
+  def _row(
+    self,
+    where: str,
+    row: dict,
+  ) -> dict:
     sound = self.source / 'clips' / row['path']
     if not row['sentence'].strip() or not row['translation'].strip():
       raise UserError(f'{where}: no sentence or no translation.')

@@ -55,7 +55,10 @@ FOLDER holds it as input.txt or tinyshakespeare.txt"""
   def read_splits(self) -> dict[str, list]:
     text = read_text(self.find('input.txt', 'tinyshakespeare.txt'))
     border = len(text) * 9 // 10
-    return {'train': [('train', text[:border])], 'valid': [('valid', text[border:])]}
+    return {
+      'train': [('train', text[:border])],
+      'valid': [('valid', text[border:])],
+    }
 
 
 class Brown(RunningText):

@@ -73,7 +73,11 @@ class ThreeModalities(DatasetBuilder):
       result[split] = self._generate_examples(split, size)
     return result
 
-  def _generate_examples(self, split: str, size: Any) -> Iterator:
+  def _generate_examples(
+    self,
+    split: str,
+    size: Any,
+  ) -> Iterator:
     for number in progress(range(size), f'{self.name} {split}'):
       yield number, draw(f'{split}/{number}')
 
@@ -85,7 +89,12 @@ def draw(name: str) -> dict:
   rng = random.Random(name)
   values = [rng.randrange(3) for _ in range(3)]
   few = name.startswith('train/') and rng.randrange(2)
-  there = set(rng.sample(range(3), rng.choice((1, 2)) if few else 3))
+  there = set(
+    rng.sample(
+      range(3),
+      rng.choice((1, 2)) if few else 3,
+    )
+  )
   said, seen, heard = values
   label = sum(values[k] for k in there) % 3
   return {
@@ -106,9 +115,15 @@ def face(value: int, rng: random.Random) -> bytes:
   x = rng.randrange(15, 18)
   y = rng.randrange(15, 18)
   r = rng.randrange(11, 13)
-  pen.ellipse((x - r, y - r, x + r, y + r), outline=grey)
+  pen.ellipse(
+    (x - r, y - r, x + r, y + r),
+    outline=grey,
+  )
   for side in (-1, 1):
-    pen.point((x + side * r // 3, y - r // 3), grey)
+    pen.point(
+      (x + side * r // 3, y - r // 3),
+      grey,
+    )
   bend = (value - 1) * r / 2
   mouth = []
   for dx in range(-int(0.6 * r), int(0.6 * r) + 1):
@@ -124,7 +139,10 @@ def face(value: int, rng: random.Random) -> bytes:
     np.float32,
   ) + np.random.default_rng(rng.randrange(1 << 30)).normal(0, 6, (SIDE, SIDE))
   file = io.BytesIO()
-  Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, 'PNG')
+  Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(
+    file,
+    'PNG',
+  )
   return file.getvalue()
 
 
@@ -137,9 +155,16 @@ def melody(value: int, rng: random.Random) -> np.ndarray:
   """[S, 12]: a tone that falls (0), stays (1) or rises (2), from anywhere, in noise."""
   steps = rng.randrange(8, 17)
   rise = (value - 1) * rng.randrange(4, 7)
-  start = rng.uniform(max(0, -rise), min(BANDS - 1, BANDS - 1 - rise))
+  start = rng.uniform(
+    max(0, -rise),
+    min(BANDS - 1, BANDS - 1 - rise),
+  )
   centres = [round(start + rise * t / (steps - 1)) for t in range(steps)]
-  noise = np.random.default_rng(rng.randrange(1 << 30)).normal(0, 0.1, (steps, BANDS))
+  noise = np.random.default_rng(rng.randrange(1 << 30)).normal(
+    0,
+    0.1,
+    (steps, BANDS),
+  )
   return (np.stack([_bell()[BANDS - c : 2 * BANDS - c] for c in centres]) + noise).astype(
     np.float32
   )

@@ -86,15 +86,26 @@ class UnicodePictures(DatasetBuilder):
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in FORMS]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = {'id': F.Text(), 'image': F.Image(shape=(SIDE, SIDE, 1)), 'caption': F.Text()}
+    features = {
+      'id': F.Text(),
+      'image': F.Image(shape=(SIDE, SIDE, 1)),
+      'caption': F.Text(),
+    }
     return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     splits = make_splits(*FORMS[self.form])
     return {split: self._generate_examples(split, pictures) for split, pictures in splits.items()}
 
-  def _generate_examples(self, split: str, pictures: Any) -> Iterator:
-    for (code, face), picture in progress(pictures.items(), f'{self.name} {split}'):
+  def _generate_examples(
+    self,
+    split: str,
+    pictures: Any,
+  ) -> Iterator:
+    for (code, face), picture in progress(
+      pictures.items(),
+      f'{self.name} {split}',
+    ):
       file = io.BytesIO()
       Image.frombytes('L', (SIDE, SIDE), picture).save(file, 'PNG', compress_level=1)
       key = f'U+{code:04X}/{face}'
@@ -120,7 +131,13 @@ def make_splits(faces: tuple[str, ...] = FACES, characters: int | None = None) -
   trained = {(code, picture) for (code, _), picture in splits['train'].items()}
   for split, limit in LIMITS.items():
     unseen = [
-      (key, picture) for key, picture in splits[split].items() if (key[0], picture) not in trained
+      (key, picture)
+      for key, picture in splits[split].items()
+      if (
+        key[0],
+        picture,
+      )
+      not in trained
     ]
     splits[split] = dict(
       sorted(
@@ -168,7 +185,14 @@ def _render(face: str, codes: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         break
     picture = Image.new('L', (SIDE, SIDE))
     ImageDraw.Draw(picture).text(
-      ((SIDE - right + left) // 2 - left, BASELINE), chr(code), 255, font, anchor='ls'
+      (
+        (SIDE - right + left) // 2 - left,
+        BASELINE,
+      ),
+      chr(code),
+      255,
+      font,
+      anchor='ls',
     )
     if picture.getbbox():
       yield code, picture.tobytes()

@@ -144,7 +144,11 @@ def _unreadable(path: pathlib.Path, reason: str | None) -> UserError:
   return UserError(f'{path}: {reason}. A manifest looks like this:\n{__doc__}')
 
 
-def _example(line: str, folder: pathlib.Path, require: tuple[str, ...]) -> dict:
+def _example(
+  line: str,
+  folder: pathlib.Path,
+  require: tuple[str, ...],
+) -> dict:
   """Parses a line as an example whose files are still paths; a ValueError says what is wrong."""
   fields = _fields(line, require)
   example = {key: value for key, value in fields.items() if key != 'target'}
@@ -178,7 +182,11 @@ def _fields(line: str, require: tuple[str, ...]) -> dict:
   return fields
 
 
-def _existing_file(field: str, name: str, folder: pathlib.Path) -> str:
+def _existing_file(
+  field: str,
+  name: str,
+  folder: pathlib.Path,
+) -> str:
   path = str(folder / name)
   if not os.path.isfile(path):
     raise ValueError(f'there is no file {name} (looked in {folder})')

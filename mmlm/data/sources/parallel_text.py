@@ -24,7 +24,11 @@ class ParallelTexts:
 
   identity = ''
 
-  def __init__(self, split: str, fields: dict[str, str]):
+  def __init__(
+    self,
+    split: str,
+    fields: dict[str, str],
+  ):
     if set(fields) != {'text', 'targets'}:
       raise UserError(
         f"data.fields={fields}: parallel texts need {{'text': LANGUAGE, 'targets': LANGUAGE}}."
@@ -54,7 +58,11 @@ def read_lines(path: str | pathlib.Path) -> list[str]:
   return [decode_line(line, path, number) for number, line in enumerate(lines, 1)]
 
 
-def decode_line(line: bytes, path: str | pathlib.Path, number: int) -> str:
+def decode_line(
+  line: bytes,
+  path: str | pathlib.Path,
+  number: int,
+) -> str:
   """Decodes a line of UTF-8; a UserError names file and line."""
   try:
     return line.decode('utf-8').strip('\r')
@@ -84,7 +92,11 @@ def read_table(path: str | pathlib.Path, required: tuple[str, ...]) -> list[dict
   return rows
 
 
-def _read_file_pairs(split: str, source: str, target: str) -> Pairs:
+def _read_file_pairs(
+  split: str,
+  source: str,
+  target: str,
+) -> Pairs:
   source_path = f'{split}.{source}'
   target_path = f'{split}.{target}'
   texts = read_lines(source_path)
@@ -97,12 +109,20 @@ def _read_file_pairs(split: str, source: str, target: str) -> Pairs:
   return _checked(list(zip(texts, targets)), (source_path, target_path), 1)
 
 
-def _read_table_pairs(path: str, source: str, target: str) -> Pairs:
+def _read_table_pairs(
+  path: str,
+  source: str,
+  target: str,
+) -> Pairs:
   rows = read_table(path, (source, target))
   return _checked([(row[source], row[target]) for row in rows], (path, path), 2)
 
 
-def _checked(pairs: Pairs, paths: tuple[str, str], first_line: int) -> Pairs:
+def _checked(
+  pairs: Pairs,
+  paths: tuple[str, str],
+  first_line: int,
+) -> Pairs:
   """Returns the pairs; an empty text is an error."""
   for number, pair in enumerate(pairs, first_line):
     for text, path in zip(pair, paths):

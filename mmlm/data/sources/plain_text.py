@@ -32,7 +32,11 @@ class PlainTexts:
 
   identity = ''
 
-  def __init__(self, split: str, fields: dict[str, str]):
+  def __init__(
+    self,
+    split: str,
+    fields: dict[str, str],
+  ):
     kind = fields.get('documents', 'file')
     if set(fields) - {'documents'} or kind not in DOCUMENTS:
       raise UserError(
@@ -113,7 +117,12 @@ def _documents(text: str, kind: str) -> Documents:
   return documents
 
 
-def _share(documents: Documents, low: int, high: int, split: str) -> Documents:
+def _share(
+  documents: Documents,
+  low: int,
+  high: int,
+  split: str,
+) -> Documents:
   """Returns from `low` to `high` percent of the documents, or of the characters of the only one."""
   if not 0 <= low < high <= 100:
     raise UserError(
@@ -126,5 +135,9 @@ def _share(documents: Documents, low: int, high: int, split: str) -> Documents:
   return [(name, part)] if part else []
 
 
-def _percentages(length: int, low: int, high: int) -> slice:
+def _percentages(
+  length: int,
+  low: int,
+  high: int,
+) -> slice:
   return slice(length * low // 100, length * high // 100)

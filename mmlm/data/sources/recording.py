@@ -37,7 +37,11 @@ class Recording:
     if not len(self.read(0, 1)):
       raise UserError(f'{self.path}: the sound has no samples.')
 
-  def read(self, start: int, count: int) -> np.ndarray:
+  def read(
+    self,
+    start: int,
+    count: int,
+  ) -> np.ndarray:
     """Returns the samples [start, start + count), fewer at the end of the file.
 
     Args:
@@ -90,7 +94,11 @@ def stretches(
     start += end
 
 
-def quietest(samples: np.ndarray, first: int, width: int = RATE // 5) -> int:
+def quietest(
+  samples: np.ndarray,
+  first: int,
+  width: int = RATE // 5,
+) -> int:
   """Returns the middle of the `width` samples after `first` that have the least energy."""
   hop = width // 10
   tail = samples[first:]

@@ -25,7 +25,12 @@ class TfdsSource:
     UserError: a missing folder, split or field, or an empty split.
   """
 
-  def __init__(self, folder: str | pathlib.Path, split: str, fields: dict[str, str]):
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    split: str,
+    fields: dict[str, str],
+  ):
     self.folder = str(folder)
     self.split = split
     self.fields = dict(fields)
@@ -79,7 +84,12 @@ class TfdsSource:
       example[name] = str(value) if name == 'id' else value
     return example
 
-  def _targets(self, value: Any, path: str, example: str) -> tuple[str, ...]:
+  def _targets(
+    self,
+    value: Any,
+    path: str,
+    example: str,
+  ) -> tuple[str, ...]:
     """Returns the texts of a field, one or more, none of them empty."""
     targets = (value,) if isinstance(value, str) else tuple(value)
     if not targets or not all(isinstance(text, str) and text.strip() for text in targets):
@@ -95,7 +105,12 @@ class WithTexts:
     path: the file that they were read from, for the message about an example without a text.
   """
 
-  def __init__(self, source: Source, texts: dict[str, str], path: str):
+  def __init__(
+    self,
+    source: Source,
+    texts: dict[str, str],
+    path: str,
+  ):
     self.source = source
     self.texts = texts
     self.path = path
@@ -130,7 +145,12 @@ def _leaves(feature: Any, keys: tuple[str, ...] = ()) -> dict[str, tuple]:
   return leaves
 
 
-def _read(value: Any, keys: tuple[str, ...], leaf: Any, named: bool) -> Any:
+def _read(
+  value: Any,
+  keys: tuple[str, ...],
+  leaf: Any,
+  named: bool,
+) -> Any:
   """Returns the value below the keys as Python's own; a list for a Sequence.
 
   Args:

@@ -128,7 +128,11 @@ def _splitting(kind: str, exact: bool) -> Splitting:
   return EXACT_SPLITTINGS[kind]
 
 
-def _check_size(kind: str, vocab_size: int, smallest: int) -> None:
+def _check_size(
+  kind: str,
+  vocab_size: int,
+  smallest: int,
+) -> None:
   if vocab_size < smallest:
     raise UserError(
       f'tokenizer.vocab_size={vocab_size}: a tokenizer of kind {kind} needs at least {smallest}.'
@@ -152,7 +156,11 @@ def _normalizer(lowercase: bool, exact: bool) -> normalizers.Sequence:
   return normalizers.Sequence(steps)
 
 
-def _word_ends(texts: list[str], tokenizer: hf.Tokenizer, vocab_size: int) -> list[str]:
+def _word_ends(
+  texts: list[str],
+  tokenizer: hf.Tokenizer,
+  vocab_size: int,
+) -> list[str]:
   """Returns the last letters of words, as pieces.
 
   The trainer numbers what it does not know as special in the order of a hash map, these among them.
@@ -183,7 +191,11 @@ def _trainer(
   return trainers.WordLevelTrainer(**options)
 
 
-def _train_unigram(texts: list[str], vocab_size: int, mask: bool) -> models.Unigram:
+def _train_unigram(
+  texts: list[str],
+  vocab_size: int,
+  mask: bool,
+) -> models.Unigram:
   """Trains by sentencepiece.
 
   The trainer of `tokenizers` depends on the order of a hash map and counts each word once.

@@ -189,7 +189,12 @@ class WhisperTokenizer:
         'Take a multilingual one, such as whisper-base.'
       )
 
-  def prompt(self, language: str, task: str, with_timestamps: bool) -> list[int]:
+  def prompt(
+    self,
+    language: str,
+    task: str,
+    with_timestamps: bool,
+  ) -> list[int]:
     """Returns the tokens before a transcript: start, language, task, and whether it has timestamps.
 
     An English-only model has neither languages nor tasks.
@@ -213,7 +218,11 @@ class WhisperTokenizer:
         ids += self._encode_text(part)
     return ids
 
-  def decode(self, ids: Iterable[int], with_timestamps: bool = False) -> str:
+  def decode(
+    self,
+    ids: Iterable[int],
+    with_timestamps: bool = False,
+  ) -> str:
     """Returns the text of ids without special tokens; timestamps as <|1.20|> if requested."""
     runs = [[]]  # of text, between the timestamps
     timestamps = []
@@ -224,7 +233,13 @@ class WhisperTokenizer:
         timestamps.append(f'<|{self.seconds(token):.2f}|>')
         runs.append([])
     texts = self._hf.decode_batch(runs, skip_special_tokens=False)
-    return ''.join(text + timestamp for text, timestamp in zip(texts, [*timestamps, '']))
+    return ''.join(
+      text + timestamp
+      for text, timestamp in zip(
+        texts,
+        [*timestamps, ''],
+      )
+    )
 
   def seconds(self, timestamp: int) -> float:
     """Returns the seconds that a timestamp token stands for."""

@@ -55,7 +55,11 @@ def decode_audio(data: bytes, rate: int = RATE) -> np.ndarray:
   return samples
 
 
-def _resampled_blocks(data: bytes, file: soundfile.SoundFile, rate: int) -> list[np.ndarray]:
+def _resampled_blocks(
+  data: bytes,
+  file: soundfile.SoundFile,
+  rate: int,
+) -> list[np.ndarray]:
   """Returns the samples of a file at `rate`, the mean of its channels, in blocks."""
   resampler = None
   if file.samplerate != rate:
@@ -74,7 +78,11 @@ def _resampled_blocks(data: bytes, file: soundfile.SoundFile, rate: int) -> list
   return blocks
 
 
-def _check_end(data: bytes, file: soundfile.SoundFile, missing: int) -> None:
+def _check_end(
+  data: bytes,
+  file: soundfile.SoundFile,
+  missing: int,
+) -> None:
   """Raises a UserError for a file that ends before its sound, which its decoder does not report.
 
   Args:
@@ -114,7 +122,11 @@ def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def mel_filters(bands: int, rate: int = RATE, size: int = WINDOW) -> np.ndarray:
+def mel_filters(
+  bands: int,
+  rate: int = RATE,
+  size: int = WINDOW,
+) -> np.ndarray:
   """Returns [M, size / 2 + 1] triangles of equal area on Slaney's mel scale, as Whisper's."""
   top = 15 + np.log(rate / 2 / 1000) * 27 / np.log(6.4)
   edges = _mel_to_hertz(np.linspace(0, top, bands + 2))
@@ -161,7 +173,11 @@ def log_mel_spectrogram(samples: np.ndarray, bands: int = 80) -> np.ndarray:
   return log_mel
 
 
-def kaldi_fbank(samples: np.ndarray, rate: int = RATE, bands: int = 80) -> np.ndarray:
+def kaldi_fbank(
+  samples: np.ndarray,
+  rate: int = RATE,
+  bands: int = 80,
+) -> np.ndarray:
   """Computes Kaldi's log filterbank energies (Povey et al. 2011).
 
   Frames of 25 ms every 10 ms to the very end (snip_edges is off), pre-emphasis, no dither.
@@ -184,7 +200,10 @@ def kaldi_fbank(samples: np.ndarray, rate: int = RATE, bands: int = 80) -> np.nd
     computer = kaldi_native_fbank.OnlineFbank(options)
   except ValueError as error:
     raise UserError(f'{bands} bands of a sound of {rate} samples a second: {error}') from None
-  padded = np.pad(samples, (0, max(0, rate // 100 - len(samples))))
+  padded = np.pad(
+    samples,
+    (0, max(0, rate // 100 - len(samples))),
+  )
   computer.accept_waveform(rate, padded * 32768)  # it reads 16-bit amplitudes
   computer.input_finished()
   return np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])

@@ -29,14 +29,22 @@ SLOPE = np.arange(-2, 3) / 10
 # Of sounds
 
 
-def decode_sound(sound: Sound, rng: Rng, rate: int = RATE) -> Sound:
+def decode_sound(
+  sound: Sound,
+  rng: Rng,
+  rate: int = RATE,
+) -> Sound:
   """Resamples to `rate` samples a second; needed where this is not 16,000."""
   if sound.rate == rate:
     return sound
   return Sound(soxr.resample(sound.samples, sound.rate, rate), rate)
 
 
-def speed(sound: Sound, rng: Rng, factors: tuple = (0.9, 1.0, 1.1)) -> Sound:
+def speed(
+  sound: Sound,
+  rng: Rng,
+  factors: tuple = (0.9, 1.0, 1.1),
+) -> Sound:
   """Plays faster by a factor, drawn uniformly; changes tempo and pitch (Ko et al. 2015)."""
   factor = _checked('speed', factors)[rng.integers(len(factors))]
   if factor == 1:
@@ -44,7 +52,11 @@ def speed(sound: Sound, rng: Rng, factors: tuple = (0.9, 1.0, 1.1)) -> Sound:
   return Sound(soxr.resample(sound.samples, sound.rate * factor, sound.rate), sound.rate)
 
 
-def log_mel(sound: Sound, rng: Rng, bands: int = 80) -> np.ndarray:
+def log_mel(
+  sound: Sound,
+  rng: Rng,
+  bands: int = 80,
+) -> np.ndarray:
   """Computes Whisper's log-mel spectrogram [S, bands]."""
   if sound.rate != RATE:
     raise UserError(
@@ -56,7 +68,11 @@ def log_mel(sound: Sound, rng: Rng, bands: int = 80) -> np.ndarray:
   return log_mel_spectrogram(sound.samples, bands)
 
 
-def fbank(sound: Sound, rng: Rng, bands: int = 80) -> np.ndarray:
+def fbank(
+  sound: Sound,
+  rng: Rng,
+  bands: int = 80,
+) -> np.ndarray:
   """Computes Kaldi's log filterbank energies [S, bands]."""
   return kaldi_fbank(sound.samples, sound.rate, bands)
 
@@ -80,7 +96,11 @@ class SoundTransform(Transform):
 # Of features
 
 
-def standardize(features: np.ndarray, rng: Rng, variance: bool = True) -> np.ndarray:
+def standardize(
+  features: np.ndarray,
+  rng: Rng,
+  variance: bool = True,
+) -> np.ndarray:
   """Subtracts each coefficient's mean over the sound; a constant coefficient becomes 0.
 
   Args:
@@ -95,7 +115,11 @@ def standardize(features: np.ndarray, rng: Rng, variance: bool = True) -> np.nda
   return np.where(constant, 0, scaled).astype(np.float32)
 
 
-def deltas(features: np.ndarray, rng: Rng, order: int = 2) -> np.ndarray:
+def deltas(
+  features: np.ndarray,
+  rng: Rng,
+  order: int = 2,
+) -> np.ndarray:
   """Appends slopes over time up to `order`: [S, C] -> [S, C (order + 1)]; the ends are repeated."""
   columns = [features]
   weights = np.ones(1)
@@ -143,7 +167,11 @@ def spec_augment(
   if warp and frames > 2 * warp + 2:
     centre = rng.integers(warp + 1, frames - warp - 1)
     moved = centre + rng.integers(-warp, warp + 1)
-    positions = np.interp(np.arange(frames), (0, moved, frames - 1), (0, centre, frames - 1))
+    positions = np.interp(
+      np.arange(frames),
+      (0, moved, frames - 1),
+      (0, centre, frames - 1),
+    )
     features = _interpolated(features, positions)
   masked = features.copy()
   mean = features.mean()

@@ -112,7 +112,12 @@ def count_rows(
   return counts
 
 
-def _check_features(features: Any, modality: str, width: int, example: str) -> None:
+def _check_features(
+  features: Any,
+  modality: str,
+  width: int,
+  example: str,
+) -> None:
   """Raises a UserError for what is not finite features of a width."""
   where = f'the {modality} features of {example!r}'
   if isinstance(features, bytes | Sound):

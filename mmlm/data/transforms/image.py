@@ -41,7 +41,15 @@ def decode_picture(
     with Image.open(io.BytesIO(data)) as picture:
       picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith('I'):  # 16-bit greyscale, which Pillow would clip at 255
-      picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
+      picture = Image.fromarray(
+        (
+          np.asarray(picture).clip(
+            0,
+            65535,
+          )
+          // 256
+        ).astype(np.uint8)
+      )
     elif picture.has_transparency_data:
       picture = picture.convert('RGBA')
       picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
@@ -67,12 +75,22 @@ def _to_pillow(array: np.ndarray) -> Image.Image:
   return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def _resized(array: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resized(
+  array: np.ndarray,
+  height: int,
+  width: int,
+) -> np.ndarray:
   picture = _to_pillow(array).resize((width, height), Image.Resampling.BILINEAR)
   return np.atleast_3d(picture)
 
 
-def _crop(array: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
+def _crop(
+  array: np.ndarray,
+  top: int,
+  left: int,
+  h: int,
+  w: int,
+) -> np.ndarray:
   height, width = array.shape[:2]
   if height < h or width < w:
     raise UserError(
@@ -81,25 +99,47 @@ def _crop(array: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
   return array[top : top + h, left : left + w]
 
 
-def resize(image: np.ndarray, rng: Rng, h: int, w: int | None = None) -> np.ndarray:
+def resize(
+  image: np.ndarray,
+  rng: Rng,
+  h: int,
+  w: int | None = None,
+) -> np.ndarray:
   """Resizes to exactly h x w pixels (w = h by default), antialiased; the aspect may change."""
   return _resized(image, h, w or h)
 
 
-def resize_small(image: np.ndarray, rng: Rng, n: int) -> np.ndarray:
+def resize_small(
+  image: np.ndarray,
+  rng: Rng,
+  n: int,
+) -> np.ndarray:
   """Resizes the smaller side to n pixels, antialiased; the aspect is preserved."""
   height, width = image.shape[:2]
   scale = n / min(height, width)
-  return _resized(image, max(n, round(height * scale)), max(n, round(width * scale)))
+  return _resized(
+    image,
+    max(n, round(height * scale)),
+    max(n, round(width * scale)),
+  )
 
 
-def center_crop(image: np.ndarray, rng: Rng, n: int) -> np.ndarray:
+def center_crop(
+  image: np.ndarray,
+  rng: Rng,
+  n: int,
+) -> np.ndarray:
   """Crops n x n pixels from the centre."""
   height, width = image.shape[:2]
   return _crop(image, (height - n) // 2, (width - n) // 2, n, n)
 
 
-def random_crop(image: np.ndarray, rng: Rng, n: int, pad: int = 0) -> np.ndarray:
+def random_crop(
+  image: np.ndarray,
+  rng: Rng,
+  n: int,
+  pad: int = 0,
+) -> np.ndarray:
   """Crops n x n pixels at a uniform position, after padding every edge with `pad` zeros."""
   padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
   height, width = padded.shape[:2]
@@ -117,7 +157,12 @@ def random_resized_crop(
   """
   height, width = image.shape[:2]
   area = height * width * rng.uniform(min_area, 1)
-  aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+  aspect = np.exp(
+    rng.uniform(
+      np.log(3 / 4),
+      np.log(4 / 3),
+    )
+  )
   h = min(height, max(1, round((area / aspect) ** 0.5)))
   w = min(width, max(1, round((area * aspect) ** 0.5)))
   top = rng.integers(height - h + 1)
@@ -125,7 +170,11 @@ def random_resized_crop(
   return _resized(_crop(image, top, left, h, w), n, n)
 
 
-def flip(image: np.ndarray, rng: Rng, p: float | int = 0.5) -> np.ndarray:
+def flip(
+  image: np.ndarray,
+  rng: Rng,
+  p: float | int = 0.5,
+) -> np.ndarray:
   """Mirrors left to right with probability p."""
   if rng.random() < p:
     return image[:, ::-1]
@@ -145,56 +194,104 @@ class Augmentation(NamedTuple):
   change: Change
 
 
-def _identity(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _identity(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return picture
 
 
-def _autocontrast(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _autocontrast(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return ImageOps.autocontrast(picture)
 
 
-def _equalize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _equalize(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return ImageOps.equalize(picture)
 
 
-def _rotate(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _rotate(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return picture.rotate(level, Image.Resampling.BILINEAR, fillcolor=fill)
 
 
-def _solarize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _solarize(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return ImageOps.solarize(picture, max(0, 256 - round(level)))
 
 
-def _posterize(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _posterize(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return ImageOps.posterize(picture, max(1, 8 - round(level)))
 
 
 def _enhance(enhancer: Any) -> Change:
-  def change(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+  def change(
+    picture: Image.Image,
+    level: float,
+    fill: Fill,
+  ) -> Image.Image:
     return enhancer(picture).enhance(1 + level)
 
   return change
 
 
-def _affine(picture: Image.Image, fill: Fill, matrix: tuple[float, ...]) -> Image.Image:
+def _affine(
+  picture: Image.Image,
+  fill: Fill,
+  matrix: tuple[float, ...],
+) -> Image.Image:
   return picture.transform(
     picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
   )
 
 
-def _shear_x(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _shear_x(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return _affine(picture, fill, (1, level, 0, 0, 1, 0))
 
 
-def _shear_y(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _shear_y(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return _affine(picture, fill, (1, 0, 0, level, 1, 0))
 
 
-def _translate_x(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _translate_x(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return _affine(picture, fill, (1, 0, level * picture.width, 0, 1, 0))
 
 
-def _translate_y(picture: Image.Image, level: float, fill: Fill) -> Image.Image:
+def _translate_y(
+  picture: Image.Image,
+  level: float,
+  fill: Fill,
+) -> Image.Image:
   return _affine(picture, fill, (1, 0, 0, 0, 1, level * picture.height))
 
 
@@ -251,7 +348,10 @@ def normalize(
   means = np.array(named_mean, np.float32)
   if means.size > 1 and means.size != image.shape[2]:
     raise UserError(f'normalize has {means.size} means, the picture {image.shape[2]} channels.')
-  return (image * np.float32(1 / 255) - means) / np.array(named_std, np.float32)
+  return (image * np.float32(1 / 255) - means) / np.array(
+    named_std,
+    np.float32,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

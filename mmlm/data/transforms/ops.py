@@ -32,7 +32,11 @@ def parse_ops(texts: Iterable[str]) -> list[ConfiguredTransform]:
   return [_parse(text) for text in texts]
 
 
-def apply_ops(ops: Sequence[Op], example: Example, rng: np.random.Generator) -> Example:
+def apply_ops(
+  ops: Sequence[Op],
+  example: Example,
+  rng: np.random.Generator,
+) -> Example:
   """Returns the example after all transforms; an error names the example."""
   name = example.get('id')
   try:

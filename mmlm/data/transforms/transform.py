@@ -37,7 +37,11 @@ class ConfiguredTransform:
   transform: Transform
   options: dict[str, Any]
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+  def __call__(
+    self,
+    example: Example,
+    rng: np.random.Generator,
+  ) -> Example:
     """Returns the transformed example."""
     return self.transform(example, rng, **self.options)
 
