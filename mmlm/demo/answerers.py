@@ -126,9 +126,11 @@ class DemoModel:
     inputs = {}
     for modality, kind in self.kinds.items():
       if kind == 'text':
-        inputs[modality] = check_text(request.get(modality, ''), self.limits)
+        text = request.get(modality, '')
+        assert isinstance(text, str)
+        inputs[modality] = check_text(text, self.limits)
       else:
-        inputs[modality] = check_upload(request[modality], kind, self.limits)
+        inputs[modality] = check_upload(_upload(request, modality), kind, self.limits)
     return inputs
 
 
@@ -171,7 +173,7 @@ class RunModel(DemoModel):
     """Returns the raw example of a request."""
     example = {'id': 'input', **self.checked(request)}
     if 'sound' in self.kinds.values():
-      sound = request['audio']
+      sound = _upload(request, 'audio')
       seconds = seconds_of(sound, self.limits.seconds)
       most = self.experiment.config.data.max_length / FRAMES_A_SECOND
       if seconds > most:
@@ -201,13 +203,15 @@ class RunModel(DemoModel):
     positions = {'text': {'labels': attention.get('read_words', [])}}
     if self.kinds.get('image') == 'picture':
       pixels = model_picture(example, self.experiment.config.data.eval_ops)
-      views['picture'] = self._picture(pixels, request['image'].data)
+      assert pixels is not None
+      views['picture'] = self._picture(pixels, _upload(request, 'image').data)
       if 'image' in attention:
         grid = grid_of(attention['image'].shape[1], *pixels.shape[:2])
         positions['image'] = {'grid': grid}
     if self.kinds.get('audio') == 'sound':
       views['sound'] = view_of_sound(example, {}).picture
-      positions['audio'] = {'seconds': seconds_of(request['audio'], self.limits.seconds)}
+      seconds = seconds_of(_upload(request, 'audio'), self.limits.seconds)
+      positions['audio'] = {'seconds': seconds}
     views['times'] = []
     for text, first, last in words_of(prediction.get('alignment', [])):
       start = first / FRAMES_A_SECOND
@@ -258,7 +262,7 @@ class WhisperModel(DemoModel):
       try:
         (transcript,) = self.transcriber([file.name])
       except UserError as error:
-        message = str(error).replace(file.name, request['audio'].name)
+        message = str(error).replace(file.name, _upload(request, 'audio').name)
         raise UserError(message) from None
     return {
       'text': transcript.text,
@@ -266,6 +270,13 @@ class WhisperModel(DemoModel):
       'times': [[segment.text, segment.start, segment.end] for segment in transcript.segments],
       'sound': view_of_sound({'audio': sound}, {}).picture,
     }
+
+
+def _upload(request: ModelInputs, modality: str) -> Upload:
+  """Returns the file of a request; the server has checked that it is one."""
+  upload = request[modality]
+  assert isinstance(upload, Upload)
+  return upload
 
 
 def attention_view(modality: str, attention: dict, positions: dict) -> dict:

@@ -106,7 +106,7 @@ class Server:
     async with request.form(max_files=8, max_fields=8, max_part_size=FORM_SIZE) as form:
       fields = dict(form)
       name = fields.pop('run', '')
-      if name not in self.models:
+      if not isinstance(name, str) or name not in self.models:
         raise UserError(f'no run {name!r} here, but {", ".join(self.models)}.')
       model = self.models[name]
       inputs: ModelInputs = {}

@@ -94,8 +94,8 @@ def load_efficientnet_lite0(path: str = '') -> dict[str, Any]:
   check_shapes(used, expected, f'{path} does not hold EfficientNet-Lite0')
   params = {}
   for layer, shape in kernel_shapes.items():
-    variables = [used[name] for name in _names(layer)]
-    params[layer] = _fold(*variables, shape)
+    weights, scale, shift, mean, variance = (used[name] for name in _names(layer))
+    params[layer] = _fold(weights, scale, shift, mean, variance, shape)
   return traverse_util.unflatten_dict(params)
 
 
@@ -103,8 +103,9 @@ def _kernel_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
   """Returns {path of a layer: shape of its kernel}."""
   image = jnp.zeros((1, 32, 32, 3))
   initial = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), image)
+  variables: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(initial['params'])
   shapes = {}
-  for path, variable in traverse_util.flatten_dict(initial['params']).items():
+  for path, variable in variables.items():
     *layer, leaf = path
     if leaf == 'kernel':
       shapes[tuple(layer)] = variable.shape

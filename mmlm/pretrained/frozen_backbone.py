@@ -14,8 +14,9 @@ import numpy as np
 from mmlm.data.batching import stack
 from mmlm.data.transforms.image import blank_picture
 from mmlm.data.transforms.ops import apply_ops, parse_ops
+from mmlm.models.apply import apply
 from mmlm.models.encoders.encoder import Encoder
-from mmlm.parallel import Parallel
+from mmlm.parallel.strategies import Strategy
 from mmlm.pretrained import family_of
 from mmlm.utils import run_dir as runs
 from mmlm.utils.progress import progress
@@ -26,18 +27,18 @@ BATCH_SIZE = 64  # pictures of a batch when a split is computed
 class FrozenBackbone:
   """The backbone of an encoder with its pretrained weights."""
 
-  def __init__(self, encoder: type[Encoder], parallel: Parallel):
+  def __init__(self, encoder: type[Encoder], parallel: Strategy):
     network = encoder.backbone
     if network is None:
       raise ValueError(f'{encoder.__name__} has no backbone that could be frozen.')
     self.name = encoder.family
     self._params = parallel.replicate(family_of(encoder).load_params(''))
 
-    def apply(params: dict, batch: dict) -> jax.Array:
-      grid = network().apply({'params': params}, batch['image'])
+    def grid_of(params: dict, batch: dict) -> jax.Array:
+      grid = apply(network(), params, batch['image'])
       return grid.reshape(grid.shape[0], -1, grid.shape[-1]).astype('float16')
 
-    self._apply = parallel.per_example(apply)
+    self._apply = parallel.per_example(grid_of)
 
   def grid(self, images: np.ndarray) -> jax.Array:
     """Maps pictures [B, H, W, 3] to grids [B, S, C] in float16."""

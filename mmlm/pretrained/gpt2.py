@@ -133,7 +133,7 @@ def _read_vocabulary(folder: pathlib.Path) -> tuple[list[str], Merges]:
       f'{folder}: its vocabulary cannot be read ({error!r}). It is tokenizer.json, or vocab.json '
       'and merges.txt.'
     ) from None
-  pieces = sorted(ids, key=ids.get)
+  pieces = sorted(ids, key=ids.__getitem__)
   numbers = [ids[piece] for piece in pieces]
   if END not in ids or numbers != list(range(len(pieces))):
     raise UserError(f'{folder}: no {END} in its vocabulary, or ids are missing.')
@@ -192,7 +192,10 @@ def _read_state(folder: pathlib.Path) -> State:
     if not name.endswith(BUFFERS):
       state[name] = array.astype(np.float32)
   output = state.pop('lm_head.weight', None)
-  if output is not None and not np.array_equal(output, state.get('wte.weight')):
+  if output is None:
+    return state
+  table = state.get('wte.weight')
+  if table is None or not np.array_equal(output, table):
     raise UserError(f'{path}: its output is not tied to its input, which ours must be.')
   return state
 

@@ -20,6 +20,7 @@ from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.evaluator import Evaluator
 from mmlm.experiment.experiment import Experiment
 from mmlm.inference.predictor import Predictor
+from mmlm.models.apply import apply
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.reports.speech_view import words_of
@@ -129,8 +130,13 @@ def decoder_attention(
   def is_encoder(module: Any, method: str) -> bool:
     return module.path in paths and method == '__call__'
 
-  _, updated = model.apply(
-    {'params': params}, batch, inputs, mutable=['intermediates'], capture_intermediates=is_encoder
+  _, updated = apply(
+    model,
+    params,
+    batch,
+    inputs,
+    mutable=['intermediates'],
+    capture_intermediates=is_encoder,
   )
   intermediates = updated['intermediates']
   to_memory = jnp.stack(attention_weights_of(intermediates.get('head', {}))).mean(0)  # [B, T, S]
@@ -214,9 +220,7 @@ class AttentionReader:
     return result
 
 
-def attention_evaluator(
-  experiment: Experiment, align: bool = False, **changes: object
-) -> Evaluator:
+def attention_evaluator(experiment: Experiment, align: bool = False, **changes: Any) -> Evaluator:
   """Returns the evaluator of an experiment, whose predictions also hold the attention if they can.
 
   They can if there is a decoder and its memory keeps positions of the inputs.
@@ -243,7 +247,7 @@ def _for_page(attention: dict, example: dict, eval_ops: Sequence[str]) -> dict:
   for modality in SHOWN:
     if modality not in attention:
       continue
-    part = {'values': [_as_bytes(weights) for weights in attention[modality]]}
+    part: dict[str, Any] = {'values': [_as_bytes(weights) for weights in attention[modality]]}
     if modality in attention['shares']:
       shares = attention['shares'][modality]
       part['shares'] = [round(float(share), 3) for share in shares]

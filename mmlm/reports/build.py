@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 from mmlm.experiment.experiment import Experiment
@@ -135,6 +136,7 @@ class ReportedRun:
     """
     experiment = self.experiment
     match = PREDICTIONS.fullmatch(file_name)
+    assert match is not None  # as `newest_predictions` reads no other files
     examples = [self.find_example(name) for name in ids]
     examples = [example for example in examples if example is not None]
     if not examples or not self._has_attention(match):
@@ -156,7 +158,7 @@ class ReportedRun:
     )
     return {}
 
-  def _has_attention(self, match: Mapping) -> bool:
+  def _has_attention(self, match: re.Match[str]) -> bool:
     """Returns whether the predictions of a file can be decoded again."""
     if not self.experiment.task.shows_attention or not self.experiment.modalities:
       return False

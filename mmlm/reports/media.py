@@ -83,7 +83,9 @@ def thumbnail(content: Any) -> dict:
     with Image.open(io.BytesIO(content)) as image:
       small = max(image.size) < SMALL_SIDE
       if _fits_as_it_is(image, content):
-        return {'picture': data_uri(image.get_format_mimetype(), content), 'small': small}
+        mime_type = image.get_format_mimetype()
+        assert mime_type is not None  # each of `FORMATS` has one
+        return {'picture': data_uri(mime_type, content), 'small': small}
     return {'picture': jpeg_uri(decode_picture(content)), 'small': small}
   except (UserError, OSError, Image.DecompressionBombError):
     return {}

@@ -137,9 +137,13 @@ def _axis(name: str, values: Mapping[Any, Any], is_score: bool = False) -> dict:
   for trial, value in values.items():
     if value is not None:
       present[trial] = value
-  numbers = [_number(value) for value in present.values()]
+  numbers = []
+  for value in present.values():
+    number = _number(value)
+    if number is not None:
+      numbers.append(number)
   log = False
-  if not numbers or None in numbers:
+  if not numbers or len(numbers) < len(present):
     scale = CategoryScale(sorted(set(present.values())))
   else:
     log = not is_score and _is_logarithmic(numbers)

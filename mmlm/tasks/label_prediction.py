@@ -19,6 +19,7 @@ from mmlm.data.pipeline import Table
 from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search_options import SearchOptions
+from mmlm.models.apply import apply
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import grading, smoke_forms
 from mmlm.tasks.base import Batch, Grade, Measure, Task
@@ -127,7 +128,7 @@ class LabelPrediction(Task):
     batch: Batch,
   ) -> dict[str, jax.Array]:
     """Returns {'outputs'}: logits [B, T, C] or numbers [B, T]."""
-    return {'outputs': model.apply({'params': params}, batch, None)}
+    return {'outputs': apply(model, params, batch, None)}
 
   def answer(
     self,
@@ -139,7 +140,7 @@ class LabelPrediction(Task):
     fusion: Fusion = NO_FUSION,
   ) -> dict[str, jax.Array]:
     """Returns {'outputs', 'mask' [B, T]}: probabilities [B, T, C] or numbers [B, T]."""
-    outputs = model.apply({'params': params}, batch, None)
+    outputs = apply(model, params, batch, None)
     return {'outputs': self._predicted(outputs), 'mask': batch['label_mask']}
 
   def _label_losses(
@@ -152,7 +153,7 @@ class LabelPrediction(Task):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns loss and weight of each label, [B, T] and [B, T]."""
     train = rng is not None
-    outputs = model.apply({'params': params}, batch, None, train, rngs=dropout_keys(rng))
+    outputs = apply(model, params, batch, None, train, rngs=dropout_keys(rng))
     weights = batch['label_mask'] * batch['weight'][:, None]
     losses = self._output_losses(model, outputs, batch['label'], label_smoothing)
     return losses * weights, weights

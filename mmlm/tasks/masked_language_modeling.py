@@ -19,6 +19,7 @@ from mmlm.decoding.next_tokens import is_any
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion
 from mmlm.decoding.search_options import SearchOptions
 from mmlm.evaluation.metrics.language_metrics import masked_row
+from mmlm.models.apply import apply
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.tasks import grading, smoke_forms
 from mmlm.tasks.base import Batch, Grade, Task
@@ -94,7 +95,9 @@ class MaskedLanguageModel(Task):
       example = source[i]
       ids.append(example['id'])
       texts.append(text_of(example))
-    targets = [[outputs.tokenizer.mask_id]] * len(ids)
+    mask_id = outputs.tokenizer.mask_id
+    assert mask_id is not None  # checked by `outputs`
+    targets = [[mask_id]] * len(ids)
     return Table(ids, np.arange(len(ids)), targets, inputs.encode_inputs(texts))
 
   def references(self, example: dict) -> list[list[str]]:
@@ -135,7 +138,7 @@ class MaskedLanguageModel(Task):
     batch: Batch,
   ) -> dict[str, jax.Array]:
     """Returns {'logits' [B, S, V]} of each position of a text, in which the caller masks tokens."""
-    hidden_states, bias = model.apply({'params': params}, batch, None)
+    hidden_states, bias = apply(model, params, batch, None)
     output_table = jnp.concatenate([embedding_table(params), bias], 1)
     return {'logits': hidden_states @ output_table.T.astype(hidden_states.dtype)}
 
@@ -192,9 +195,7 @@ class MaskedLanguageModel(Task):
     masked = mask_tokens(batch, keys, len(embeddings), model.special_tokens)
     train = rng is not None
     inputs = batch | {'text': masked.tokens}
-    hidden_states, bias = model.apply(
-      {'params': params}, inputs, None, train, rngs=dropout_keys(rng)
-    )
+    hidden_states, bias = apply(model, params, inputs, None, train, rngs=dropout_keys(rng))
     positions = masked.positions
     hidden_states = jnp.take_along_axis(hidden_states, positions[..., None], 1)  # [B, M, D + 1]
     weights = masked.is_predicted * batch['weight'][:, None]

@@ -18,6 +18,7 @@ from mmlm.decoding.next_tokens import is_any
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep
 from mmlm.decoding.search import SearchResult
 from mmlm.decoding.search_options import SearchOptions
+from mmlm.models.apply import apply
 from mmlm.models.encoders.subsampling import subsampled_length
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.models.sequence import Sequence as Memory
@@ -111,8 +112,8 @@ class SpeechToText(TextGeneration):
     if model.head.decodes:
       outputs = super().forward(model, params, batch)
     if model.head.ctc_weight:
-      memory = model.apply({'params': params}, batch, method='encode')
-      outputs['frames'] = model.apply({'params': params}, memory, method='ctc_logits')
+      memory = apply(model, params, batch, method='encode')
+      outputs['frames'] = apply(model, params, memory, method='ctc_logits')
       outputs['frames_mask'] = memory.mask
     return outputs
 
@@ -130,8 +131,8 @@ class SpeechToText(TextGeneration):
     """
     inputs, weights = self._inputs(model, batch)
     train = rng is not None
-    layer, logits, frames_mask = model.apply(
-      {'params': params}, batch, inputs, train, rngs=dropout_keys(rng), method='branches'
+    layer, logits, frames_mask = apply(
+      model, params, batch, inputs, train, rngs=dropout_keys(rng), method='branches'
     )
     name = model.head.ctc_labels
     # A batch without any transcript has no such column.
@@ -163,7 +164,7 @@ class SpeechToText(TextGeneration):
       return super().generate(model, params, batch, options, rng, fusion)
     examples = len(batch['weight'])
     active = batch['weight'][:, None] > 0
-    memory = model.apply({'params': params}, batch, method='encode')
+    memory = apply(model, params, batch, method='encode')
     if not model.head.decodes:
       log_probs = _frame_log_probs(model, params, memory, active, options)
       return _search_frames(log_probs, options, fusion)
@@ -249,7 +250,7 @@ def _frame_log_probs(
   options: SearchOptions,
 ) -> jax.Array:
   """Returns the log-probabilities [B, S, V] of the CTC branch; `active` [B, 1]."""
-  logits = model.apply({'params': params}, memory, method='ctc_logits')
+  logits = apply(model, params, memory, method='ctc_logits')
   return ctc.frame_log_probs(logits, memory.mask & active, options)
 
 
@@ -269,7 +270,7 @@ def _alignment(
     {} if the positions of the memory are not those of the frames, subsampled: they need not be in
     the order of the sound.
   """
-  memory = model.apply({'params': params}, batch, method='encode')
+  memory = apply(model, params, batch, method='encode')
   mask = batch['audio_mask']
   factor = model.encoders['audio'].subsampling
   if memory.mask.shape[1] != subsampled_length(mask.shape[1], factor):

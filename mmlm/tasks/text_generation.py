@@ -17,6 +17,7 @@ from mmlm.data.text import Texts
 from mmlm.decoding.score_fusion import NO_FUSION, Fusion, WeightedStep, combine
 from mmlm.decoding.search import SearchResult, search
 from mmlm.decoding.search_options import SearchOptions
+from mmlm.models.apply import apply
 from mmlm.models.kv_cache import StepFunction, beam_numbers, cached_step, decode_step, new_cache
 from mmlm.models.multimodal import MultimodalModel
 from mmlm.models.sequence import Sequence as Memory
@@ -166,7 +167,7 @@ class TextGeneration(Task):
   ) -> dict[str, jax.Array]:
     """Returns {'logits' [B, T, V]} of every token of the targets, given those before it."""
     inputs, _ = self._inputs(model, batch)
-    return {'logits': model.apply({'params': params}, batch, inputs)}
+    return {'logits': apply(model, params, batch, inputs)}
 
   def _token_outputs(
     self,
@@ -177,9 +178,7 @@ class TextGeneration(Task):
   ) -> TokenOutputs:
     inputs, weights = self._inputs(model, batch)
     train = rng is not None
-    layer = model.apply(
-      {'params': params}, batch, inputs, train, rngs=dropout_keys(rng), method='hidden'
-    )
+    layer = apply(model, params, batch, inputs, train, rngs=dropout_keys(rng), method='hidden')
     return token_outputs(layer, batch['target'], weights)
 
   def _inputs(self, model: MultimodalModel, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -227,7 +226,7 @@ class TextGeneration(Task):
     Args:
       fusion: what is added to the scores of the model.
     """
-    memory = model.apply({'params': params}, batch, method='encode')
+    memory = apply(model, params, batch, method='encode')
     examples = len(batch['weight'])
     decoder = begin_decoder(model, params, memory, examples, options)
     steps = [WeightedStep(1.0, *decoder), *fusion.steps(examples, options)]
@@ -288,12 +287,12 @@ def begin_decoder(
   Args:
     memory: None for a language model.
   """
-  variables = {'params': params}
   cache = new_cache(None, examples, options.beams, options.max_length)
   # Any tokens will do: only the shapes of the cache that they fill are used.
   tokens = beam_numbers(examples, options.beams)
-  _, filled = model.apply(
-    variables,
+  _, filled = apply(
+    model,
+    params,
     tokens,
     memory,
     decode_step(cache, examples),
@@ -301,7 +300,7 @@ def begin_decoder(
     mutable=['cache', 'memory'],
   )
   # The projected keys and values of the memory stay outside of the cache: one copy for all beams.
-  variables['memory'] = filled.get('memory', {})
+  variables = {'params': params, 'memory': filled.get('memory', {})}
   cache['layers'] = jax.tree.map(jnp.zeros_like, filled['cache'])
   step = cached_step(model, variables, memory, examples, options.beams)
   return step, cache, False

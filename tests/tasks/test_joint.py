@@ -166,6 +166,7 @@ def test_the_joint_loss_is_the_weighted_sum_of_both_and_encodes_once(head):
 
   class Spy:
     head = setup.model.head
+    special_tokens = setup.model.special_tokens
 
     def apply(self, *args, method, **kwargs):
       calls.append(method)

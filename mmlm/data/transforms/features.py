@@ -6,7 +6,7 @@ S: feature frames; C: values of a frame; N: examples.
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def is_features(path: str | pathlib.Path) -> bool:
   return pathlib.Path(path).suffix == '.npy'
 
 
-def read_features(path: str | pathlib.Path) -> np.ndarray:
+def read_features(path: str | pathlib.Path | BinaryIO) -> np.ndarray:
   """Returns the array of a .npy file, float32.
 
   Raises:

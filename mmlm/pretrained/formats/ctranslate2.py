@@ -65,7 +65,7 @@ class _Parts:
         f'{self.place} has the shape {shape}, type {kind} and {size} bytes, which do not fit'
       )
     values = np.empty(math.prod(shape), TYPES[kind])
-    self.fill(memoryview(values).cast('B') if size else memoryview(b''))
+    self.fill(values.data.cast('B') if size else memoryview(b''))
     return name, values.reshape(shape)
 
 
