@@ -23,7 +23,7 @@ from mmlm.inference.predictor import Predictor
 from mmlm.models.apply import apply
 from mmlm.models.fusion import FUSIONS
 from mmlm.models.multimodal import MultimodalModel
-from mmlm.reports.speech_view import words_of
+from mmlm.reports.speech_view import Word, words_of
 from mmlm.tasks.base import Batch, Task
 
 N_BEST = 5
@@ -69,21 +69,27 @@ class WithAttention(Task):
     """Returns the prediction of the task, with its 'attention' if anything was written."""
     (prediction,) = self.task.read(answer, outputs)
     words = _whole_words(outputs, answer['tokens'][0])
-    attention: dict[str, Any] = {'words': [text for text, _, _ in words], 'shares': {}}
+    if not words:
+      return [prediction]
+    attention: dict[str, Any] = {}
+    shares = {}
+    has_several = len(self.positioned) > 1
     for key in answer:
-      if not words or not key.startswith('attention_'):
+      if not key.startswith('attention_'):
         continue
       modality = key.removeprefix('attention_')
       mask = np.asarray(answer[f'mask_{modality}'])
-      of_tokens = np.asarray(answer[key], np.float64)[:, mask]  # [T, S]
-      of_words = [of_tokens[first : last + 1].mean(0) for _, first, last in words]
-      weights = np.stack(of_words)  # [W, S]
-      if len(self.positioned) > 1 and modality in self.positioned:
-        attention['shares'][modality] = weights.sum(1)
+      of_tokens = np.asarray(answer[key], np.float64)
+      weights = _mean_by_word(of_tokens[:, mask], words)
+      if has_several and modality in self.positioned:
+        shares[modality] = weights.sum(1)
       if modality == 'text':
-        attention['read_words'], weights = self._by_read_word(answer['source'], weights)
+        read_words, weights = self._by_read_word(answer['source'], weights)
+        attention['read_words'] = read_words
       attention[modality] = weights
-    if len(attention) > 2:
+    if attention:
+      attention['words'] = _texts_of(words)
+      attention['shares'] = shares
       prediction['attention'] = attention
     return [prediction]
 
@@ -92,20 +98,40 @@ class WithAttention(Task):
     words = _whole_words(self.inputs, source)
     if not words:
       return [], weights[:, :1]
-    summed = [weights[:, first : last + 1].sum(1) for _, first, last in words]
-    return [text for text, _, _ in words], np.stack(summed, 1)
+    sums = []
+    for _, first, last in words:
+      of_word = weights[:, first : last + 1]
+      sums.append(of_word.sum(1))
+    return _texts_of(words), np.stack(sums, 1)
 
 
-def _whole_words(texts: Texts, tokens: Any) -> list[tuple[str, int, int]]:
+def _texts_of(words: list[Word]) -> list[str]:
+  return [text for text, _, _ in words]
+
+
+def _mean_by_word(of_tokens: np.ndarray, words: list[Word]) -> np.ndarray:
+  """Averages values [T, S] of tokens over the tokens of each word, [W, S]."""
+  means = []
+  for _, first, last in words:
+    of_word = of_tokens[first : last + 1]
+    means.append(of_word.mean(0))
+  return np.stack(means)
+
+
+def _whole_words(texts: Texts, tokens: Any) -> list[Word]:
   """Returns (word, its first token, its last) up to the end of a text."""
-  special = (texts.tokenizer.pad_id, *texts.tokenizer.eos_ids)
+  tokenizer = texts.tokenizer
+  special = (tokenizer.pad_id, *tokenizer.eos_ids)
   before_end = []
-  for token in tokens:
-    if int(token) in special:
+  for value in tokens:
+    token = int(value)
+    if token in special:
       break
-    before_end.append(int(token))
-  pieces = texts.decode_pieces(before_end)
-  return words_of([[piece, i, i] for i, piece in enumerate(pieces)])
+    before_end.append(token)
+  pieces = []
+  for number, text in enumerate(texts.decode_pieces(before_end)):
+    pieces.append([text, number, number])
+  return words_of(pieces)
 
 
 def decoder_attention(
@@ -115,7 +141,7 @@ def decoder_attention(
   tokens: jax.Array,
   positioned: tuple[str, ...],
 ) -> dict[str, jax.Array]:
-  """Returns the attention to the memory while tokens [B, T] are written, mean over layers and heads.
+  """Returns the attention to the memory while tokens [B, T] are written, mean over layers, heads.
 
   A 'selective' fusion keeps no positions of the modalities other than the main one, but attends to
   them from those of the main one: both are followed.
@@ -123,12 +149,46 @@ def decoder_attention(
   Returns:
     {'attention_<modality>' [B, T, S], 'mask_<modality>' [B, S]}.
   """
-  start = jnp.full_like(tokens[:, :1], model.special_tokens.bos_id)
-  inputs = jnp.concatenate([start, tokens[:, :-1]], 1)
-  paths = {(f'encoders_{modality}',) for modality in model.encoders}
+  intermediates = _intermediates(model, params, batch, tokens)
+  of_layers = attention_weights_of(intermediates.get('head', {}))
+  to_memory = jnp.stack(of_layers).mean(0)  # [B, T, S]
+  result = {}
+  first = 0
+  for modality in positioned:
+    mask = _encoder_mask(intermediates, modality)
+    end = first + mask.shape[1]
+    result[f'attention_{modality}'] = to_memory[..., first:end]
+    result[f'mask_{modality}'] = mask
+    first = end
+  for name, part in intermediates.get('fusion', {}).items():
+    modality = name.removesuffix('_attention')
+    if modality not in model.encoders or modality in positioned:
+      continue
+    to_main = result[f'attention_{positioned[0]}']
+    from_main = attention_weights_of(part)[0]
+    followed = jnp.einsum('bts,bsu->btu', to_main, from_main)
+    result[f'attention_{modality}'] = followed
+    result[f'mask_{modality}'] = _encoder_mask(intermediates, modality)
+  return result
+
+
+def _intermediates(
+  model: MultimodalModel,
+  params: dict,
+  batch: Batch,
+  tokens: jax.Array,
+) -> dict:
+  """Returns attention and outputs of encoders while tokens [B, T] are written, by module."""
+  bos_id = model.special_tokens.bos_id
+  start = jnp.full_like(tokens[:, :1], bos_id)
+  previous = tokens[:, :-1]
+  inputs = jnp.concatenate([start, previous], 1)
+  encoder_names = [f'encoders_{modality}' for modality in model.encoders]
 
   def is_encoder(module: Any, method: str) -> bool:
-    return module.path in paths and method == '__call__'
+    if method != '__call__' or len(module.path) != 1:
+      return False
+    return module.path[0] in encoder_names
 
   _, updated = apply(
     model,
@@ -138,23 +198,7 @@ def decoder_attention(
     mutable=['intermediates'],
     capture_intermediates=is_encoder,
   )
-  intermediates = updated['intermediates']
-  to_memory = jnp.stack(attention_weights_of(intermediates.get('head', {}))).mean(0)  # [B, T, S]
-  result = {}
-  first = 0
-  for modality in positioned:
-    mask = _encoder_mask(intermediates, modality)
-    result[f'attention_{modality}'] = to_memory[..., first : first + mask.shape[1]]
-    result[f'mask_{modality}'] = mask
-    first += mask.shape[1]
-  for name, part in intermediates.get('fusion', {}).items():
-    modality = name.removesuffix('_attention')
-    if modality in model.encoders and modality not in positioned:
-      to_main = result[f'attention_{positioned[0]}']
-      from_main = attention_weights_of(part)[0]
-      result[f'attention_{modality}'] = jnp.einsum('bts,bsu->btu', to_main, from_main)
-      result[f'mask_{modality}'] = _encoder_mask(intermediates, modality)
-  return result
+  return updated['intermediates']
 
 
 def _encoder_mask(intermediates: dict, modality: str) -> jax.Array:
@@ -164,15 +208,18 @@ def _encoder_mask(intermediates: dict, modality: str) -> jax.Array:
 
 
 def attention_weights_of(tree: dict) -> list[jax.Array]:
-  """Returns the attention weights [B, T, S] of each layer in a tree of intermediates, mean over H."""
+  """Returns the attention weights [B, T, S] of each layer in a tree, mean over H."""
   layers = []
   for name, part in tree.items():
     if name != 'weights':
       layers += attention_weights_of(part)
-    elif part[0].ndim == 5:  # scanned layers [B, L, H, T, S]
-      layers += list(jnp.moveaxis(part[0].mean(2), 1, 0))
+      continue
+    weights = part[0]
+    if weights.ndim == 5:  # scanned layers [B, L, H, T, S]
+      means = weights.mean(2)
+      layers += list(jnp.moveaxis(means, 1, 0))
     else:  # [B, H, T, S]
-      layers.append(part[0].mean(1))
+      layers.append(weights.mean(1))
   return layers
 
 
@@ -190,8 +237,10 @@ class AttentionReader:
       changes['method'] = method
     options, _ = experiment.search_options(**changes)
     if options.method == 'beam':
-      changes['n_best'] = max(options.n_best, min(N_BEST, options.beam_size))
-    self.predictor = Predictor(experiment, attention_evaluator(experiment, **changes))
+      most = min(N_BEST, options.beam_size)
+      changes['n_best'] = max(options.n_best, most)
+    evaluator = attention_evaluator(experiment, **changes)
+    self.predictor = Predictor(experiment, evaluator)
 
   @property
   def step(self) -> int:
@@ -213,14 +262,19 @@ class AttentionReader:
         'hypothesis': prediction['hypothesis'],
         'n_best': prediction.get('n_best', []),
       }
-      attention = _for_page(prediction.get('attention', {}), example, self.eval_ops)
-      if attention:
-        entry['attention'] = attention
+      if 'attention' in prediction:
+        attention = _for_page(prediction['attention'], example, self.eval_ops)
+        if attention:
+          entry['attention'] = attention
       result[prediction['id']] = entry
     return result
 
 
-def attention_evaluator(experiment: Experiment, align: bool = False, **changes: Any) -> Evaluator:
+def attention_evaluator(
+  experiment: Experiment,
+  align: bool = False,
+  **changes: Any,
+) -> Evaluator:
   """Returns the evaluator of an experiment, whose predictions also hold the attention if they can.
 
   They can if there is a decoder and its memory keeps positions of the inputs.
@@ -229,12 +283,15 @@ def attention_evaluator(experiment: Experiment, align: bool = False, **changes: 
     align: align the texts with the sound, by CTC.
     changes: of the config's decoding.
   """
-  fusion = experiment.config.model.fusion
-  positioned = FUSIONS[fusion.name].keeps_positions(experiment.modalities, fusion.get('main', ''))
+  options = experiment.config.model.fusion
+  fusion = FUSIONS[options.name]
+  main = options.get('main', '')
+  positioned = fusion.keeps_positions(experiment.modalities, main)
   decodes = experiment.task.writes_text and experiment.model.head.decodes
 
   def with_attention(task: Task) -> Task:
-    return WithAttention(task, experiment.data.texts.inputs, tuple(positioned))
+    inputs = experiment.data.texts.inputs
+    return WithAttention(task, inputs, tuple(positioned))
 
   if positioned and decodes:
     return experiment.evaluator(align, with_attention, **changes)
@@ -247,10 +304,15 @@ def _for_page(attention: dict, example: dict, eval_ops: Sequence[str]) -> dict:
   for modality in SHOWN:
     if modality not in attention:
       continue
-    part: dict[str, Any] = {'values': [_as_bytes(weights) for weights in attention[modality]]}
+    values = []
+    for weights in attention[modality]:
+      values.append(_as_bytes(weights))
+    part: dict[str, Any] = {'values': values}
     if modality in attention['shares']:
-      shares = attention['shares'][modality]
-      part['shares'] = [round(float(share), 3) for share in shares]
+      shares = []
+      for share in attention['shares'][modality]:
+        shares.append(round(float(share), 3))
+      part['shares'] = shares
     result[modality] = part
   if 'text' in result:
     result['text']['read'] = attention['read_words']
@@ -259,35 +321,50 @@ def _for_page(attention: dict, example: dict, eval_ops: Sequence[str]) -> dict:
     if picture is None:
       del result['image']
     else:
-      rows, columns = grid_of(attention['image'].shape[1], *picture.shape[:2])
-      result['image'] |= {'picture': picture, 'rows': rows, 'columns': columns}
+      positions = attention['image'].shape[1]
+      height, width = picture.shape[:2]
+      rows, columns = grid_of(positions, height, width)
+      result['image'] |= {
+        'picture': picture,
+        'rows': rows,
+        'columns': columns,
+      }
   if not result:
     return {}
   return {'words': attention['words']} | result
 
 
 def model_picture(example: dict, eval_ops: Sequence[str]) -> np.ndarray | None:
-  """Returns the picture of a raw example as the model reads it, uint8 [H, W, C]; None without one."""
-  ops = parse_ops(op for op in eval_ops if not op.startswith('normalize'))
-  return apply_ops(ops, {**example}, np.random.default_rng(0)).get('image')
+  """Returns the picture of a raw example as the model reads it, uint8 [H, W, C], or None."""
+  names = []
+  for name in eval_ops:
+    if not name.startswith('normalize'):
+      names.append(name)
+  ops = parse_ops(names)
+  unused_rng = np.random.default_rng(0)
+  as_read = apply_ops(ops, {**example}, unused_rng)
+  return as_read.get('image')
 
 
 def _as_bytes(values: np.ndarray) -> str:
   """Encodes values [S] from 0 on as a byte each, 255 for the largest, in base64."""
   largest = max(float(values.max(initial=0)), 1e-12)
-  scaled = np.round(255 * values / largest).astype(np.uint8)
-  return base64.b64encode(scaled.tobytes()).decode()
+  scaled = np.round(255 * values / largest)
+  content = scaled.astype(np.uint8).tobytes()
+  return base64.b64encode(content).decode()
 
 
 def grid_of(positions: int, height: int, width: int) -> tuple[int, int]:
   """Returns (rows, columns) of a grid whose shape is nearest to that of a picture."""
   pairs = []
   for rows in range(1, positions + 1):
-    if positions % rows == 0:
-      pairs.append((rows, positions // rows))
+    columns, rest = divmod(positions, rows)
+    if rest == 0:
+      pairs.append((rows, columns))
+  log_ratio = np.log(height / width)
 
   def distance(pair: tuple[int, int]) -> float:
     rows, columns = pair
-    return abs(np.log(rows / columns) - np.log(height / width))
+    return abs(np.log(rows / columns) - log_ratio)
 
   return min(pairs, key=distance)

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from mmlm.reports.curves import HEIGHT, WIDTH, missing_input_plots, plots_of_runs
-from mmlm.reports.examples import newest_predictions
+from mmlm.reports.examples import newest_predictions, with_ids
 from mmlm.reports.media import FindExample
 from mmlm.reports.pages import flatten, read_object, write_page
 from mmlm.reports.run_page import FindAttention, no_example, predictions_data
@@ -70,23 +70,32 @@ def write_comparison(
 def short_names(folders: Sequence[Path]) -> dict[str, pathlib.Path]:
   """Returns {name: folder}; a name is as many of the last parts of a path as it takes to differ."""
   paths = [pathlib.Path(folder) for folder in folders]
-  parts = [path.resolve().parts for path in paths]
-  for length in range(1, max(map(len, parts)) + 1):
-    names = ['/'.join(part[-length:]) for part in parts]
-    if len(set(names)) == len(names):
-      return dict(zip(names, paths))
+  all_parts = [path.resolve().parts for path in paths]
+  longest = max(map(len, all_parts))
+  for length in range(1, longest + 1):
+    by_name = {}
+    for path, parts in zip(paths, all_parts, strict=True):
+      name = '/'.join(parts[-length:])
+      by_name[name] = path
+    if len(by_name) == len(paths):
+      return by_name
   raise UserError(f'{folders[0]} is named twice: name different runs.')
 
 
 def differences(trees: Mapping[str, dict]) -> list[tuple[str, list[str]]]:
   """Returns [(key, its value in each run)] of the keys in which nested dicts {run: tree} differ."""
-  flat_trees = [flatten(tree) for tree in trees.values()]
+  flat_trees = []
   keys: dict[str, None] = {}
-  for tree in flat_trees:
-    keys |= dict.fromkeys(tree)
+  for tree in trees.values():
+    flat_tree = flatten(tree)
+    flat_trees.append(flat_tree)
+    keys |= dict.fromkeys(flat_tree)
   rows = []
   for key in keys:
-    values = [str(tree.get(key, ABSENT)) or repr('') for tree in flat_trees]
+    values = []
+    for tree in flat_trees:
+      text = str(tree.get(key, ABSENT))
+      values.append(text or repr(''))
     if len(set(values)) > 1:
       rows.append((key, values))
   return rows
@@ -113,12 +122,18 @@ def _common_splits(files: Mapping[str, SplitFiles]) -> tuple[dict, list[tuple[st
   common = {}
   not_shown = []
   for split in splits:
-    lacking = [name for name, of_run in files.items() if split not in of_run]
+    by_run = {}
+    lacking = []
+    for name, of_run in files.items():
+      if split not in of_run:
+        lacking.append(name)
+        continue
+      _, by_run[name] = of_run[split]
     if lacking:
       not_shown.append((split, lacking))
       continue
-    common[split] = {name: of_run[split][1] for name, of_run in files.items()}
-    _check_references(split, common[split])
+    _check_references(split, by_run)
+    common[split] = by_run
   return common, not_shown
 
 
@@ -128,16 +143,17 @@ def _check_references(split: str, predictions: Mapping[str, list[dict]]) -> None
   for prediction in first_predictions:
     references[prediction['id']] = prediction['references']
   for name, of_run in others:
-    common = [prediction for prediction in of_run if prediction['id'] in references]
+    common = with_ids(of_run, references)
     if not common:
       raise UserError(
         f'{split}: {first} and {name} have no example in common, '
         'they were evaluated on different data.'
       )
     for prediction in common:
-      if prediction['references'] != references[prediction['id']]:
+      example = prediction['id']
+      if prediction['references'] != references[example]:
         raise UserError(
-          f'{split}: the references of {prediction["id"]!r} differ between {first} and {name}: '
+          f'{split}: the references of {example!r} differ between {first} and {name}: '
           'they were evaluated on different data.'
         )
 

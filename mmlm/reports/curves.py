@@ -24,7 +24,9 @@ Folders = Mapping[str, pathlib.Path]  # {name: run folder}
 
 def series(folder: pathlib.Path) -> Series:
   """Reads the lines of a run: 'train', 'valid' or each of several splits of validation."""
-  result: Series = {name: {} for name in ('loss', 'perplexity', *METRICS)}
+  result: Series = {}
+  for name in ('loss', 'perplexity', *METRICS):
+    result[name] = {}
   path = folder / 'metrics.jsonl'
   entries = []
   if path.exists():
@@ -39,11 +41,15 @@ def _add_entry(result: Series, entry: dict) -> None:
   kind = entry['kind']
   for key, value in entry.items():
     split, _, name = key.rpartition('/')
-    if name not in result or (kind == 'train' and name != 'loss'):
+    if name not in result:
       continue
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if kind == 'train' and name != 'loss':
       continue
-    points = result[name].setdefault(split or kind, [])
+    is_number = isinstance(value, (int, float))
+    if not is_number or not math.isfinite(value):
+      continue
+    label = split or kind
+    points = result[name].setdefault(label, [])
     points.append((entry['step'], value))
 
 
@@ -53,9 +59,10 @@ def _thin(points: Points) -> Points:
   means = []
   for start in range(0, len(points), size):
     group = points[start : start + size]
+    count = len(group)
     steps, values = zip(*group)
-    mean_step = sum(steps) / len(group)
-    mean_value = sum(values) / len(group)
+    mean_step = sum(steps) / count
+    mean_value = sum(values) / count
     means.append((mean_step, mean_value))
   return means
 
@@ -96,10 +103,12 @@ def plot(
     'lines' [(label, colour, dashed, [(x, y), ...])], the ticks 'rows' and 'columns'
     [(position, value)] in units of the SVG, and 'data', the values.
   """
-  thinned = {label: _thin(sorted(points)) for label, points in lines.items()}
+  thinned = {}
   values = []
-  for points in thinned.values():
-    values += [value for _, value in points]
+  for label, points in lines.items():
+    thinned[label] = _thin(sorted(points))
+    for _, value in thinned[label]:
+      values.append(value)
   low = min(values)
   high = max(values)
   scale = Scale(*ends, low, high)
@@ -107,11 +116,16 @@ def plot(
   data = []
   for label, points in thinned.items():
     colour, dashed = styles[label]
-    positions = [(scale.x(step), scale.y(value)) for step, value in points]
+    positions = []
+    rounded = []
+    for step, value in points:
+      positions.append((scale.x(step), scale.y(value)))
+      rounded.append([round(step, 3), float(f'{value:.6g}')])
     drawn.append((label, colour, dashed, positions))
-    data.append([[round(step, 3), float(f'{value:.6g}')] for step, value in points])
+    data.append(rounded)
+  middle = (low + high) / 2
   rows = []
-  for value in dict.fromkeys((low, (low + high) / 2, high)):
+  for value in dict.fromkeys((low, middle, high)):
     rows.append((scale.y(value), float(value)))
   columns = []
   for step in dict.fromkeys(ends):
@@ -148,11 +162,13 @@ def plots_of_runs(folders: Folders) -> list[dict]:
   joined: Series = {}
   styles = {}
   for number, (name, folder) in enumerate(folders.items()):
+    colour = number % COLOURS
     for metric, lines in series(folder).items():
+      all_lines = joined.setdefault(metric, {})
       for line, points in lines.items():
         label = f'{name}, {line}'
-        styles[label] = (number % COLOURS, line == 'train')
-        joined.setdefault(metric, {})[label] = points
+        styles[label] = (colour, line == 'train')
+        all_lines[label] = points
   return _all_plots(joined, styles)
 
 
@@ -160,7 +176,8 @@ def _all_plots(lines_of: Series, styles: Styles) -> list[dict]:
   steps = []
   for lines in lines_of.values():
     for points in lines.values():
-      steps += [step for step, _ in points]
+      for step, _ in points:
+        steps.append(step)
   plots = []
   for name, lines in lines_of.items():
     ends = (min(steps), max(steps))
@@ -196,7 +213,12 @@ def _missing_input_curves(path: pathlib.Path) -> Lines:
   """Reads {title of a plot: [(share in percent, score)]}."""
   curves = {}
   for modality, by_metric in read_object(path).get('missing', {}).items():
-    for metric, points in list(by_metric.items())[:1]:
+    first_metric = list(by_metric.items())[:1]
+    for metric, measured in first_metric:
+      points = []
+      for point in measured:
+        percent = 100 * point['share']
+        points.append((percent, point['value']))
       title = f'{metric}, {path.stem}: without {modality}'
-      curves[title] = [(100 * point['share'], point['value']) for point in points]
+      curves[title] = points
   return curves

@@ -2,7 +2,7 @@
 
 import pathlib
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from mmlm.reports.media import jpeg_uri
@@ -35,13 +35,17 @@ def newest_predictions(folder: pathlib.Path) -> dict[str, list[dict]]:
   Shuffled inputs are left out. Predictions decoded as the config says come first, if there are any.
   """
   newest: dict[tuple[str, str], tuple] = {}
-  for path in sorted((folder / 'predictions').glob('*.jsonl')):
+  files = (folder / 'predictions').glob('*.jsonl')
+  for path in sorted(files):
     match = PREDICTIONS.fullmatch(path.stem)
     if not match:
       continue
-    order = (int(match['step']), match['method'] is None)
+    step = int(match['step'])
+    as_configured = match['method'] is None
+    candidate = ((step, as_configured), path)
     split = (match['split'], match['texts'] or '')
-    newest[split] = max(newest.get(split, (order, path)), (order, path))
+    newest_yet = newest.get(split, candidate)
+    newest[split] = max(newest_yet, candidate)
   predictions = {}
   for split in sorted(newest):
     _, path = newest[split]
@@ -61,16 +65,21 @@ def grade_predictions(predictions: list[dict], task: Task) -> list[dict]:
   """
   try:
     grades = task.grade(predictions)
-    displayed = [task.displayed(prediction) for prediction in predictions]
+    displayed = []
+    for prediction in predictions:
+      displayed.append(task.displayed(prediction))
   except (KeyError, TypeError, ValueError) as error:
+    name = predictions[0]['id']
     raise UserError(
-      f'predictions of {predictions[0]["id"]!r} and others are not those of a run of '
+      f'predictions of {name!r} and others are not those of a run of '
       f'{type(task).__name__} ({type(error).__name__}: {error}).'
     ) from None
   sign = 1 if task.measure.higher_is_better else -1
   graded = []
   for prediction, grade in zip(displayed, grades, strict=True):
-    graded.append(prediction | grade._asdict() | {'grade': sign * grade.value})
+    entry = prediction | grade._asdict()
+    entry['grade'] = sign * grade.value
+    graded.append(entry)
   return graded
 
 
@@ -82,9 +91,16 @@ def sample(graded: list[dict], count: int) -> Sample:
     return -prediction['grade'], -prediction['exact']
 
   best_first = sorted(graded, key=order)
-  middle = best_first[third : len(best_first) - third]
-  drawn = random.Random(0).sample(middle, min(len(middle), count - 2 * third))
-  return Sample(best_first[:third], best_first[::-1][:third], drawn)
+  worst_first = best_first[::-1]
+  end = len(best_first) - third
+  middle = best_first[third:end]
+  number = min(len(middle), count - 2 * third)
+  rng = random.Random(0)
+  return Sample(
+    best=best_first[:third],
+    worst=worst_first[:third],
+    random=rng.sample(middle, number),
+  )
 
 
 def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[str, Any]:
@@ -96,15 +112,19 @@ def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[st
   by_id = [_by_id(graded) for graded in graded_of.values()]
   common_ids = set.intersection(*map(set, by_id))
   first = next(iter(graded_of.values()))
-  common = [prediction for prediction in first if prediction['id'] in common_ids]
+  common = with_ids(first, common_ids)
   shown = common
   if len(common) > MOST_PREDICTIONS:
     sampled = _by_id(sample(common, MOST_PREDICTIONS).all())
-    shown = [prediction for prediction in common if prediction['id'] in sampled]
+    shown = with_ids(common, sampled)
   rows = []
   for prediction in shown:
+    answers = []
+    for predictions in by_id:
+      of_run = predictions[prediction['id']]
+      answers.append(_answer(of_run, task))
     row = _example(prediction)
-    row['answers'] = [_answer(predictions[prediction['id']], task) for predictions in by_id]
+    row['answers'] = answers
     rows.append(row)
   return {
     'name': name,
@@ -115,13 +135,21 @@ def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[st
   }
 
 
+def with_ids(predictions: list[dict], ids: Container[str]) -> list[dict]:
+  """Returns the predictions whose id is among `ids`."""
+  return [prediction for prediction in predictions if prediction['id'] in ids]
+
+
 def _by_id(predictions: list[dict]) -> dict[str, dict]:
   return {prediction['id']: prediction for prediction in predictions}
 
 
 def _example(prediction: dict) -> dict[str, Any]:
   """Returns what the page shows of the example, whatever the answers."""
-  entry = {'id': prediction['id'], 'references': prediction['references']}
+  entry = {
+    'id': prediction['id'],
+    'references': prediction['references'],
+  }
   text = prediction.get('input', {}).get('text')
   if text and text != prediction['id']:
     entry['text'] = text
@@ -144,8 +172,11 @@ def _answer(prediction: dict, task: Task) -> dict[str, Any]:
       entry[key] = prediction[key]
   if 'probabilities' in prediction:
     by_class = prediction['probabilities']
-    likeliest = sorted(by_class, key=by_class.__getitem__, reverse=True)[:MOST_CLASSES]
-    entry['probabilities'] = [[name, round(by_class[name], 4)] for name in likeliest]
+    likeliest_first = sorted(by_class, key=by_class.__getitem__, reverse=True)
+    probabilities = []
+    for name in likeliest_first[:MOST_CLASSES]:
+      probabilities.append([name, round(by_class[name], 4)])
+    entry['probabilities'] = probabilities
   return entry
 
 
@@ -168,7 +199,10 @@ def add_attention(group: dict, attention_of: Mapping[str, dict], run_number: int
       left_out += 1
       continue
     if len(entry['n_best']) > 1:
-      answer['n_best'] = [[text, round(score, 4)] for text, score in entry['n_best']]
+      n_best = []
+      for text, score in entry['n_best']:
+        n_best.append([text, round(score, 4)])
+      answer['n_best'] = n_best
     if 'attention' in entry:
       answer['attention'] = _with_encoded_picture(entry['attention'])
   return left_out
@@ -178,4 +212,5 @@ def _with_encoded_picture(attention: dict) -> dict:
   if 'image' not in attention:
     return attention
   image = attention['image']
-  return attention | {'image': image | {'picture': jpeg_uri(image['picture'])}}
+  uri = jpeg_uri(image['picture'])
+  return attention | {'image': image | {'picture': uri}}

@@ -59,8 +59,10 @@ def media_of(
 
 def _size(entry: dict) -> int:
   sound = entry.get('sound', {})
-  texts = (entry.get('picture', ''), sound.get('picture', ''), sound.get('source', ''))
-  return sum(len(text) for text in texts)
+  size = len(entry.get('picture', ''))
+  size += len(sound.get('picture', ''))
+  size += len(sound.get('source', ''))
+  return size
 
 
 def _sound(example: dict, prediction: dict) -> dict:
@@ -85,21 +87,25 @@ def thumbnail(content: Any) -> dict:
       if _fits_as_it_is(image, content):
         mime_type = image.get_format_mimetype()
         assert mime_type is not None  # each of `FORMATS` has one
-        return {'picture': data_uri(mime_type, content), 'small': small}
-    return {'picture': jpeg_uri(decode_picture(content)), 'small': small}
+        uri = data_uri(mime_type, content)
+        return {'picture': uri, 'small': small}
+    pixels = decode_picture(content)
+    return {'picture': jpeg_uri(pixels), 'small': small}
   except (UserError, OSError, Image.DecompressionBombError):
     return {}
 
 
 def _fits_as_it_is(image: Any, content: bytes) -> bool:
-  is_small = max(image.size) <= LARGEST_SIDE and len(content) <= LARGEST_ORIGINAL
-  is_upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-  return image.format in FORMATS and is_small and is_upright
+  orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+  if max(image.size) > LARGEST_SIDE or len(content) > LARGEST_ORIGINAL:
+    return False
+  return orientation == 1 and image.format in FORMATS
 
 
 def jpeg_uri(pixels: np.ndarray) -> str:
   """Returns pixels, uint8 [H, W, C], as a JPEG of at most `LARGEST_SIDE` pixels in a data URI."""
-  image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+  is_grey = pixels.shape[-1] == 1
+  image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
   image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
   with io.BytesIO() as file:
     image.save(file, 'JPEG', quality=72, optimize=True)

@@ -13,6 +13,7 @@ from mmlm.reports.examples import (
   group,
   newest_predictions,
   sample,
+  with_ids,
 )
 from mmlm.reports.media import FindExample, media_of
 from mmlm.reports.pages import read_object, write_page
@@ -61,12 +62,13 @@ def write_report(
   metrics: dict[str, None] = {}
   for score in scores:
     metrics |= dict.fromkeys(score['scores'])
-  data = predictions_data(
-    {name: {'this run': of_file} for name, of_file in predictions.items()},
-    config,
-    find_example,
-    {0: find_attention} if find_attention else {},
-  )
+  by_run = {}
+  for name, of_file in predictions.items():
+    by_run[name] = {'this run': of_file}
+  attention_of_runs = {}
+  if find_attention:
+    attention_of_runs[0] = find_attention
+  data = predictions_data(by_run, config, find_example, attention_of_runs)
   return write_page(
     output or folder / 'report.html',
     'report.html.jinja',
@@ -92,8 +94,10 @@ def _check_folders(compared: Mapping[str, pathlib.Path]) -> None:
   for folder in compared.values():
     if not folder.is_dir():
       raise UserError(f'{folder}: no such run folder; `train` makes one.')
-  for folder in list(compared.values())[1:]:
-    if not [*(folder / 'ablation').glob('*.json')]:
+  _, *others = compared.values()
+  for folder in others:
+    studies = (folder / 'ablation').glob('*.json')
+    if not any(studies):
       raise UserError(f'{folder}: no ablation study yet. Run `./launch.sh ablate {folder}` first.')
 
 
@@ -123,7 +127,7 @@ def predictions_data(
     split_group = group(name, graded, task)
     shown_ids = {row['id'] for row in split_group['rows']}
     first_run = next(iter(graded.values()))
-    shown = [prediction for prediction in first_run if prediction['id'] in shown_ids]
+    shown = with_ids(first_run, shown_ids)
     of_interest = _of_interest(split_group, shown, sample_size)
     for number, find in find_attention.items():
       _add_attention_of_run(split_group, of_interest, number, find)
@@ -151,12 +155,21 @@ def _of_interest(split_group: dict, graded: list[dict], count: int) -> list[dict
     return sample(graded, count).all()
   spread = {}
   for row in rows:
-    spread[row['id']] = np.ptp([answer['value'] for answer in row['answers']])
-  return sorted(graded, key=lambda prediction: -spread[prediction['id']])[:count]
+    example = row['id']
+    values = [answer['value'] for answer in row['answers']]
+    spread[example] = np.ptp(values)
+
+  def order(prediction: dict) -> float:
+    return -spread[prediction['id']]
+
+  return sorted(graded, key=order)[:count]
 
 
 def _add_attention_of_run(
-  split_group: dict, of_interest: list[dict], run_number: int, find_attention: FindAttention
+  split_group: dict,
+  of_interest: list[dict],
+  run_number: int,
+  find_attention: FindAttention,
 ) -> None:
   ids = [prediction['id'] for prediction in of_interest]
   name = split_group['name']

@@ -33,11 +33,13 @@ class SplitScores(NamedTuple):
 
 def scores_of(folder: pathlib.Path) -> list[dict]:
   """Reads score files, by split and newest step first; shuffled inputs follow unchanged ones."""
-  scores = [_read_score(path) for path in sorted((folder / 'scores').glob('*.json'))]
+  files = (folder / 'scores').glob('*.json')
+  scores = [_read_score(path) for path in sorted(files)]
 
   def order(score: dict) -> tuple:
+    newest_first = -score['step']
     method = score['decoding'].get('method', '')
-    return score['split'], -score['step'], method, score['shuffled']
+    return score['split'], newest_first, method, score['shuffled']
 
   return sorted(scores, key=order)
 
@@ -76,16 +78,24 @@ def scores_side_by_side(runs: Mapping[str, pathlib.Path]) -> list[SplitScores]:
       of_split.setdefault(name, score)  # the newest comes first
   tables = []
   for split, by_run in newest.items():
-    columns = [_describe(by_run.get(name)) for name in runs]
-    metrics: dict[str, None] = {}
-    for score in by_run.values():
-      metrics |= dict.fromkeys(score['scores'])
-    rows = []
-    for metric in metrics:
-      cells = [_score_of(by_run.get(name), metric) for name in runs]
-      rows.append((metric, cells))
-    tables.append(SplitScores(split, columns, rows))
+    in_order = [by_run.get(name) for name in runs]
+    tables.append(_table_of_split(split, in_order))
   return tables
+
+
+def _table_of_split(split: str, scores: list[dict | None]) -> SplitScores:
+  """Returns the table of the scores of each run, None for one that was not evaluated."""
+  columns = []
+  metrics: dict[str, None] = {}
+  for score in scores:
+    columns.append(_describe(score))
+    if score is not None:
+      metrics |= dict.fromkeys(score['scores'])
+  rows = []
+  for metric in metrics:
+    cells = [_score_of(score, metric) for score in scores]
+    rows.append((metric, cells))
+  return SplitScores(split, columns, rows)
 
 
 def _score_of(score: dict | None, metric: str) -> dict | None:
@@ -106,14 +116,22 @@ def speech_counts(scores: list[dict]) -> list[tuple[str, list[str]]]:
   Returns:
     [(name, a text for each score file, '' where it has none)], without empty rows.
   """
-  rows = []
+  texts_of: dict[str, list[str]] = {}
   for unit in ('words', 'characters'):
-    cells = [_format_errors(score.get(unit)) for score in scores]
-    rows.append((unit, cells))
+    texts_of[unit] = []
+    for score in scores:
+      text = _format_errors(score.get(unit))
+      texts_of[unit].append(text)
   for key, (name, form) in TIMES.items():
-    cells = [_format_time(score.get(key), form) for score in scores]
-    rows.append((name, cells))
-  return [(name, cells) for name, cells in rows if any(cells)]
+    texts_of[name] = []
+    for score in scores:
+      text = _format_time(score.get(key), form)
+      texts_of[name].append(text)
+  rows = []
+  for name, texts in texts_of.items():
+    if any(texts):
+      rows.append((name, texts))
+  return rows
 
 
 def _format_time(value: float | None, form: str) -> str:
@@ -125,4 +143,7 @@ def _format_time(value: float | None, form: str) -> str:
 def _format_errors(counts: dict | None) -> str:
   if counts is None:
     return ''
-  return ', '.join(f'{counts[kind]:,} {kind}' for kind in KINDS)
+  texts = []
+  for kind in KINDS:
+    texts.append(f'{counts[kind]:,} {kind}')
+  return ', '.join(texts)

@@ -72,7 +72,8 @@ class SoundView(NamedTuple):
   @property
   def lanes(self) -> int:
     """The number of lines of words."""
-    return 1 + max((word.lane for word in self.words), default=-1)
+    lanes = {word.lane for word in self.words}
+    return 1 + max(lanes, default=-1)
 
 
 def view_of_sound(example: dict | None, prediction: dict) -> SoundView:
@@ -85,19 +86,28 @@ def view_of_sound(example: dict | None, prediction: dict) -> SoundView:
   sound = example.get('audio')
   if sound is None or (isinstance(sound, bytes) and not sound):
     return SoundView('no sound')
+  note = 'features without a sound'
+  source = ''
   try:
     values, kind = _features(sound)
-    note, source = 'features without a sound', ''
     if isinstance(sound, bytes):
       note, source = _playable(sound)
   except UserError as error:
     return SoundView(str(error))
-  seconds = len(values) / FRAMES_A_SECOND
+  frames = len(values)
+  seconds = frames / FRAMES_A_SECOND
   width = max(NARROWEST, round(seconds * SECOND_WIDTH))
   words = words_of(prediction.get('alignment', []))
-  labels = tuple(place_words(words, len(values), width))
-  times = tuple(_times(seconds, width))
-  return SoundView(note, kind, _spectrogram(values), width, labels, times, source)
+  labels = place_words(words, frames, width)
+  return SoundView(
+    note=note,
+    kind=kind,
+    picture=_spectrogram(values),
+    width=width,
+    words=tuple(labels),
+    times=tuple(_times(seconds, width)),
+    source=source,
+  )
 
 
 def _features(sound: Any) -> tuple[np.ndarray, str]:
@@ -110,29 +120,49 @@ def _features(sound: Any) -> tuple[np.ndarray, str]:
     values = log_mel_spectrogram(decode_audio(sound))
     kind = 'log-mel spectrogram'
   else:
-    values = np.nan_to_num(np.atleast_2d(sound).astype(np.float64))
+    values = _standardised(sound)
     kind = 'features of the data set'
-    if values.ndim > 2 or not values.size:
-      raise UserError(f'no frames of features: their shape is {np.shape(sound)}')
-    # Without it the first cepstral coefficient would hide the rest.
-    values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
   low, high = np.quantile(values, (DARKEST, LIGHTEST))
-  return np.clip((values - low) / max(high - low, 1e-9), 0, 1), kind
+  span = max(high - low, 1e-9)
+  shares = (values - low) / span
+  return np.clip(shares, 0, 1), kind
+
+
+def _standardised(features: Any) -> np.ndarray:
+  """Returns features with mean 0 and deviation 1, as the first of cepstra would hide the rest.
+
+  Raises:
+    UserError: there are none.
+  """
+  frames = np.atleast_2d(features).astype(np.float64)
+  values = np.nan_to_num(frames)
+  if values.ndim > 2 or not values.size:
+    raise UserError(f'no frames of features: their shape is {np.shape(features)}')
+  centred = values - values.mean(0)
+  deviations = np.maximum(values.std(0), 1e-9)
+  return centred / deviations
 
 
 def _palette() -> bytes:
   """Returns 256 colours."""
-  positions = np.linspace(0, len(STOPS) - 1, 256)
-  channels = [np.interp(positions, range(len(STOPS)), channel) for channel in STOPS.T]
-  return np.stack(channels, 1).round().astype(np.uint8).tobytes()
+  count = len(STOPS)
+  positions = np.linspace(0, count - 1, 256)
+  channels = []
+  for channel in STOPS.T:
+    channels.append(np.interp(positions, range(count), channel))
+  colours = np.stack(channels, 1).round()
+  return colours.astype(np.uint8).tobytes()
 
 
 def _spectrogram(values: np.ndarray) -> str:
   """Draws features [S, C] from 0 to 1 as a PNG in a data URI; time runs to the right."""
-  count = min(len(values), COLUMNS)
-  edges = np.linspace(0, len(values), count, endpoint=False).astype(int)
-  columns = np.maximum.reduceat(values, edges)  # short sounds stay visible
-  image = Image.fromarray((columns.T[::-1] * 255).round().astype(np.uint8))
+  frames = len(values)
+  count = min(frames, COLUMNS)
+  edges = np.linspace(0, frames, count, endpoint=False)
+  columns = np.maximum.reduceat(values, edges.astype(int))  # short sounds stay visible
+  upwards = columns.T[::-1]
+  pixels = (upwards * 255).round()
+  image = Image.fromarray(pixels.astype(np.uint8))
   image.putpalette(_palette())
   with io.BytesIO() as file:
     image.save(file, 'PNG', optimize=True)
@@ -142,8 +172,9 @@ def _spectrogram(values: np.ndarray) -> str:
 def _playable(sound: bytes) -> tuple[str, str]:
   """Returns why a sound cannot be played, or '', and its data URI."""
   file_format = soundfile.info(io.BytesIO(sound)).format
-  if len(sound) > LARGEST_PLAYED:
-    return f'the sound has {len(sound) / 2**20:.1f} MiB and is left out of the page', ''
+  size = len(sound)
+  if size > LARGEST_PLAYED:
+    return f'the sound has {size / 2**20:.1f} MiB and is left out of the page', ''
   if file_format not in MIME_TYPES:
     return f'browsers do not play {file_format}', ''
   return '', data_uri(MIME_TYPES[file_format], sound)
@@ -151,7 +182,8 @@ def _playable(sound: bytes) -> tuple[str, str]:
 
 def data_uri(mime_type: str, content: bytes) -> str:
   """Returns content as a URI that a page can hold."""
-  return f'data:{mime_type};base64,{base64.b64encode(content).decode()}'
+  encoded = base64.b64encode(content).decode()
+  return f'data:{mime_type};base64,{encoded}'
 
 
 def words_of(pieces: list) -> list[Word]:
@@ -160,19 +192,24 @@ def words_of(pieces: list) -> list[Word]:
   A text without spaces gives its pieces.
   """
   words: list[Word] = []
+  unspaced: list[Word] = []
   begins_word = True
   for text, first, last in pieces:
+    if not text:
+      continue
     stripped = text.strip()
-    if stripped and (begins_word or text[0].isspace()):
+    begins_word = begins_word or text[0].isspace()
+    if stripped:
+      unspaced.append((stripped, first, last))
+    if stripped and begins_word:
       words.append((stripped, first, last))
     elif stripped:
       begun, start, _ = words[-1]
       words[-1] = (begun + stripped, start, last)
-    if text:
-      begins_word = text[-1].isspace()
+    begins_word = text[-1].isspace()
   if len(words) > 1:
     return words
-  return [(text.strip(), first, last) for text, first, last in pieces if text.strip()]
+  return unspaced
 
 
 def place_words(words: list[Word], frames: int, width: int) -> list[Label]:
@@ -183,18 +220,32 @@ def place_words(words: list[Word], frames: int, width: int) -> list[Label]:
   labels = []
   free_from: list[float] = []  # of each line, in pixels of the narrowest page
   for text, first, last in words:
-    size = min(width, round(LETTER_WIDTH * len(text)) + 8)
+    text_width = round(LETTER_WIDTH * len(text)) + 8
+    size = min(width, text_width)
     left = min(first / frames * width, width - size)
-    lane = len(free_from)
-    for number, end in enumerate(free_from):
-      if end <= left:
-        lane = number
-        break
-    free_from[lane:] = [left + size, *free_from[lane + 1 :]]
-    start = min(first / frames, 1)
-    length = (min(last + 1, frames) - min(first, frames)) / frames
-    labels.append(Label(text, round(100 * start, 2), round(100 * length, 2), size, lane))
+    lane = _first_free(free_from, left)
+    if lane == len(free_from):
+      free_from.append(0)
+    free_from[lane] = left + size
+    start = min(first, frames)
+    end = min(last + 1, frames)
+    label = Label(
+      text=text,
+      left=round(100 * (start / frames), 2),
+      length=round(100 * ((end - start) / frames), 2),
+      width=size,
+      lane=lane,
+    )
+    labels.append(label)
   return labels
+
+
+def _first_free(free_from: list[float], left: float) -> int:
+  """Returns the number of the first line that is free from `left` on, of a new one if none is."""
+  for number, end in enumerate(free_from):
+    if end <= left:
+      return number
+  return len(free_from)
 
 
 def _times(seconds: float, width: int) -> list[Label]:
@@ -206,7 +257,13 @@ def _times(seconds: float, width: int) -> list[Label]:
       break
   last = int(seconds * (1 - TICK_WIDTH / width) / step)
   labels = []
-  for i in range(last + 1):
-    left = round(100 * i * step / seconds, 2)
-    labels.append(Label(f'{i * step:g} s', left, 0, TICK_WIDTH, 0))
+  for number in range(last + 1):
+    label = Label(
+      text=f'{number * step:g} s',
+      left=round(100 * number * step / seconds, 2),
+      length=0,
+      width=TICK_WIDTH,
+      lane=0,
+    )
+    labels.append(label)
   return labels

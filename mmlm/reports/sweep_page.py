@@ -126,7 +126,9 @@ def axes_of(trials: list[dict], monitor: str) -> list[dict]:
     for trial in trials:
       values[trial['trial']] = trial['settings'].get(key)
     axes.append(_axis(key, values))
-  scores = {trial['trial']: trial['score'] for trial in trials}
+  scores = {}
+  for trial in trials:
+    scores[trial['trial']] = trial['score']
   axes.append(_axis(monitor, scores, is_score=True))
   return axes
 
@@ -148,11 +150,14 @@ def _axis(name: str, values: Mapping[Any, Any], is_score: bool = False) -> dict:
   else:
     log = not is_score and _is_logarithmic(numbers)
     scale = NumberScale(min(numbers), max(numbers), log)
+  places = {}
+  for trial, value in present.items():
+    places[trial] = scale.share(value)
   return {
     'name': name,
     'ticks': scale.ticks(present.values()),
     'log': log,
-    'place': {trial: scale.share(value) for trial, value in present.items()},
+    'place': places,
   }
 
 
@@ -167,7 +172,10 @@ class CategoryScale(NamedTuple):
 
   def ticks(self, values: Iterable[Any]) -> list[tuple[float, str]]:
     """Returns a tick for each value."""
-    return [(self.share(value), str(value)) for value in self.order]
+    ticks = []
+    for value in self.order:
+      ticks.append((self.share(value), str(value)))
+    return ticks
 
 
 class NumberScale(NamedTuple):
@@ -188,10 +196,14 @@ class NumberScale(NamedTuple):
 
   def ticks(self, values: Iterable[Any]) -> list[tuple[float, str]]:
     """Returns a tick for each number, or for both ends if there are many."""
-    ticked = sorted({float(value) for value in values})
+    numbers = {float(value) for value in values}
+    ticked = sorted(numbers)
     if len(ticked) > MOST_TICKS:
       ticked = [self.low, self.high]
-    return [(self.share(value), f'{value:.4g}') for value in ticked]
+    ticks = []
+    for number in ticked:
+      ticks.append((self.share(number), f'{number:.4g}'))
+    return ticks
 
 
 def _is_logarithmic(numbers: list[float]) -> bool:
@@ -200,10 +212,13 @@ def _is_logarithmic(numbers: list[float]) -> bool:
   high = max(numbers)
   if low <= 0 or high / low < LEAST_RATIO:
     return False
-  median = sorted(numbers)[len(numbers) // 2]
+  middle = len(numbers) // 2
+  median = sorted(numbers)[middle]
 
   def off_centre(scale: Callable[[float], float]) -> float:
-    share = (scale(median) - scale(low)) / (scale(high) - scale(low))
+    start = scale(low)
+    length = scale(high) - start
+    share = (scale(median) - start) / length
     return abs(share - 0.5)
 
   return off_centre(math.log) < off_centre(float)
@@ -231,17 +246,27 @@ def _coordinate_lines(best_first: list[dict], axes: list[dict]) -> list[tuple]:
   Returns:
     [(trial, rank from 0 to 1, description, points)], without the axes that a trial has not set.
   """
-  distance = COORDINATES_WIDTH / max(len(axes) - 1, 1)
+  last_rank = max(len(best_first) - 1, 1)
   lines = []
   for number, trial in enumerate(best_first):
-    points = []
-    for i, axis in enumerate(axes):
-      if trial['trial'] in axis['place']:
-        y = (1 - axis['place'][trial['trial']]) * COORDINATES_HEIGHT
-        points.append((round(i * distance, 1), round(y, 1)))
-    rank = round(number / max(len(best_first) - 1, 1), 3)
-    lines.append((trial['trial'], rank, describe(trial), points))
+    name = trial['trial']
+    rank = round(number / last_rank, 3)
+    points = _points_of_trial(name, axes)
+    lines.append((name, rank, describe(trial), points))
   return lines[::-1]
+
+
+def _points_of_trial(trial: Any, axes: list[dict]) -> list[tuple[float, float]]:
+  """Returns the positions (x, y) of a trial on the parallel coordinates that it has set."""
+  distance = COORDINATES_WIDTH / max(len(axes) - 1, 1)
+  points = []
+  for number, axis in enumerate(axes):
+    if trial not in axis['place']:
+      continue
+    x = number * distance
+    y = (1 - axis['place'][trial]) * COORDINATES_HEIGHT
+    points.append((round(x, 1), round(y, 1)))
+  return points
 
 
 def _scatter(axis: dict, score_axis: dict, best_first: list[dict]) -> dict:
@@ -250,14 +275,17 @@ def _scatter(axis: dict, score_axis: dict, best_first: list[dict]) -> dict:
     number = trial['trial']
     if number not in axis['place']:
       continue
-    x = axis['place'][number] * WIDTH
-    y = (1 - score_axis['place'][number]) * HEIGHT
-    points.append((round(x, 1), round(y, 1), describe(trial)))
+    x = round(axis['place'][number] * WIDTH, 1)
+    share_above = 1 - score_axis['place'][number]
+    y = round(share_above * HEIGHT, 1)
+    points.append((x, y, describe(trial)))
   columns = []
   for share, text in axis['ticks']:
-    columns.append((round(share * WIDTH, 1), text))
+    x = round(share * WIDTH, 1)
+    columns.append((x, text))
   score_ticks = score_axis['ticks']
-  first_and_last = score_ticks[:: max(1, len(score_ticks) - 1)]
+  distance = max(1, len(score_ticks) - 1)
+  first_and_last = score_ticks[::distance]
   rows = []
   for share, text in first_and_last:
     height = round(share * HEIGHT, 1)
@@ -273,7 +301,9 @@ def _scatter(axis: dict, score_axis: dict, best_first: list[dict]) -> dict:
 
 def describe(trial: dict) -> str:
   """Describes a trial in a line."""
-  settings = [f'{key}={format_setting(value)}' for key, value in trial['settings'].items()]
+  settings = []
+  for key, value in trial['settings'].items():
+    settings.append(f'{key}={format_setting(value)}')
   score = f'{trial["monitor"]} {trial["score"]:.4f}'
   return f'trial {trial["trial"]}: {score}, {", ".join(settings)}'
 
@@ -286,16 +316,19 @@ def _history(scored: list[dict], higher: bool) -> list[dict]:
   if not scored:
     return []
   better = max if higher else min
-  points = sorted((trial['trial'], trial['score']) for trial in scored)
+  points = []
+  for trial in scored:
+    points.append((trial['trial'], trial['score']))
+  points.sort()
+  first_trial, best = points[0]
+  last_trial, _ = points[-1]
   best_so_far = []
-  best = points[0][1]
   for trial, score in points:
     best = better(best, score)
     best_so_far.append((trial, best))
   lines = {'score': points, 'best so far': best_so_far}
   styles = {'score': (0, False), 'best so far': (1, True)}
-  ends = (points[0][0], points[-1][0])
-  return [plot('score by trial', lines, styles, ends)]
+  return [plot('score by trial', lines, styles, ends=(first_trial, last_trial))]
 
 
 def _curves(folder: pathlib.Path, best_first: list[dict]) -> list[dict]:
@@ -304,9 +337,11 @@ def _curves(folder: pathlib.Path, best_first: list[dict]) -> list[dict]:
   for trial in best_first[:COLOURS]:
     if not trial['runs']:
       continue
-    run = folder / trial['runs'][0]['run']
-    if run.is_dir():
-      runs[f'trial {trial["trial"]}'] = run
+    first_run = trial['runs'][0]
+    run_folder = folder / first_run['run']
+    if run_folder.is_dir():
+      name = f'trial {trial["trial"]}'
+      runs[name] = run_folder
   return plots_of_runs(runs)
 
 
@@ -327,8 +362,12 @@ def importance_of(folder: pathlib.Path) -> tuple[list[tuple[str, float]], str]:
   level = optuna.logging.get_verbosity()
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   try:
-    study = optuna.load_study(study_name='sweep', storage=JournalStorage(_WholeLines(str(path))))
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    storage = JournalStorage(_WholeLines(str(path)))
+    study = optuna.load_study(study_name='sweep', storage=storage)
+    complete = study.get_trials(
+      deepcopy=False,
+      states=(TrialState.COMPLETE,),
+    )
     if len(complete) < LEAST_TRIALS:
       return [], f'Importances need at least {LEAST_TRIALS} trials with a score.'
     shares = optuna.importance.get_param_importances(study)
@@ -338,13 +377,18 @@ def importance_of(folder: pathlib.Path) -> tuple[list[tuple[str, float]], str]:
     optuna.logging.set_verbosity(level)
   if not shares:
     return [], 'No parameter is set by all trials.'
-  finite = {name: share for name, share in shares.items() if math.isfinite(share)}
-  return sorted(finite.items(), key=lambda item: -item[1]), ''
+  finite = []
+  for name, share in shares.items():
+    if math.isfinite(share):
+      finite.append((name, share))
+  finite.sort(key=lambda item: -item[1])
+  return finite, ''
 
 
 class _WholeLines(JournalFileBackend):
   """A journal to read only; half a line at its end, of a writer at work or killed, is skipped."""
 
   def read_logs(self, log_number_from: int) -> Iterator[dict]:
-    whole = pathlib.Path(self._file_path).read_bytes().split(b'\n')[:-1]
-    return map(json.loads, whole[log_number_from:])
+    content = pathlib.Path(self._file_path).read_bytes()
+    *whole_lines, _ = content.split(b'\n')
+    return map(json.loads, whole_lines[log_number_from:])

@@ -10,13 +10,18 @@ Edit = tuple[str, list[str], list[str]]
 
 def nearest_alignment(prediction: dict) -> list[Edit]:
   """Aligns a hypothesis with the reference that fewest words differ from; of equals the longest."""
+  hypothesis = prediction['hypothesis']
   alignments = []
   for reference in prediction['references']:
-    alignments.append(alignment(reference, prediction['hypothesis']))
+    edits = alignment(reference, hypothesis)
+    alignments.append(edits)
 
   def order(edits: list[Edit]) -> tuple[int, int]:
-    length = sum(len(reference) for _, reference, _ in edits)
-    return _differing_words(edits), -length
+    differing = _differing_words(edits)
+    length = 0
+    for _, reference, _ in edits:
+      length += len(reference)
+    return differing, -length
 
   return min(alignments, key=order)
 
@@ -34,8 +39,11 @@ def word_differences(prediction: dict) -> list[tuple[str, str, str]]:
   differences = []
   for kind, reference, hypothesis in nearest_alignment(prediction):
     if kind == 'equal':
-      differences.append((kind, ' '.join(reference), ' '.join(hypothesis)))
+      text = ' '.join(reference)
+      same_text = ' '.join(hypothesis)
+      differences.append((kind, text, same_text))
       continue
-    for words in itertools.zip_longest(reference, hypothesis, fillvalue=''):
-      differences.append((kind, *words))
+    pairs = itertools.zip_longest(reference, hypothesis, fillvalue='')
+    for word, replacement in pairs:
+      differences.append((kind, word, replacement))
   return differences
