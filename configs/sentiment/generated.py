@@ -5,7 +5,7 @@
 
 Data: generated offline (mmlm/data/datasets/three_modalities.py). Half of the training examples lack
 one or two modalities, which teaches what each of them contributes.
-`:fusion=` is any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, image and
+`:fusion=` is any of mmlm/models/fusion/, `:modalities=text+audio` any subset of text, image and
 audio.
 Scores: experiments/README.md.
 """

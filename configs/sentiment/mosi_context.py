@@ -5,7 +5,7 @@
   ./launch.sh evaluate runs/tensor
 
 Data: positive or negative utterances. Training on all 62 training videos follows the paper.
-`:fusion=` is any of mmlm/models/fusion.py, `:modalities=text+audio` any subset of text, audio and
+`:fusion=` is any of mmlm/models/fusion/, `:modalities=text+audio` any subset of text, audio and
 video. Scores: experiments/README.md. How the noise on the features was chosen: see NOISE.
 """
 

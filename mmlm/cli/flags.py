@@ -133,10 +133,14 @@ class Transcribe(Command):
   output_format: list[str] = flag(['txt', 'srt', 'vtt', 'json'], 'formats of the output files')
   beam_size: int = flag(0, "beams; 1 = greedy, 0 = 5 for Whisper, the config's for a run")
   best_of: int = flag(5, 'number of samples at a temperature above 0')
-  temperature: list[str] = flag(TEMPERATURES, 'temperatures, tried in turn while a threshold fails')
-  compression_ratio_threshold: float = flag(2.4, 'a text that compresses better repeats itself')
-  logprob_threshold: float = flag(-1.0, 'a lower mean log-probability of the tokens fails')
-  no_speech_threshold: float = flag(0.6, 'no speech above this probability, if the text fails')
+  temperature: list[str] = flag(
+    TEMPERATURES, 'temperatures, tried in turn until the thresholds hold'
+  )
+  compression_ratio_threshold: float = flag(2.4, 'try the next temperature above this ratio')
+  logprob_threshold: float = flag(-1.0, 'try the next temperature below this mean')
+  no_speech_threshold: float = flag(
+    0.6, 'no speech above this probability and below logprob_threshold'
+  )
   without_timestamps: bool = flag(False, 'write text alone, without the times of segments')
   initial_prompt: str = flag('', 'text before the recording: names, spelling, style')
   condition_on_previous_text: bool = flag(False, 'prompt a window with the text before it')

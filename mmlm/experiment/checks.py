@@ -7,6 +7,7 @@ from mmlm.data.text import check_language
 from mmlm.evaluation.metrics import METRICS
 from mmlm.experiment.data import ctc_labels_of
 from mmlm.models.encoders import ENCODERS
+from mmlm.models.heads import HEADS
 from mmlm.parallel.strategies import Strategy
 from mmlm.utils.choices import one_of
 from mmlm.utils.errors import UserError
@@ -38,7 +39,8 @@ def _check_task(config: Any, task: Any) -> None:
     )
   if not config.model.encoders and task.needs_encoders:
     raise UserError(f'model.encoders is empty: name one a modality, of {sorted(ENCODERS)}.')
-  one_of(f'model.head.name of {config.task}', config.model.head.name, task.heads)
+  heads = [name for name, head in HEADS.items() if head.produces in task.uses]
+  one_of(f'model.head.name of {config.task}', config.model.head.name, heads)
 
 
 def _check_positions(config: Any) -> None:

@@ -1,5 +1,8 @@
 """Transformer blocks (Vaswani et al. 2017), pre- or post-norm (Xiong et al. 2020), and stacks.
 
+Llama's parts are options: SwiGLU is `gated` with the activation 'silu', grouped-query attention is
+`kv_heads`, RoPE is `rotary`. All norms are LayerNorm; RMSNorm would be a field of TransformerBlock.
+
 Axes: B batch, T time, S memory, D width.
 """
 

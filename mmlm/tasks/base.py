@@ -55,12 +55,12 @@ class Task:
 
   Attributes:
     metrics: scores of `evaluate`, unless evaluate.metrics names others.
-    heads: heads that can produce the answers.
+    uses: what a head may produce for it (`Head.produces`).
     answers: the field of an example that is learned.
   """
 
   metrics: tuple[str, ...]
-  heads: tuple[str, ...]
+  uses: tuple[str, ...]
   answers: str
 
   # None: the pipeline of mmlm.experiment
@@ -84,7 +84,7 @@ class Task:
   # the label of the button of the demo page; '' for a task that the demo does not show
   verb: ClassVar[str] = ''
 
-  # What commands ask
+  # Used by commands
 
   def continues_text(self, modalities: Sequence[str]) -> bool:
     """Returns whether a model of these modalities scores and continues plain text."""
@@ -97,7 +97,7 @@ class Task:
   def removable(self, modalities: Sequence[str]) -> list[str]:
     """Returns the modalities that an ablation removes from the examples.
 
-    A text is kept: a translation without its source text means nothing.
+    Text is kept: most tasks cannot do without it, such as translation.
     """
     return [modality for modality in modalities if modality != 'text']
 
@@ -109,7 +109,7 @@ class Task:
     """Returns the small form of a config: generated data, small parts, seconds on a CPU."""
     raise NotImplementedError
 
-  # What reports ask
+  # Used by reports
 
   def grade(self, predictions: list[dict]) -> list[Grade]:
     """Returns the grade of each prediction of a file, by `measure`."""

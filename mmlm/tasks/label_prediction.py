@@ -40,7 +40,7 @@ class LabelPrediction(Task):
   """Predicts labels; its subclasses choose the head that does."""
 
   metrics: tuple[str, ...] = ()
-  heads: tuple[str, ...] = ()
+  uses: tuple[str, ...] = ()
   answers: str = 'label'
 
   verb = 'Predict'
@@ -179,7 +179,7 @@ def _encode_labels(example: dict, names: list, outputs: Classes | Range) -> list
   if not labels or len(labels) != len(names):
     count = len(labels) or 'no'
     noun = 'labels' if len(labels) > 1 else 'label'
-    hint = 'Add one.'
+    hint = 'Expected 1.'
     if outputs.each:
       hint = f"It has {len(names)} parts, and model.head.pool='each' needs a label for each."
     raise UserError(f'{example["id"]} has {count} {noun}. {hint}')
@@ -191,7 +191,7 @@ class Classification(LabelPrediction):
   """Predicts a class of an example or of each of its parts."""
 
   metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'weighted_f1', 'calibration_error')
-  heads: tuple[str, ...] = ('classifier',)
+  uses: tuple[str, ...] = ('classes',)
 
   measure = Measure('probability of the correct class', higher_is_better=True)
   shows_confusions = True
@@ -248,7 +248,7 @@ class Regression(LabelPrediction):
     'acc_2_non0',
     'f1_non0',
   )
-  heads: tuple[str, ...] = ('regressor',)
+  uses: tuple[str, ...] = ('value',)
 
   measure = Measure('distance', higher_is_better=False)
 

@@ -28,7 +28,7 @@ class LanguageModel(TextGeneration):
   """Predicts each token of a text from those before it."""
 
   metrics: tuple[str, ...] = ('perplexity_word', 'bits_per_character', 'bits_per_byte')
-  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder', 'lstm')
+  uses: tuple[str, ...] = ('text', 'running text')
 
   needs_encoders = False
   measure = NATS

@@ -57,7 +57,7 @@ class MaskedLanguageModel(Task):
   """
 
   metrics: tuple[str, ...] = ('perplexity_masked', 'masked_accuracy')
-  heads: tuple[str, ...] = ('masked_tokens',)
+  uses: tuple[str, ...] = ('masked tokens',)
   answers: str = 'text'
 
   measure = NATS

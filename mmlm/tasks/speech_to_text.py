@@ -45,13 +45,7 @@ class SpeechToText(TextGeneration):
     align: answers also hold the positions of their tokens in the sound, by the CTC branch.
   """
 
-  heads: tuple[str, ...] = (
-    'transformer_decoder',
-    'recurrent_decoder',
-    'ctc',
-    'joint',
-    'joint_recurrent',
-  )
+  uses: tuple[str, ...] = ('text', 'aligned text')
   align: bool = False
 
   aligns_speech = True

@@ -64,7 +64,7 @@ class TextGeneration(Task):
   """Writes a text by searching with a decoder."""
 
   metrics: tuple[str, ...] = ()
-  heads: tuple[str, ...] = ('transformer_decoder', 'recurrent_decoder')
+  uses: tuple[str, ...] = ('text',)
   answers: str = 'targets'
 
   writes_text = True

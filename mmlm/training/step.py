@@ -23,8 +23,7 @@ class TrainState(NamedTuple):
   ema: Any  # average of the parameters, or ()
   rng: Array  # key data of the run, uint32; folded with the step, never changed
   carry: Any = ()  # state of the model, carried from step to step for each example; or ()
-  # For a plain mean of iterates instead of a moving average: how many `ema` is the mean of (0: it
-  # equals the parameters), or ().
+  # Number of iterates averaged in `ema` (0: averaging has not started); () without averaging.
   averaged: Any = ()
 
 
@@ -125,9 +124,8 @@ def train_step(
   """Does one update by the global sum of the losses' gradients over the global weight.
 
   Args:
-    batch: the examples of this device. What a model carries from step to step belongs to its
-      example: it is neither summed nor copied between devices, and a gradient ends where it enters
-      (truncated back-propagation).
+    batch: the examples of this device. The recurrent state (`carry`) is per example: it is
+      not reduced over devices, and gradients are truncated there (truncated back-propagation).
 
   Returns:
     The new state, and loss (mean over the global weight), gradient norm (before clipping), weight.

@@ -42,7 +42,7 @@ def similarity(
   Args:
     sets: a folder or a file; '' = evaluate.similarity of the run's config.
     restrict: words of the analogies, the first ones; 0 = all.
-    method: 'add' or 'mul', see `similarity.answers`.
+    method: 'add' or 'mul', see `similarity_scores.answers`.
     settings: overrides of the config of a run.
   """
   if pathlib.Path(vectors).is_dir():

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from mmlm.pretrained.formats.write_vectors import FORMATS
 from mmlm.tasks.base import Pipeline, Task
-from mmlm.word_vectors.objectives import WORD_VECTORS
 from mmlm.word_vectors.vector_commands import evaluate, export
 from mmlm.word_vectors.vector_experiment import VectorExperiment
 from mmlm.word_vectors.vector_training import training_parts
@@ -21,7 +20,7 @@ class WordVectors(Task):
   """Word vectors of plain text: skip-gram, CBOW and GloVe."""
 
   metrics: tuple[str, ...] = ()
-  heads: tuple[str, ...] = tuple(WORD_VECTORS)  # the objectives
+  uses: tuple[str, ...] = ()  # no head: its objectives are in WORD_VECTORS
   answers: str = 'text'  # the field of an example that is learned
 
   trains_vectorised: ClassVar[bool] = False

@@ -3,6 +3,8 @@
 Axes: B batch, T time, S memory, D width, V vocabulary.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -21,6 +23,7 @@ from mmlm.utils.traced import is_traced
 class Ctc(Head):
   """Logits [B, S, V] of the vocabulary at each position of the memory; one token is the blank."""
 
+  produces: ClassVar[str] = 'aligned text'
   ctc_weight = 1.0
   ctc_labels = 'target'
 
@@ -85,6 +88,10 @@ class WithCtcBranch(nn.Module):
 class JointTransformer(WithCtcBranch, TransformerDecoder, kw_only=True):
   """A Transformer decoder and CTC."""
 
+  produces: ClassVar[str] = 'aligned text'
+
 
 class JointRecurrent(WithCtcBranch, RecurrentDecoder, kw_only=True):
   """An LSTM or GRU decoder and CTC."""
+
+  produces: ClassVar[str] = 'aligned text'

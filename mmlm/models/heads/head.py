@@ -18,6 +18,9 @@ class Head(nn.Module):
   The attributes below state what other packages need to know of a head.
   """
 
+  # What it produces; a task names what it can use (`Task.uses`): 'text', 'aligned text',
+  # 'running text', 'classes', 'value', 'masked tokens'.
+  produces: ClassVar[str]
   decodes: ClassVar[bool] = False  # it is a `Decoder`
   carries_state: ClassVar[bool] = False  # its state may be carried from batch to batch
   family: ClassVar[str] = ''  # pretrained models whose weights it can load (mmlm/pretrained)
@@ -41,6 +44,7 @@ class Decoder(Head):
   `setup` defines `output`, a `TokenEmbedding` whose `layer` makes the logits from `hidden`.
   """
 
+  produces: ClassVar[str] = 'text'
   decodes: ClassVar[bool] = True
 
   def __call__(

@@ -73,6 +73,7 @@ class LstmLanguageModel(Decoder):
   collection 'carry' is mutable, the state starts from it and is stored in it.
   """
 
+  produces: ClassVar[str] = 'running text'
   carries_state: ClassVar[bool] = True
 
   dim: int

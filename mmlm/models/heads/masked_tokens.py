@@ -3,6 +3,8 @@
 Axes: B batch, S memory, D width, V vocabulary.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -16,6 +18,8 @@ class MaskedTokens(Head):
 
   The output layer is the encoder's embedding table, with a bias [V]: the task multiplies them.
   """
+
+  produces: ClassVar[str] = 'masked tokens'
 
   dim: int
   vocab_size: int

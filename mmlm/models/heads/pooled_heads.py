@@ -3,6 +3,8 @@
 Axes: B batch, S memory, D width, T labels of an example (1, or its parts), C classes.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -70,6 +72,8 @@ class PooledHead(Head):
 class Classifier(PooledHead, kw_only=True):
   """Logits [B, T, C] of the classes, which a config names; T is 1, or the memory's length."""
 
+  produces: ClassVar[str] = 'classes'
+
   classes: tuple = ('negative', 'positive')
 
   @nn.compact
@@ -86,6 +90,8 @@ class Classifier(PooledHead, kw_only=True):
 
 class Regressor(PooledHead, kw_only=True):
   """One number [B, T]; labels are between `low` and `high`."""
+
+  produces: ClassVar[str] = 'value'
 
   low: float = -3.0
   high: float = 3.0
