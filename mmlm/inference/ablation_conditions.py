@@ -34,10 +34,14 @@ def _maskable_words(experiment: Experiment, split: str) -> list[str]:
   if experiment.config.data.languages.text not in ('', 'en'):
     return []
   source = experiment.data.source(split)
-  texts = [source[i].get('text', '') for i in range(len(source))]
+  texts = []
+  for number in range(len(source)):
+    example = source[number]
+    texts.append(example.get('text', ''))
   kinds = []
   for kind in WORDS:
-    if any(mask_words(text, kind) != text for text in texts):
+    has_such_words = any(mask_words(text, kind) != text for text in texts)
+    if has_such_words:
       kinds.append(kind)
   return kinds
 
@@ -51,7 +55,8 @@ def missing_curves(experiment: Experiment, predictions: dict[str, list[dict]]) -
   if len(experiment.modalities) < 2:
     return {}
   metrics = []
-  for name in experiment.config.evaluate.metrics or experiment.task.metrics:
+  names = experiment.config.evaluate.metrics or experiment.task.metrics
+  for name in names:
     if METRICS[name].view in CURVE_VIEWS:
       metrics.append(name)
   complete = predictions[str(Condition())]
@@ -59,6 +64,10 @@ def missing_curves(experiment: Experiment, predictions: dict[str, list[dict]]) -
   for modality in experiment.modalities:
     condition = Condition(without=modality)
     without = predictions.get(str(condition))
-    if without is not None:
-      curves[modality] = {name: missing_curve(complete, without, name) for name in metrics}
+    if without is None:
+      continue
+    curves[modality] = {}
+    for name in metrics:
+      curve = missing_curve(complete, without, name)
+      curves[modality][name] = curve
   return curves

@@ -39,7 +39,13 @@ class TokenGenerator:
     options: how to choose a token (`max_length` is not used).
   """
 
-  def __init__(self, model: MultimodalModel, params: Any, context: int, options: SearchOptions):
+  def __init__(
+    self,
+    model: MultimodalModel,
+    params: Any,
+    context: int,
+    options: SearchOptions,
+  ):
     self.context = context
     self.options = options
     self.carries_state = model.head.carries_state
@@ -70,8 +76,13 @@ class TokenGenerator:
     ) -> tuple:
       logits, cache = step(params, cache, token)  # [1, V]
       keys = None if options.method == 'greedy' else key[None]
-      logits = logits.astype(jnp.float32)
-      tokens, *_ = draw(logits, length[None], options, keys, options.temperature)
+      tokens, *_ = draw(
+        logits.astype(jnp.float32),
+        length[None],
+        options,
+        keys,
+        options.temperature,
+      )
       return tokens[0], cache
 
     self._begin = jax.jit(begin)
@@ -85,36 +96,42 @@ class TokenGenerator:
       key: of the random numbers.
       limit: tokens after which the text ends, if no end token comes before.
     """
+    limited = not self.carries_state
+    half = max(1, self.context // 2)
     tokens = list(prompt)
     context = tokens
-    if len(tokens) > self.context and not self.carries_state:
-      context = tokens[-self._half_context :]
+    if limited and len(tokens) > self.context:
+      context = tokens[-half:]
     cache, used = self._read_prompt(context)
     for number in range(limit):
-      if used == self.context and not self.carries_state:
-        cache, used = self._read_prompt(tokens[-self._half_context :])
-      new, cache = self._write(self._params, cache, np.int32(tokens[-1]), np.int32(number), key)
-      token = int(new)
+      if limited and used == self.context:
+        context = tokens[-half:]
+        cache, used = self._read_prompt(context)
+      written, cache = self._write(
+        self._params,
+        cache,
+        np.int32(tokens[-1]),
+        np.int32(number),
+        key,
+      )
+      token = int(written)
       used += 1
       if token in self.options.eos_ids:
         return
       tokens.append(token)
       yield token
 
-  @property
-  def _half_context(self) -> int:
-    return max(1, self.context // 2)
-
   def _read_prompt(self, tokens: list[int]) -> tuple[Any, int]:
     """Returns the cache after all tokens but the last, and the number of these."""
     cache = self._begin(self._params)
     previous = tokens[:-1]
-    for start in range(0, len(previous), self.context):
-      stop = start + self.context
-      part = np.array(previous[start:stop], np.int32)
-      missing = self.context - len(part)
-      padded = np.pad(part, (0, missing))
-      cache = self._read(self._params, cache, padded, len(part))
+    size = self.context
+    for start in range(0, len(previous), size):
+      part = previous[start : start + size]
+      count = len(part)
+      padded = np.zeros(size, np.int32)
+      padded[:count] = part
+      cache = self._read(self._params, cache, padded, count)
     return cache, len(previous)
 
 
@@ -138,16 +155,21 @@ class StreamedText:
     # Whether a space separates two tokens shows only in the text of both.
     sequences = [self._previous, self._previous + self._waiting]
     before, after = self.tokenizer.decode_batch(sequences)
+    added = after[len(before) :]
     is_incomplete = after.endswith('\N{REPLACEMENT CHARACTER}')
     if is_incomplete and len(self._waiting) < LONGEST_CHARACTER:
       return ''
-    self._previous = (self._previous + self._waiting)[-OVERLAP:]
+    shown = self._previous + self._waiting
+    self._previous = shown[-OVERLAP:]
     self._waiting = []
-    return after[len(before) :]
+    return added
 
 
 def search_options(
-  experiment: Experiment, temperature: float, top_k: int, top_p: float
+  experiment: Experiment,
+  temperature: float,
+  top_k: int,
+  top_p: float,
 ) -> SearchOptions:
   """Returns how to choose the tokens of a text; temperature 0 takes the most likely ones.
 
@@ -156,7 +178,12 @@ def search_options(
   """
   sampling: dict[str, Any] = {'method': 'greedy'}
   if temperature:
-    sampling = {'method': 'sample', 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+    sampling = {
+      'method': 'sample',
+      'temperature': temperature,
+      'top_k': top_k,
+      'top_p': top_p,
+    }
   elif (top_k, top_p) != (0, 1.0):
     raise UserError(
       '--temperature=0 always takes the most likely token: --top_k and --top_p have no effect.'
@@ -180,7 +207,11 @@ def encode_prompt(experiment: Experiment, prompt: str) -> list[int]:
   assert tokenizer is not None
   tokens = tokenizer.encode(prompt)
   if tokenizer.unk_id in tokens:
-    unknown = {char for char in prompt if tokenizer.unk_id in tokenizer.encode(char)}
-    listed = ' '.join(map(repr, sorted(unknown) or [prompt]))
+    unknown = set()
+    for char in prompt:
+      if tokenizer.unk_id in tokenizer.encode(char):
+        unknown.add(char)
+    shown = sorted(unknown) or [prompt]
+    listed = ' '.join(map(repr, shown))
     print(f'(not in the vocabulary and read as unknown: {listed})')
   return [tokenizer.bos_id, *tokens]

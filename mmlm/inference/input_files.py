@@ -50,20 +50,28 @@ def _read_files(path: pathlib.Path, modalities: tuple[str, ...]) -> list[dict]:
   if not path.exists():
     raise UserError(f'--input {path}: no such file or folder.')
   if modalities not in (('image',), ('audio',)):
+    listed = ', '.join(modalities)
     raise UserError(
-      f'--input {path}: this model reads {", ".join(modalities)}: '
-      'give a manifest (JSON lines) with these fields.'
+      f'--input {path}: this model reads {listed}: give a manifest (JSON lines) with these fields.'
     )
   (modality,) = modalities
   if not path.is_dir():
     return [{'id': path.name, modality: _read_file(path, modality)}]
   kind, endings = FILES[modality]
-  files = sorted(file for file in path.rglob('*') if file.suffix.lower() in endings)
+  files = []
+  for file in path.rglob('*'):
+    if file.suffix.lower() in endings:
+      files.append(file)
   if not files:
-    raise UserError(f'--input {path}: no {kind} ({", ".join(sorted(endings))}) in this folder.')
+    listed = ', '.join(sorted(endings))
+    raise UserError(f'--input {path}: no {kind} ({listed}) in this folder.')
   examples = []
-  for file in files:
-    examples.append({'id': str(file.relative_to(path)), modality: _read_file(file, modality)})
+  for file in sorted(files):
+    example = {
+      'id': str(file.relative_to(path)),
+      modality: _read_file(file, modality),
+    }
+    examples.append(example)
   return examples
 
 
@@ -89,5 +97,6 @@ def _read_sentences(path: str) -> list[dict]:
   for number, line in enumerate(lines, 1):
     if not line.strip():
       raise UserError(f'--input {path}, line {number}: empty.')
-    examples.append({'id': f'line {number}', 'text': line})
+    example = {'id': f'line {number}', 'text': line}
+    examples.append(example)
   return examples

@@ -84,11 +84,13 @@ def export(
   }
   run_dir.write_json(folder / ABOUT, about)  # an export without functions is complete
   _check_weights(folder, params)
-  print(f'{folder / WEIGHTS}: {len(flat(params))} arrays of step {step}, bit-identical to the run')
+  count = len(flat(params))
+  print(f'{folder / WEIGHTS}: {count} arrays of step {step}, bit-identical to the run')
   if with_functions:
     for name, fn in functions_of(experiment).items():
       path = folder / f'{name}.stablehlo'
-      functions[name] = _write_function(path, fn, params, batches[name], platforms)
+      batch = batches[name]
+      functions[name] = _write_function(path, fn, params, batch, platforms)
     run_dir.write_json(folder / ABOUT, about)
   return about
 
@@ -103,7 +105,8 @@ def _prepare_folder(folder: pathlib.Path, workdir: str) -> None:
   holds_export = is_export(folder) or (folder / WEIGHTS).exists()
   if has_files and not holds_export:
     raise UserError(f'{folder} is not empty and holds no export: choose another --output.')
-  if folder.resolve() == pathlib.Path(workdir).resolve():
+  run = pathlib.Path(workdir)
+  if folder.resolve() == run.resolve():
     raise UserError(f'{folder} is the run itself: choose another --output.')
   (folder / ABOUT).unlink(missing_ok=True)
   for path in folder.glob('*.stablehlo'):
@@ -123,10 +126,11 @@ def _trained_params(experiment: Experiment) -> tuple[Any, int]:
 
 def _write_config(folder: pathlib.Path, experiment: Experiment) -> None:
   """Writes config.json and copies the other files that describe the run."""
-  config = experiment.config.copy_and_resolve_references().unlock()
+  config = experiment.config.copy_and_resolve_references()
+  config.unlock()
   config.update_from_flattened_dict(TRAINING_ONLY)
-  values = json.loads(json.dumps(config.to_dict()))
-  run_dir.write_json(folder / 'config.json', values)
+  text = json.dumps(config.to_dict())
+  run_dir.write_json(folder / 'config.json', json.loads(text))
   for name in ('tokenizer.json', 'environment.json'):
     source = experiment.folder / name
     if source.exists():
@@ -136,9 +140,11 @@ def _write_config(folder: pathlib.Path, experiment: Experiment) -> None:
 def _check_weights(folder: pathlib.Path, params: Any) -> None:
   """Raises UserError where the written parameters are not those of the run."""
   written, _ = read_weights(folder, params)
-  pairs = zip(jax.tree.leaves(written), jax.tree.leaves(params), strict=True)
-  if not all(np.array_equal(a, b) for a, b in pairs):
-    raise UserError(f'{folder / WEIGHTS}: the written parameters differ from those of the run.')
+  leaves = jax.tree.leaves(written)
+  expected = jax.tree.leaves(params)
+  for leaf, expected_leaf in zip(leaves, expected, strict=True):
+    if not np.array_equal(leaf, expected_leaf):
+      raise UserError(f'{folder / WEIGHTS}: the written parameters differ from those of the run.')
 
 
 # Functions
@@ -160,10 +166,18 @@ def functions_of(experiment: Experiment) -> dict[str, Function]:
     return {'forward': forward}
   search, fusion_options = experiment.search_options()
   fusion = experiment.score_fusion(search, fusion_options)
-  key = jax.random.key(experiment.config.seed)
+  seed = experiment.config.seed
+  key = jax.random.key(seed)
 
   def decode(params: Any, batch: dict) -> dict:
-    return task.answer(model, params, batch, search, key, fusion)
+    return task.answer(
+      model,
+      params,
+      batch,
+      search,
+      key,
+      fusion,
+    )
 
   return {'forward': forward, 'decode': decode}
 
@@ -181,7 +195,10 @@ def batches_of(experiment: Experiment) -> dict[str, dict]:
   names = {'weight'}
   for modality in experiment.modalities:
     names |= {modality, f'{modality}_mask'}
-  inputs = {name: array for name, array in batch.items() if name in names}
+  inputs = {}
+  for name, array in batch.items():
+    if name in names:
+      inputs[name] = array
   return {'forward': batch, 'decode': inputs}
 
 
@@ -190,11 +207,17 @@ def _batch_of_examples(experiment: Experiment, split: str) -> Arrays:
   size = experiment.config.evaluate.batch_size
   table = data.table(split, with_targets=True, limit=size)
   loader = data.loader(split, table, size)
-  indices = np.arange(len(table.ids))
-  plan = [batching.Batch(indices, data.buckets[-1], size)]
-  with stream(plan, loader, 0, 1) as batches:
+  all_of_table = batching.Batch(
+    indices=np.arange(len(table.ids)),
+    length=data.buckets[-1],
+    size=size,
+  )
+  with stream([all_of_table], loader, 0, 1) as batches:
     batch = next(batches)
-  return {name: np.asarray(array) for name, array in batch.items()}
+  arrays = {}
+  for name, array in batch.items():
+    arrays[name] = np.asarray(array)
+  return arrays
 
 
 def _batch_of_text(experiment: Experiment, split: str) -> Arrays:
@@ -219,25 +242,33 @@ class _Exported(NamedTuple):
 
 
 def _write_function(
-  path: pathlib.Path, fn: Function, params: Any, batch: dict, platforms: list[str]
+  path: pathlib.Path,
+  fn: Function,
+  params: Any,
+  batch: dict,
+  platforms: list[str],
 ) -> dict:
   """Writes a function and compares the file with it; returns its entry in export.json."""
   weights = flat(params)
 
   def fn_of_names(weights: dict, batch: dict) -> dict:
-    return fn(unflatten_dict(weights, sep='/'), batch)
+    params = unflatten_dict(weights, sep='/')
+    return fn(params, batch)
 
   platforms = platforms or [jax.default_backend()]
   exported, batch_size = _export_function(fn_of_names, weights, batch, platforms)
-  run_dir.write_atomic(path, bytes(exported.serialize()))
+  content = exported.serialize()
+  run_dir.write_atomic(path, bytes(content))
   difference = 0.0
   if jax.default_backend() in exported.platforms:
     sizes = [len(batch['weight']), 1] if batch_size == ANY else [batch_size]
     for size in sizes:
       part = {name: array[:size] for name, array in batch.items()}
-      difference = max(difference, _difference_from(path, fn, params, part))
+      of_size = _difference_from(path, fn, params, part)
+      difference = max(difference, of_size)
     print(f'{path}: batches of {batch_size} rows; largest difference to the run {difference:.1e}')
-  _, inputs = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
+  arguments, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+  _, inputs = arguments
   outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   return {
     'file': path.name,
@@ -254,7 +285,8 @@ def _describe(tree: Any) -> dict[str, list[str]]:
   arrays = {}
   for name, leaf in flat(tree).items():
     dtype = np.dtype(leaf.dtype)
-    arrays[name] = [dtype.name, *map(str, leaf.shape)]
+    lengths = map(str, leaf.shape)
+    arrays[name] = [dtype.name, *lengths]
   return arrays
 
 
@@ -262,11 +294,15 @@ def _export_function(fn: Function, weights: dict, batch: dict, platforms: list[s
   """Exports a function for every batch size, or for the size of `batch` if it needs to know it."""
 
   def export_for(batch_shape: tuple) -> jax_export.Exported:
-    arguments = _shapes(weights), _shapes(batch, batch_shape)
-    return jax_export.export(jax.jit(fn), platforms=platforms)(*arguments)
+    export_shapes = jax_export.export(jax.jit(fn), platforms=platforms)
+    return export_shapes(
+      _shapes(weights),
+      _shapes(batch, batch_shape),
+    )
 
   try:
-    return _Exported(export_for(tuple(jax_export.symbolic_shape('b'))), ANY)
+    any_size = jax_export.symbolic_shape('b')
+    return _Exported(export_for(tuple(any_size)), ANY)
   except Exception:  # whatever a function that needs a number raises
     size = len(batch['weight'])
     return _Exported(export_for((size,)), size)
@@ -277,16 +313,21 @@ def _shapes(arrays: dict, first_axes: tuple = ()) -> dict[str, jax.ShapeDtypeStr
   shapes = {}
   for name, array in arrays.items():
     last_axes = array.shape[len(first_axes) :]
-    shape = (*first_axes, *last_axes)
-    shapes[name] = jax.ShapeDtypeStruct(shape, array.dtype)
+    shapes[name] = jax.ShapeDtypeStruct(
+      (*first_axes, *last_axes),
+      array.dtype,
+    )
   return shapes
 
 
 def _difference_from(path: pathlib.Path, fn: Function, params: Any, batch: dict) -> float:
   """Returns the largest difference between the outputs of a file and of its function."""
-  exported = jax_export.deserialize(bytearray(path.read_bytes()))
-  outputs = jax.jit(exported.call)(flat(params), batch)
-  expected = jax.jit(fn)(params, batch)
+  content = bytearray(path.read_bytes())
+  exported = jax_export.deserialize(content)
+  run_file = jax.jit(exported.call)
+  outputs = run_file(flat(params), batch)
+  run_function = jax.jit(fn)
+  expected = run_function(params, batch)
   return largest_difference(path, outputs, expected)
 
 
@@ -297,10 +338,14 @@ def largest_difference(path: pathlib.Path | str, outputs: dict, expected: dict) 
     UserError: they differ by more than rounding.
   """
   largest = 0.0
+  named_outputs = flat(outputs).items()
   expected_leaves = flat(expected).values()
-  for (name, output), leaf in zip(flat(outputs).items(), expected_leaves, strict=True):
-    output = np.asarray(output)
-    difference, is_same = _compare(output, np.asarray(leaf))
+  for named_output, leaf in zip(named_outputs, expected_leaves, strict=True):
+    name, output = named_output
+    difference, is_same = _compare(
+      np.asarray(output),
+      np.asarray(leaf),
+    )
     if not is_same:
       raise UserError(
         f'{path}: its {name!r} differ from those of the run (largest difference {difference:.1e}).'
@@ -314,9 +359,19 @@ def _compare(output: np.ndarray, expected: np.ndarray) -> tuple:
   if not np.issubdtype(output.dtype, np.floating):
     return 0.0, np.array_equal(output, expected)
   finite = np.isfinite(expected)
-  differences = np.abs(output - expected)
-  difference = float(np.max(differences, where=finite, initial=0.0))
-  scale = np.max(np.abs(expected), where=finite, initial=0.0)
+  difference = _largest(output - expected, finite)
+  scale = _largest(expected, finite)
   is_close = difference <= TOLERANCE * max(1.0, scale)
-  same_special = np.array_equal(output[~finite], expected[~finite], equal_nan=True)
-  return difference, bool(is_close and same_special)
+  same_special = np.array_equal(
+    output[~finite],
+    expected[~finite],
+    equal_nan=True,
+  )
+  return difference, is_close and same_special
+
+
+def _largest(values: np.ndarray, where: np.ndarray) -> float:
+  """Returns the largest absolute value where a mask is true; 0 if it is true nowhere."""
+  magnitudes = np.abs(values)
+  largest = np.max(magnitudes, where=where, initial=0.0)
+  return float(largest)

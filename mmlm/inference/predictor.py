@@ -49,10 +49,12 @@ class Predictor:
       UserError: an example that is longer than the model reads.
     """
     data = self.experiment.data
+    options = data.config.data
     table = data.task.table(examples, *data.texts, with_targets=False)
-    ops = parse_ops(data.config.data.eval_ops)
-    table = table.with_rows(count_rows(examples, data.widths, ops))
-    _check_lengths(table, data.config.data.max_length, name)
+    ops = parse_ops(options.eval_ops)
+    frames = count_rows(examples, data.widths, ops)
+    table = table.with_rows(frames)
+    _check_lengths(table, options.max_length, name)
     loader = self._loader(examples, table)
     predictions = []
     for rows in self.evaluator.predict(self.params, loader, self.buckets):
@@ -67,7 +69,10 @@ class Predictor:
     # Never smaller than before: compiled programs are used again.
     self.batch_size = max(self.batch_size, min(limit, on_all_devices))
     loader = experiment.data.loader_of(
-      examples, table, self.batch_size, whole_buckets=self.whole_buckets
+      examples,
+      table,
+      self.batch_size,
+      whole_buckets=self.whole_buckets,
     )
     if self.params is None:
       self.params, self.step = params_of(experiment, loader)
@@ -77,12 +82,13 @@ class Predictor:
 def _check_lengths(table: Table, limit: int, name: str) -> None:
   """Raises UserError for the longest example of a table if it exceeds data.max_length."""
   longest = int(np.argmax(table.lengths))
-  if table.lengths[longest] <= limit:
+  length = table.lengths[longest]
+  if length <= limit:
     return
   lengths = table.lengths_of
   column = max(lengths, key=lambda column: lengths[column][longest])
   unit = f'frames of {column}' if column in table.rows else 'tokens'
   raise UserError(
-    f'{name}: {table.ids[longest]!r} has {table.lengths[longest]} {unit}, the model reads {limit} '
+    f'{name}: {table.ids[longest]!r} has {length} {unit}, the model reads {limit} '
     'at most (data.max_length). Cut it.'
   )

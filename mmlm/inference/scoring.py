@@ -18,7 +18,8 @@ NO_INPUTS = {'weight': np.ones(1, np.float32)}
 def language_params(experiment: Experiment) -> tuple[Any, int]:
   """Returns the parameters of the chosen checkpoint of a language model, and its step."""
   shapes = experiment.abstract_params(NO_INPUTS)
-  params, step = experiment.trained_params(experiment.parallel.abstract(shapes))
+  abstract = experiment.parallel.abstract(shapes)
+  params, step = experiment.trained_params(abstract)
   return experiment.weights(params), step
 
 
@@ -32,7 +33,8 @@ def evaluate_text(experiment: Experiment, splits: tuple[str, ...] | list[str]) -
   params = experiment.parallel.place(params)
   results = []
   for split in splits or experiment.data.splits('test'):
-    results.append(_score_split(experiment, params, step, split))
+    result = _score_split(experiment, params, step, split)
+    results.append(result)
   return results
 
 
@@ -43,10 +45,14 @@ def _score_split(experiment: Experiment, params: Any, step: int, split: str) -> 
   options = config.evaluate
   text = experiment.data.running_text(split)
   stretches = experiment.text_evaluator().rows(params, text)
-  metrics = options.metrics or experiment.task.metrics
-  scores = score_predictions(Predictions(stretches), metrics, options.bootstrap_samples)
+  scores = score_predictions(
+    Predictions(stretches),
+    options.metrics or experiment.task.metrics,
+    options.bootstrap_samples,
+  )
   nats = sum(stretch['nats'] for stretch in stretches)
   tokens = sum(stretch['tokens'] for stretch in stretches)
+  unknown = sum(stretch['unknown'] for stretch in stretches)
   if config.data.stream == 'continuous':
     context = {'lanes': options.batch_size}
   else:
@@ -60,7 +66,7 @@ def _score_split(experiment: Experiment, params: Any, step: int, split: str) -> 
     'scores': scores,
     'nats_per_token': nats / tokens,
     'tokens': tokens,
-    'unknown': sum(stretch['unknown'] for stretch in stretches),
+    'unknown': unknown,
     'checkpoint': options.checkpoint,
     'average': options.average,
     'seconds': round(time.monotonic() - began, 1),
@@ -69,8 +75,10 @@ def _score_split(experiment: Experiment, params: Any, step: int, split: str) -> 
   name = f'{file_name(split)}-{step}'
   if options.stride != _stride_of_run(folder):
     name += f'-stride_{options.stride}'
-  run_dir.write_jsonl(folder / 'predictions' / f'{name}.jsonl', stretches)
-  run_dir.write_json(folder / 'scores' / f'{name}.json', result)
+  predictions_file = folder / 'predictions' / f'{name}.jsonl'
+  scores_file = folder / 'scores' / f'{name}.json'
+  run_dir.write_jsonl(predictions_file, stretches)
+  run_dir.write_json(scores_file, result)
   _print(result)
   return result
 
@@ -82,12 +90,15 @@ def _stride_of_run(folder: pathlib.Path) -> int:
 
 
 def _print(result: dict) -> None:
-  context = ', '.join(f'{name} {value}' for name, value in result['decoding'].items())
+  context = []
+  for name, value in result['decoding'].items():
+    context.append(f'{name} {value}')
   print(
-    f'{result["split"]} ({context}), {result["tokens"]:,} tokens, '
+    f'{result["split"]} ({", ".join(context)}), {result["tokens"]:,} tokens, '
     f'{result["nats_per_token"]:.4f} nats a token, step {result["step"]}; '
     f'{result["n"]} stretches of text:'
   )
   for metric, score in result['scores'].items():
+    value = f'{score["value"]:.4f}'
     interval = f'[{score["low"]:.4f}, {score["high"]:.4f}]'
-    print(f'  {metric:<18} {score["value"]:.4f}   95 % {interval}')
+    print(f'  {metric:<18} {value}   95 % {interval}')

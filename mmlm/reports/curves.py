@@ -126,10 +126,12 @@ def plot(
   middle = (low + high) / 2
   rows = []
   for value in dict.fromkeys((low, middle, high)):
-    rows.append((scale.y(value), float(value)))
+    y = scale.y(value)
+    rows.append((y, float(value)))
   columns = []
   for step in dict.fromkeys(ends):
-    columns.append((scale.x(step), step))
+    x = scale.x(step)
+    columns.append((x, step))
   return {
     'name': name,
     'unit': unit,

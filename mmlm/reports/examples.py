@@ -115,8 +115,8 @@ def group(name: str, graded_of: Mapping[str, list[dict]], task: Task) -> dict[st
   common = with_ids(first, common_ids)
   shown = common
   if len(common) > MOST_PREDICTIONS:
-    sampled = _by_id(sample(common, MOST_PREDICTIONS).all())
-    shown = with_ids(common, sampled)
+    sampled = sample(common, MOST_PREDICTIONS)
+    shown = with_ids(common, _by_id(sampled.all()))
   rows = []
   for prediction in shown:
     answers = []

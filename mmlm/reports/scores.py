@@ -79,7 +79,8 @@ def scores_side_by_side(runs: Mapping[str, pathlib.Path]) -> list[SplitScores]:
   tables = []
   for split, by_run in newest.items():
     in_order = [by_run.get(name) for name in runs]
-    tables.append(_table_of_split(split, in_order))
+    table = _table_of_split(split, in_order)
+    tables.append(table)
   return tables
 
 

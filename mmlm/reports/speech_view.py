@@ -149,7 +149,8 @@ def _palette() -> bytes:
   positions = np.linspace(0, count - 1, 256)
   channels = []
   for channel in STOPS.T:
-    channels.append(np.interp(positions, range(count), channel))
+    values = np.interp(positions, range(count), channel)
+    channels.append(values)
   colours = np.stack(channels, 1).round()
   return colours.astype(np.uint8).tobytes()
 

@@ -251,8 +251,9 @@ def _coordinate_lines(best_first: list[dict], axes: list[dict]) -> list[tuple]:
   for number, trial in enumerate(best_first):
     name = trial['trial']
     rank = round(number / last_rank, 3)
+    description = describe(trial)
     points = _points_of_trial(name, axes)
-    lines.append((name, rank, describe(trial), points))
+    lines.append((name, rank, description, points))
   return lines[::-1]
 
 

@@ -46,26 +46,33 @@ class _Parts:
       buffer = buffer[count:]
 
   def numbers(self, form: str) -> tuple:
-    data = bytearray(struct.calcsize('<' + form))
+    little_endian = '<' + form
+    size = struct.calcsize(little_endian)
+    data = bytearray(size)
     self.fill(memoryview(data))
-    return struct.unpack('<' + form, data)
+    return struct.unpack(little_endian, data)
 
   def name(self) -> str:
-    data = bytearray(self.numbers('H')[0])
+    (length,) = self.numbers('H')
+    data = bytearray(length)
     self.fill(memoryview(data))
     return data.decode('utf-8').removesuffix('\0')
 
   def variable(self) -> tuple[str, np.ndarray]:
     name = self.name()
     self.place = f'the variable {name!r}'
-    shape = self.numbers(f'{self.numbers("B")[0]}I')
+    (rank,) = self.numbers('B')
+    shape = self.numbers(f'{rank}I')
     kind, size = self.numbers('BI')
-    if kind >= len(TYPES) or math.prod(shape) * np.dtype(TYPES[kind]).itemsize != size:
+    count = math.prod(shape)
+    fits = kind < len(TYPES) and count * np.dtype(TYPES[kind]).itemsize == size
+    if not fits:
       raise ValueError(
         f'{self.place} has the shape {shape}, type {kind} and {size} bytes, which do not fit'
       )
-    values = np.empty(math.prod(shape), TYPES[kind])
-    self.fill(values.data.cast('B') if size else memoryview(b''))
+    values = np.empty(count, TYPES[kind])
+    if size:
+      self.fill(values.data.cast('B'))
     return name, values.reshape(shape)
 
 
@@ -76,7 +83,10 @@ def _read(parts: _Parts) -> Contents:
   parts.place = 'its head'
   kind = parts.name()
   _, count = parts.numbers('II')
-  variables = dict(parts.variable() for _ in range(count))
+  variables = {}
+  for _ in range(count):
+    name, values = parts.variable()
+    variables[name] = values
   parts.place = 'the aliases at its end'
   aliases = {}
   (number,) = parts.numbers('I')
@@ -96,6 +106,5 @@ def read_model(*paths: str | pathlib.Path) -> Contents:
     with contextlib.ExitStack() as stack:
       return _read(_Parts([stack.enter_context(open(path, 'rb')) for path in paths]))
   except (OSError, ValueError, MemoryError) as error:  # ValueError: also a name that is no UTF-8
-    raise UserError(
-      f'cannot read {" + ".join(map(str, paths))} as a model.bin of CTranslate2: {error}.'
-    ) from None
+    names = ' + '.join(map(str, paths))
+    raise UserError(f'cannot read {names} as a model.bin of CTranslate2: {error}.') from None

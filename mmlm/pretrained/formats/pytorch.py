@@ -73,8 +73,17 @@ def _cut(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
   shape = tensor.shape
   if math.prod(shape) > len(values):  # numbers repeated by strides of 0
     raise ValueError(f'shape {shape} is more than its storage of {len(values)} elements')
-  offset, *strides = (values.itemsize * elements for elements in (tensor.offset, *tensor.strides))
-  return np.ndarray(shape, values.dtype, values, offset, strides).copy()
+  strides = []
+  for elements in tensor.strides:
+    strides.append(elements * values.itemsize)
+  view = np.ndarray(
+    shape,
+    values.dtype,
+    buffer=values,
+    offset=tensor.offset * values.itemsize,
+    strides=strides,
+  )
+  return view.copy()
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -90,11 +99,19 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
   if load() != MAGIC or load() != PROTOCOL or not load()['little_endian']:
     raise ValueError('it does not start as a PyTorch file of a little-endian machine does')
   tensors = load()
-  if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
+  is_flat = isinstance(tensors, dict) and all(isinstance(t, _Tensor) for t in tensors.values())
+  if not is_flat:
     raise ValueError('it holds something else than a flat state dict of tensors')
-  kinds = {t.storage.key: t.storage for t in tensors.values()}
-  storages = {key: _read_storage(file, kinds[key]) for key in load()}
-  return {name: _cut(t, storages) for name, t in tensors.items()}
+  kinds = {}
+  for tensor in tensors.values():
+    kinds[tensor.storage.key] = tensor.storage
+  storages = {}
+  for key in load():
+    storages[key] = _read_storage(file, kinds[key])
+  state = {}
+  for name, tensor in tensors.items():
+    state[name] = _cut(tensor, storages)
+  return state
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:

@@ -23,7 +23,8 @@ def read_safetensors(path: pathlib.Path, prefix: str = '') -> dict[str, np.ndarr
   try:
     with safe_open(str(path), 'numpy') as file:
       for name in sorted(file.keys()):
-        state[name.removeprefix(prefix)] = file.get_tensor(name)
+        short_name = name.removeprefix(prefix)
+        state[short_name] = file.get_tensor(name)
   except (SafetensorError, OSError, ValueError, TypeError) as error:
     raise UserError(f'{path}: cannot be read ({error}).') from None
   return state
@@ -31,8 +32,13 @@ def read_safetensors(path: pathlib.Path, prefix: str = '') -> dict[str, np.ndarr
 
 def check_shapes(state: dict[str, np.ndarray], expected: dict[str, Shape], title: str) -> None:
   """Raises UserError, which begins with `title`, unless the variables have the expected shapes."""
-  shapes = {name: array.shape for name, array in state.items()}
+  shapes = {}
+  for name, array in state.items():
+    shapes[name] = array.shape
   wrong = differences(shapes, expected)
-  if wrong:
-    head = f'{title}; {len(wrong)} variables differ (in the file -> expected):'
-    raise UserError('\n  '.join([head, *wrong[:SHOWN]]))
+  if not wrong:
+    return
+  head = f'{title}; {len(wrong)} variables differ (in the file -> expected):'
+  shown = wrong[:SHOWN]
+  lines = [head, *shown]
+  raise UserError('\n  '.join(lines))

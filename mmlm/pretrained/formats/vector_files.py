@@ -46,13 +46,20 @@ class Pieces:
     """Returns the rows of the subwords of '<word>', by fastText's hash (section 3.2)."""
     if not self.buckets or not self.lengths:
       return []
-    hashes = piece_hashes(word, self.lengths[0], self.lengths[-1])
-    return [self.words + value % self.buckets for value in hashes]
+    shortest = self.lengths[0]
+    longest = self.lengths[-1]
+    rows = []
+    for value in piece_hashes(word, shortest, longest):
+      bucket = value % self.buckets
+      rows.append(self.words + bucket)
+    return rows
 
   def vector(self, word: str) -> NDArray | None:
     """Returns the mean [W] of the subwords of a word; None for one without any."""
     rows = self.rows(word)
-    return self.array[rows].mean(0) if rows else None
+    if not rows:
+      return None
+    return self.array[rows].mean(0)
 
 
 class Vectors:
@@ -106,7 +113,8 @@ def read_vectors(name: str) -> Vectors:
     ) from None
   finite = np.isfinite(array)
   if not finite.all():
-    row = int(np.argwhere(~finite)[0][0]) + 1
+    first_place = np.argwhere(~finite)[0]
+    row = int(first_place[0]) + 1
     raise UserError(f'{path}: the vector of row {row} has a value that is not finite.')
   rows: dict[str, int] = {}
   for row, word in enumerate(words):
@@ -117,12 +125,15 @@ def read_vectors(name: str) -> Vectors:
 
 def _read_file(path: pathlib.Path) -> tuple[list[str], NDArray, Pieces | None]:
   if path.suffix != '.bin':
-    return *_read_text(path), None
+    words, array = _read_text(path)
+    return words, array, None
+  magic = struct.pack('<i', FASTTEXT_MAGIC)
   with open(path, 'rb') as file:
-    is_fasttext = file.read(4) == struct.pack('<i', FASTTEXT_MAGIC)
+    is_fasttext = file.read(4) == magic
   if is_fasttext:
     return _read_fasttext(path)
-  return *_read_binary(path), None
+  words, array = _read_binary(path)
+  return words, array, None
 
 
 def _warn_about_duplicates(
@@ -131,14 +142,18 @@ def _warn_about_duplicates(
   rows: dict[str, int],
 ) -> None:
   """Prints how many words are repeated, as in GloVe 840B; the first of equal words counts."""
-  repeated = [row for row, word in enumerate(words) if rows[word] != row]
+  repeated = []
+  for row, word in enumerate(words):
+    if rows[word] != row:
+      repeated.append(row)
   if not repeated:
     return
   row = repeated[0]
   word = words[row]
+  first = rows[word]
   print(
     f'{path}: {len(repeated)} of {len(words)} rows repeat a word, such as {word!r} in rows '
-    f'{rows[word] + 1} and {row + 1}; the first one counts.',
+    f'{first + 1} and {row + 1}; the first one counts.',
     file=sys.stderr,
   )
 
@@ -153,8 +168,9 @@ def embedding_table(
   Unknown words are drawn evenly with the spread of the known ones. Prints the coverage.
   """
   rng = np.random.default_rng(seed)
-  spread = float(vectors.array[:10000].std()) * 3**0.5
-  shape = len(vocabulary), vectors.width
+  deviation = float(vectors.array[:10000].std())
+  spread = deviation * 3**0.5
+  shape = (len(vocabulary), vectors.width)
   table = rng.uniform(-spread, spread, shape).astype(np.float32)
   known = 0
   for row, word in enumerate(vocabulary):
@@ -162,10 +178,9 @@ def embedding_table(
     if vector is not None:
       table[row] = vector
       known += 1
-  print(
-    f'vectors: {known:,} of the {len(vocabulary):,} words of the vocabulary are known '
-    f'({100 * known / max(1, len(vocabulary)):.1f} %).'
-  )
+  count = len(vocabulary)
+  percent = 100 * known / max(1, count)
+  print(f'vectors: {known:,} of the {count:,} words of the vocabulary are known ({percent:.1f} %).')
   return table
 
 
@@ -187,7 +202,9 @@ def _read_package(name: str) -> Vectors:
     elif isinstance(values[0], int):
       rows = rows or values
   rows = rows or range(len(words))
-  return Vectors(dict(zip(words, rows)), np.load(table, mmap_mode='r'))
+  row_of = dict(zip(words, rows))
+  array = np.load(table, mmap_mode='r')
+  return Vectors(row_of, array)
 
 
 def _read_text(path: pathlib.Path) -> tuple[list[str], NDArray]:
@@ -195,7 +212,8 @@ def _read_text(path: pathlib.Path) -> tuple[list[str], NDArray]:
 
   A word may hold spaces (GloVe 840B).
   """
-  lines = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
+  text = path.read_text(encoding='utf-8')
+  lines = text.removesuffix('\n').split('\n')
   header = lines[0].split()
   count = None
   width = len(header) - 1
@@ -228,27 +246,35 @@ def _read_text(path: pathlib.Path) -> tuple[list[str], NDArray]:
 
 def _is_header(fields: list) -> bool:
   """Returns whether a line is 'N W'."""
-  return len(fields) == 2 and all(field.isdigit() for field in fields)
+  if len(fields) != 2:
+    return False
+  words, width = fields
+  return words.isdigit() and width.isdigit()
 
 
 def _read_binary(path: pathlib.Path) -> tuple[list[str], NDArray]:
   """Reads word2vec's format: a line 'N W', then each word, a space and W float32."""
   data = path.read_bytes()
   header, _, _ = data[:64].partition(b'\n')
-  if not _is_header(header.split()):
-    raise ValueError(f'the header is {header[:40]!r}, not the numbers of words and of values')
-  count, width = map(int, header.split())
+  fields = header.split()
+  if not _is_header(fields):
+    shown = header[:40]
+    raise ValueError(f'the header is {shown!r}, not the numbers of words and of values')
+  count, width = map(int, fields)
   size = 4 * width
   position = len(header) + 1
   words = []
   array = np.empty((count, width), np.float32)
   for row in range(count):
     space = data.find(b' ', position)
-    if space < 0 or space + 1 + size > len(data):
+    begin = space + 1
+    end = begin + size
+    if space < 0 or end > len(data):
       raise ValueError(f'it ends within word {row + 1} of {count}')
-    words.append(data[position:space].lstrip(b'\n').decode('utf-8'))
-    array[row] = np.frombuffer(data, '<f4', width, space + 1)
-    position = space + 1 + size
+    word = data[position:space].lstrip(b'\n')
+    words.append(word.decode('utf-8'))
+    array[row] = np.frombuffer(data, '<f4', width, begin)
+    position = end
   return words, array
 
 
@@ -259,23 +285,49 @@ def _read_fasttext(path: pathlib.Path) -> tuple[list[str], NDArray, Pieces]:
   """
   data = path.read_bytes()
   settings = '<i12id'
-  version, width, *_, buckets, shortest, longest, _, _ = struct.unpack_from(settings, data, 4)
+  begin = 4  # behind the magic number
+  fields = struct.unpack_from(settings, data, begin)
+  version, width, *_, buckets, shortest, longest, _, _ = fields
   if version != FASTTEXT_VERSION:
     raise ValueError(f'version {version} of the format of fastText, expected {FASTTEXT_VERSION}')
-  words, count, position = _read_dictionary(data, 4 + struct.calcsize(settings))
-  quantised, rows, columns = struct.unpack_from('<?qq', data, position)
-  if quantised:
-    raise ValueError('a quantised model')
-  if columns != width or rows != count + buckets:
-    raise ValueError(f'a matrix of {rows} x {columns}, expected {count + buckets} x {width}')
-  begin = position + struct.calcsize('<?qq')
-  array = np.frombuffer(data, '<f4', rows * columns, begin).reshape(rows, columns)
-  pieces = Pieces(array, count, buckets, shortest, longest)
+  begin += struct.calcsize(settings)
+  words, count, position = _read_dictionary(data, begin)
+  array = _read_matrix(
+    data,
+    position,
+    expected=(count + buckets, width),
+  )
+  pieces = Pieces(
+    array,
+    count,
+    buckets,
+    shortest,
+    longest,
+  )
   vectors = []
   for row, word in enumerate(words):
-    of_word = [row, *pieces.rows(word)]
-    vectors.append(array[of_word].mean(0))
+    of_pieces = pieces.rows(word)
+    of_word = array[[row, *of_pieces]]
+    vectors.append(of_word.mean(0))
   return words, np.stack(vectors), pieces
+
+
+def _read_matrix(
+  data: bytes,
+  position: int,
+  expected: tuple[int, int],
+) -> NDArray:
+  """Reads a matrix of the expected shape."""
+  header = '<?qq'
+  quantised, rows, columns = struct.unpack_from(header, data, position)
+  if quantised:
+    raise ValueError('a quantised model')
+  if (rows, columns) != expected:
+    expected_rows, width = expected
+    raise ValueError(f'a matrix of {rows} x {columns}, expected {expected_rows} x {width}')
+  begin = position + struct.calcsize(header)
+  values = np.frombuffer(data, '<f4', rows * columns, begin)
+  return values.reshape(rows, columns)
 
 
 def _read_dictionary(data: bytes, position: int) -> tuple[list[str], int, int]:
@@ -288,6 +340,8 @@ def _read_dictionary(data: bytes, position: int) -> tuple[list[str], int, int]:
     end = data.index(b'\0', position)
     kind = data[end + 9]
     if kind == 0:  # 1 is a label
-      words.append(data[position:end].decode('utf-8'))
+      word = data[position:end]
+      words.append(word.decode('utf-8'))
     position = end + 10
-  return words, count, position + 8 * max(0, pruned)
+  position += 8 * max(0, pruned)
+  return words, count, position

@@ -28,15 +28,19 @@ def _encode_text(words: list[str], array: NDArray) -> list[bytes]:
   """Writes nine digits a value, which restore each float32 exactly."""
   lines = []
   for word, vector in zip(words, array.tolist()):
-    values = ' '.join([f'{value:.9g}' for value in vector])
-    lines.append(f'{word} {values}\n'.encode())
+    fields = [word]
+    for value in vector:
+      fields.append(f'{value:.9g}')
+    line = ' '.join(fields) + '\n'
+    lines.append(line.encode())
   return lines
 
 
 def _encode_binary(words: list[str], array: NDArray) -> list[bytes]:
   parts = []
   for word, vector in zip(words, array.astype('<f4')):
-    parts.append(word.encode() + b' ' + vector.tobytes() + b'\n')
+    values = vector.tobytes()
+    parts.append(word.encode() + b' ' + values + b'\n')
   return parts
 
 
@@ -67,7 +71,9 @@ def write_vectors(
     raise UserError(f'--output {path}: a file of the format {format} {ends} in .bin.')
   with atomic_file(path) as file:
     if has_header:
-      file.write(f'{len(words)} {array.shape[1]}\n'.encode())
+      header = f'{len(words)} {array.shape[1]}\n'
+      file.write(header.encode())
     for start in range(0, len(words), _BLOCK):
       stop = start + _BLOCK
-      file.writelines(encode(words[start:stop], array[start:stop]))
+      parts = encode(words[start:stop], array[start:stop])
+      file.writelines(parts)
