@@ -5,6 +5,7 @@ Axes: B batch, S frames, T tokens, V vocabulary.
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_a_model_without_ctc_or_without_a_sound_aligns_nothing():
 
   class Reordered:  # a memory of other places than the sound
     head = setup.model.head
-    encoders = {'audio': None}
+    encoders = {'audio': types.SimpleNamespace(subsampling=1)}
     apply = staticmethod(setup.model.apply)
 
   assert 'aligned_frames' not in jax.eval_shape(

@@ -42,6 +42,7 @@ def data(tmp_path_factory):
 EVERY_AXIS = 'data=2,fsdp=2,tensor=2'
 
 
+@pytest.mark.timeout(600)  # compiles for eight devices
 @pytest.mark.parametrize(
   'spec, ways',
   [
