@@ -74,7 +74,7 @@ class Table(NamedTuple):
     """Returns the table of some entries."""
     columns = [_selected(column, indices) for column in self[:-1]]
     frames = {name: counts[indices] for name, counts in self.rows.items()}
-    return Table(*columns, frames)
+    return Table(*columns, rows=frames)
 
 
 def _selected(column: Any, indices: np.ndarray) -> Any:
@@ -155,7 +155,7 @@ class Loader:
     examples = []
     if set(self.modalities) - set(columns):  # columns of the table need no reading
       examples = self._examples(number, batch, first)
-    arrays = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
+    arrays: dict[str, Any] = {'weight': np.float32(np.arange(batch.size) < len(batch.indices))}
     for name in (*outputs, *self.modalities):
       if name in columns:
         values, mask = self._column(name, columns[name], batch)

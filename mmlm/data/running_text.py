@@ -441,7 +441,8 @@ class StreamLoader:
         place = i, slice(column, column + span.size)
         self._fill(arrays, place, segment, span)
         column += span.size
-    arrays['weight'] = arrays['target_mask'].any(1).astype(np.float32)
+    has_targets: Any = arrays['target_mask'].any(1)
+    arrays['weight'] = has_targets.astype(np.float32)
     if self.plan.carries_state:
       arrays['fresh'] = np.full(batch.size, self.plan.fresh(number))
     return arrays

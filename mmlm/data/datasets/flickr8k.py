@@ -85,7 +85,9 @@ def read_source(source: pathlib.Path) -> tuple:
   list); the file of each name, in a folder or an archive.
   Raises: UserError when there are no captions, no pictures, or no name for a split.
   """
-  names, english, chinese = (collections.defaultdict(kind) for kind in (dict, list, list))
+  names: dict[str, Any] = collections.defaultdict(dict)  # a dict or a list, its names in order
+  english: dict[str, list[str]] = collections.defaultdict(list)
+  chinese: dict[str, list[str]] = collections.defaultdict(list)
   for split, name, _, caption in _rows(
     source, 'captions_en.tsv', 'split', 'image', 'index', 'caption'
   ):

@@ -69,7 +69,7 @@ task2_test_2016_with_image.tsv (image, flickr8k_image, lang, index, description)
       text = F.Sequence(F.Text())
     else:
       text = F.Text()
-    features = {'id': F.Text()} | dict.fromkeys(
+    features: dict[str, Any] = {'id': F.Text()} | dict.fromkeys(
       LANGUAGES[:2] if form == 'descriptions' else LANGUAGES, text
     )
     if form != 'text':

@@ -52,6 +52,7 @@ def open_parallel_texts(request: SplitRequest) -> ParallelTexts:
 
 def read_lines(path: str | pathlib.Path) -> list[str]:
   """Returns the lines of a UTF-8 file (also packed by xz), without ends and byte order mark."""
+  assert __doc__
   lines = read_packed(path, __doc__).split(b'\n')
   if lines[-1] == b'':
     lines = lines[:-1]

@@ -86,6 +86,7 @@ def read_packed(path: str | pathlib.Path, about: str) -> bytes:
 
 def read_text(path: str | pathlib.Path) -> str:
   """Returns a file in UTF-8 (also packed by xz); a UserError names the line that is none."""
+  assert __doc__
   data = read_packed(path, __doc__)
   try:
     return data.decode('utf-8')

@@ -44,7 +44,7 @@ class TfdsSource:
     self._data = self._open(builder)
     self[0]  # a field of the wrong kind is an error now, not in a loader process
 
-  def _open(self, builder: tfds.core.DatasetBuilder) -> Any:
+  def _open(self, builder: Any) -> Any:
     try:
       data = builder.as_data_source(self.split, decoders=_undecoded(builder.info.features))
       if not len(data):
@@ -74,7 +74,7 @@ class TfdsSource:
 
   def __getitem__(self, i: int) -> dict:
     features = self._data[int(i)]
-    example = {'id': f'{self.split}/{i}'}
+    example: dict[str, Any] = {'id': f'{self.split}/{i}'}
     for name, path in self.fields.items():
       value = _read(features, *self._leaves[path], name in ('targets', 'label'))
       if isinstance(value, np.ndarray) and value.shape[:1] == (0,):
@@ -133,7 +133,7 @@ class WithTexts:
     return example | {'text': self.texts[example['id']]}
 
 
-def _leaves(feature: Any, keys: tuple[str, ...] = ()) -> dict[str, tuple]:
+def _leaves(feature: Any, keys: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
   """Returns {path: (keys that lead there, feature)}; a Sequence counts as what it holds."""
   if isinstance(feature, F.Sequence):
     feature = feature.feature
@@ -156,8 +156,7 @@ def _read(
   Args:
     named: classes as names; otherwise as numbers.
   """
-  is_sequence = isinstance(value, list | tuple | np.ndarray)
-  if is_sequence and (keys or isinstance(leaf, F.Text | F.ClassLabel)):
+  if _is_sequence(value) and (keys or isinstance(leaf, F.Text | F.ClassLabel)):
     return [_read(item, keys, leaf, named) for item in value]
   if keys:
     return _read(value[keys[0]], keys[1:], leaf, named)
@@ -168,6 +167,10 @@ def _read(
   if isinstance(value, np.generic):
     return value.item()
   return value
+
+
+def _is_sequence(value: Any) -> bool:
+  return isinstance(value, list | tuple | np.ndarray)
 
 
 def _undecoded(features: Any) -> dict:

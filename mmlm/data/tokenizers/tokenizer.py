@@ -10,7 +10,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tokenizers as hf
 
@@ -94,7 +94,7 @@ class Tokenizer:
   @property
   def pieces(self) -> list[str]:
     """Returns the name of each id, in order of the ids."""
-    return [self._hf.id_to_token(i) for i in range(self.vocab_size)]
+    return [cast(str, self._hf.id_to_token(i)) for i in range(self.vocab_size)]
 
   @property
   def lossless(self) -> bool:

@@ -6,7 +6,7 @@ N: samples; S: frames, 100 a second; M: mel bands.
 import functools
 import io
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import kaldi_native_fbank
 import numpy as np
@@ -163,7 +163,7 @@ def log_mel_spectrogram(samples: np.ndarray, bands: int = 80) -> np.ndarray:
   hann = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
   log_mel = np.empty((len(frames), bands), np.float32)
   for start in range(0, len(frames), FRAMES):
-    spectrum = scipy.fft.rfft(frames[start : start + FRAMES] * hann, overwrite_x=True)
+    spectrum: Any = scipy.fft.rfft(frames[start : start + FRAMES] * hann, overwrite_x=True)
     power = spectrum.real**2 + spectrum.imag**2
     log_mel[start : start + FRAMES] = (_sparse_filters(bands) @ power.T).T
   np.log10(np.maximum(log_mel, 1e-10, out=log_mel), out=log_mel)
@@ -204,6 +204,7 @@ def kaldi_fbank(
     samples,
     (0, max(0, rate // 100 - len(samples))),
   )
-  computer.accept_waveform(rate, padded * 32768)  # it reads 16-bit amplitudes
+  amplitudes: Any = padded * 32768  # of 16 bits
+  computer.accept_waveform(rate, amplitudes)
   computer.input_finished()
   return np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])

@@ -21,7 +21,10 @@ from mmlm.utils.errors import UserError
 
 Rng = np.random.Generator
 # means and standard deviations of channels
-NORMALS = {'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 'half': (0.5, 0.5)}
+NORMALS: dict[Any, tuple] = {
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'half': (0.5, 0.5),
+}
 
 
 def decode_picture(
@@ -53,7 +56,7 @@ def decode_picture(
     elif picture.has_transparency_data:
       picture = picture.convert('RGBA')
       picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return np.atleast_3d(picture.convert(mode))
+    return np.atleast_3d(np.asarray(picture.convert(mode)))
   except Exception as error:  # Pillow's readers raise nearly every kind on broken bytes
     reason = f'{type(error).__name__}: {error}'
     raise UserError(f"the picture can't be decoded ({reason})") from error
@@ -81,7 +84,7 @@ def _resized(
   width: int,
 ) -> np.ndarray:
   picture = _to_pillow(array).resize((width, height), Image.Resampling.BILINEAR)
-  return np.atleast_3d(picture)
+  return np.atleast_3d(np.asarray(picture))
 
 
 def _crop(
@@ -329,7 +332,7 @@ def randaugment(
     augmentation = AUGMENTATIONS[choice]
     sign = -1 if augmentation.signed and rng.random() < 0.5 else 1
     picture = augmentation.change(picture, sign * augmentation.level * magnitude / 10, colour)
-  return np.atleast_3d(picture)
+  return np.atleast_3d(np.asarray(picture))
 
 
 def normalize(

@@ -75,7 +75,7 @@ def _parse_call(text: str) -> tuple[str, list, dict[str, Any]]:
   """Returns the name and the arguments of a call that is written as in Python."""
   call_text = text.strip() if '(' in text else f'{text.strip()}()'
   try:
-    call = ast.parse(call_text, mode='eval').body
+    call: Any = ast.parse(call_text, mode='eval').body
     name = call.func.id
     args = [ast.literal_eval(arg) for arg in call.args]
     kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
