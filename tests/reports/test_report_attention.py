@@ -244,7 +244,7 @@ def test_a_page_without_the_model_offers_no_attention(visit, run, tmp_path):  # 
   shutil.copytree(run, copy)
   (path,) = (copy / 'predictions').glob('test-*[0-9].jsonl')
   path.rename(path.with_name('test-1.jsonl'))
-  assert 'test-1: without attention and alternatives, the checkpoint is of step' in done(
+  assert 'test-1: without attention and n-best answers, the checkpoint is of step' in done(
     'report', copy
   )
   assert 'its data cannot be read' in done(
