@@ -288,7 +288,7 @@ def test_a_transcript_is_learned_beside_and_asked_for(tmp_path):
   write(tmp_path, transcript=lambda text: text[::-1])
   said = done(*train(tmp_path, 'run', head='translate', steps=2))
   assert '8 examples' in said
-  assert 'no CTC branch that has learned the targets' in refused(
+  assert 'no CTC branch beside a decoder that has learned the targets' in refused(
     'evaluate', tmp_path / 'run', '--config.decoding.ctc_weight=0.3'
   )
   write(tmp_path, 'without')
