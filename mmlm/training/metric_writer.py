@@ -7,9 +7,10 @@ import pathlib
 import time
 
 from tensorboardX.event_file_writer import EventsWriter
-
-# Pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import (
+  Event,  # pyright: ignore[reportAttributeAccessIssue]
+  SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from tensorboardX.summary import scalar
 
 from mmlm.utils import run_dir as runs
